@@ -1,0 +1,114 @@
+"""Configuration files: TOML into frozen dataclasses, every fault found at once, with file and line.
+
+A field's type is its rule: ``bool``, ``int``, ``float`` (an integer will do), ``str``, ``Path`` (relative to
+the file's folder), ``tuple[str, ...]``, ``X | None``, or another such dataclass for a table. A field
+without a default must be there; a key without a field is a fault.
+"""
+
+import dataclasses
+import difflib
+import re
+import tomllib
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fl_protocol.errors import ConfigError
+
+__all__ = ["read_configuration"]
+
+T = TypeVar("T")
+
+_WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", Path: "a path"}
+
+
+def read_configuration(path: Path, kind: type[T]) -> T:
+    """Read ``path`` into the dataclass ``kind``.
+
+    Raises:
+        ConfigError: the file cannot be read or is not TOML, or keys are unknown, missing or ill-typed,
+            or ``kind`` refuses the values (a ``ValueError`` of its ``__post_init__``).
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        table = tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: not a TOML file", faults=[str(error)]) from None
+    reading = _Reading(path, text)
+    value = reading.table(kind, table, ())
+    if reading.faults:
+        count = len(reading.faults)
+        raise ConfigError(f"{path} has {count} fault{'s' if count > 1 else ''}:", faults=reading.faults)
+    return typing.cast(T, value)
+
+
+class _Reading:
+    """One pass over one file, collecting faults."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        self._path = path
+        self._lines = text.splitlines()
+        self.faults: list[str] = []
+
+    def table(self, kind: type[Any], table: dict[str, Any], where: tuple[str, ...]) -> Any:
+        hints = typing.get_type_hints(kind)
+        fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
+        for key in table.keys() - fields.keys():
+            near = difflib.get_close_matches(key, fields, 1)
+            self._fault((*where, key), "unknown key" + (f", did you mean {near[0]!r}?" if near else ""))
+        values = {}
+        for name, field in fields.items():
+            if name in table:
+                values[name] = self._value(hints[name], table[name], (*where, name))
+            elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+                self._fault((*where, name), "missing")
+        if self.faults:
+            return None
+        try:
+            return kind(**values)
+        except (ValueError, ConfigError) as error:
+            self._fault(where, str(error))
+            return None
+
+    def _value(self, hint: Any, value: Any, where: tuple[str, ...]) -> Any:
+        if typing.get_origin(hint) in (typing.Union, types.UnionType):
+            hint = next(part for part in typing.get_args(hint) if part is not type(None))
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            if isinstance(value, dict):
+                return self.table(hint, value, where)
+            return self._fault(where, "must be a table")
+        if typing.get_origin(hint) is tuple:
+            if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
+                return tuple(value)
+            return self._fault(where, "must be a list of texts")
+        if hint is float and type(value) is int:
+            return float(value)
+        if hint is Path and isinstance(value, str):
+            return (self._path.parent / Path(value).expanduser()).absolute()
+        if type(value) is not hint:
+            return self._fault(where, f"must be {_WORDS.get(hint, hint)}, not {value!r}")
+        return value
+
+    def _fault(self, where: tuple[str, ...], what: str) -> None:
+        name = ".".join(where)
+        self.faults.append(f"{self._path.name}:{self._line(where)}: {name or 'the file'}: {what}")
+
+    def _line(self, where: tuple[str, ...]) -> int:
+        """The line a key stands on, or that of the table it belongs in; 1 where there is neither."""
+        current: tuple[str, ...] = ()
+        best = 1
+        for number, line in enumerate(self._lines, 1):
+            if header := re.match(r"\s*\[+\s*([^\]]+?)\s*\]+", line):
+                current = tuple(part.strip().strip("\"'") for part in header[1].split("."))
+                if current == where:
+                    return number
+                if current == where[:-1]:
+                    best = number
+            elif key := re.match(r"\s*([\w\"'.-]+)\s*=", line):
+                path = (*current, *(part.strip("\"'") for part in key[1].split(".")))
+                if path == where:
+                    return number
+        return best

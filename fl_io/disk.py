@@ -1,0 +1,107 @@
+"""The disk as durable code sees it: few operations, each of which a power cut may undo until it is synced.
+
+``write_file`` is the one way in which Lichen writes a durable file. It goes through a ``Disk``, so that a
+test can run the same code on a disk that forgets what was not synced.
+"""
+
+import os
+import secrets
+from pathlib import Path
+from typing import Protocol
+
+from fl_protocol.errors import StorageError
+
+__all__ = ["DISK", "Disk", "RealDisk", "write_file"]
+
+
+class Disk(Protocol):
+    """Write, sync, rename, remove. Only what was synced survives a power cut."""
+
+    def write(self, path: Path, content: bytes) -> None:
+        """Create or replace a file; not durable before ``sync``."""
+        ...
+
+    def write_at(self, path: Path, offset: int, content: bytes) -> None:
+        """Write into a file at a byte offset, creating it; not durable before ``sync``."""
+        ...
+
+    def sync(self, path: Path) -> None:
+        """Make a file's content durable."""
+        ...
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Replace ``new`` by ``old`` in one step; durable after ``sync_directory`` of its folder."""
+        ...
+
+    def remove(self, path: Path) -> None:
+        """Remove a file if it is there."""
+        ...
+
+    def sync_directory(self, path: Path) -> None:
+        """Make the names in a folder durable."""
+        ...
+
+
+class RealDisk:
+    """The operating system's files."""
+
+    def write(self, path: Path, content: bytes) -> None:
+        """Create or replace a file."""
+        path.write_bytes(content)
+
+    def write_at(self, path: Path, offset: int, content: bytes) -> None:
+        """Write at an offset."""
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            os.pwrite(descriptor, content, offset)
+        finally:
+            os.close(descriptor)
+
+    def sync(self, path: Path) -> None:
+        """fsync a file."""
+        _fsync(path, os.O_RDONLY)
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Rename in one step."""
+        os.replace(old, new)
+
+    def remove(self, path: Path) -> None:
+        """Unlink."""
+        path.unlink(missing_ok=True)
+
+    def sync_directory(self, path: Path) -> None:
+        """fsync a folder."""
+        _fsync(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+DISK = RealDisk()
+
+
+def write_file(path: Path, content: bytes, *, disk: Disk = DISK) -> None:
+    """Write a durable file: temporary name, fsync, rename, fsync of the folder.
+
+    After a crash at any moment the file is the old one or the new one, whole. On return it is the new.
+
+    Raises:
+        StorageError: the disk is full, read-only or failing; the old file is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        disk.write(temporary, content)
+        disk.sync(temporary)
+        disk.rename(temporary, path)
+        disk.sync_directory(path.parent)
+    except OSError as error:
+        disk.remove(temporary)
+        raise StorageError(
+            f"cannot write {path}: {error.strerror or error}",
+            hint="free some space, or check that the folder is writable by this user",
+        ) from error
+
+
+def _fsync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,128 @@
+"""The update header (``begin``): what a device says of an update, and the payload where it is small."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fl_protocol.errors import MessageError
+from fl_protocol.fields import Fields, pack, unpack
+from fl_protocol.layout import FINGERPRINT_BYTES
+from fl_protocol.topics import UPDATE_ID_BYTES
+from fl_protocol.version import VersionId
+
+__all__ = [
+    "INCARNATION_BYTES",
+    "INLINE_BYTES",
+    "MAX_BEGIN_BYTES",
+    "MAX_UPDATE_BYTES",
+    "UpdateHeader",
+    "update_hash",
+]
+
+INCARNATION_BYTES = 8
+LEASE_BYTES = 8
+INLINE_BYTES = 60 << 10
+"""A payload up to this size travels in ``begin`` itself; header and payload stay within 64 KiB."""
+MAX_BEGIN_BYTES = 64 << 10
+MAX_UPDATE_BYTES = 1 << 30
+PLAIN = "plain"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateHeader:
+    """One update of one device.
+
+    ``base`` is the version it was trained from; ``metrics`` holds ``before.*`` (the published base) and
+    ``after.*`` (the device's own trained weights) on the device's held-out samples, as sums and counts.
+    ``num_examples`` counts distinct training examples. ``incarnation`` names the state directory that
+    made it. ``lease`` is the lease it answers, if any.
+    """
+
+    incarnation: bytes
+    base: VersionId
+    codec: str
+    size: int
+    sha256: bytes
+    fingerprint: bytes
+    num_examples: int
+    steps_done: int
+    steps_planned: int
+    kind: str = PLAIN
+    lease: bytes | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def pack(self, payload: bytes | None = None) -> bytes:
+        """The body of ``begin``; with ``payload`` where that fits, without it the probe 'where are we?'."""
+        return pack(
+            {
+                "i": self.incarnation,
+                **self.base.to_body(),
+                "c": self.codec,
+                "s": self.size,
+                "h": self.sha256,
+                "f": self.fingerprint,
+                "x": self.num_examples,
+                "d": self.steps_done,
+                "p": self.steps_planned,
+                "k": None if self.kind == PLAIN else self.kind,
+                "l": self.lease,
+                "m": _nested(self.metrics) or None,
+                "b": payload,
+            }
+        )
+
+    @classmethod
+    def unpack(cls, body: bytes) -> "tuple[UpdateHeader, bytes | None]":
+        """Read ``begin``: the header, and the payload if it is there.
+
+        Raises:
+            MessageError: not such a body; a payload that has not the size or hash of its header.
+        """
+        fields = unpack(body, limit=MAX_BEGIN_BYTES)
+        header = cls(
+            incarnation=fields.octets("i", length=INCARNATION_BYTES),
+            base=VersionId.from_body(fields),
+            codec=fields.text("c", longest=96),
+            size=fields.integer("s", high=MAX_UPDATE_BYTES),
+            sha256=fields.octets("h", length=32),
+            fingerprint=fields.octets("f", length=FINGERPRINT_BYTES),
+            num_examples=fields.integer("x", low=1),
+            steps_done=fields.integer("d"),
+            steps_planned=fields.integer("p", low=1),
+            kind=fields.text("k", longest=16, default=PLAIN),
+            lease=fields.maybe("l", lambda key: fields.octets(key, length=LEASE_BYTES)),
+            metrics=_flat(fields.group("m")) if "m" in fields else {},
+        )
+        if header.steps_done > header.steps_planned:
+            raise MessageError("more steps done than planned")
+        payload = fields.maybe("b", lambda key: fields.octets(key, longest=INLINE_BYTES))
+        if payload is not None and (
+            len(payload) != header.size or hashlib.sha256(payload).digest() != header.sha256
+        ):
+            raise MessageError("a payload that is not the one its header names")
+        return header, payload
+
+
+def update_hash(update_id: bytes, header: UpdateHeader) -> bytes:
+    """What an update id is bound to: sha256 over the id and the whole header (which names its payload)."""
+    if len(update_id) != UPDATE_ID_BYTES:
+        raise MessageError("an update id has 16 bytes")
+    return hashlib.sha256(update_id + header.pack()).digest()
+
+
+def _nested(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    nested: dict[str, dict[str, float]] = {}
+    for name, value in metrics.items():
+        group, _, metric = name.partition(".")
+        whole = int(value) if float(value).is_integer() and abs(value) < 1 << 53 else value
+        nested.setdefault(group, {})[metric] = whole
+    return nested
+
+
+def _flat(fields: Fields) -> dict[str, float]:
+    return {
+        f"{group}.{metric}": value
+        for group in ("before", "after")
+        if group in fields
+        for metric, value in fields.numbers(group, most=16).items()
+    }

@@ -1,0 +1,224 @@
+"""ONNX operators in plain NumPy (opset 18): one small function each, found through one table.
+
+A kernel takes the node's attributes and its inputs (``None`` where an optional one is left out) and
+returns the one output. Arrays that come in are never changed; a result may be a view of an input.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_protocol.errors import ArtifactError
+from models.runtime.onnx_reader import DTYPES, Attribute
+
+__all__ = ["KERNELS", "Kernel"]
+
+Array: TypeAlias = NDArray[Any]
+Attributes: TypeAlias = Mapping[str, Any]
+Kernel: TypeAlias = Callable[..., Array]
+
+KERNELS: dict[str, Kernel] = {}
+"""Operator name to ``kernel(attributes, *inputs)``."""
+
+
+def kernel(op: str) -> Callable[[Kernel], Kernel]:
+    """Enter a function into the table."""
+
+    def enter(function: Kernel) -> Kernel:
+        KERNELS[op] = function
+        return function
+
+    return enter
+
+
+def _plain(function: Callable[..., Any]) -> Kernel:
+    return lambda attributes, *inputs: np.asarray(function(*inputs))
+
+
+def _folded(function: Callable[[Array, Array], Array]) -> Kernel:
+    def fold(attributes: Attributes, first: Array, *others: Array) -> Array:
+        for other in others:
+            first = function(first, other)
+        return first
+
+    return fold
+
+
+for _op, _function in {
+    "Abs": np.abs,
+    "Add": np.add,
+    "And": np.logical_and,
+    "Equal": np.equal,
+    "Exp": np.exp,
+    "Greater": np.greater,
+    "Identity": np.asarray,
+    "Less": np.less,
+    "Log": np.log,
+    "MatMul": np.matmul,
+    "Mul": np.multiply,
+    "Neg": np.negative,
+    "Not": np.logical_not,
+    "Reciprocal": np.reciprocal,
+    "Sqrt": np.sqrt,
+    "Sub": np.subtract,
+    "Tanh": np.tanh,
+    "Where": np.where,
+}.items():
+    KERNELS[_op] = _plain(_function)
+KERNELS["Max"] = _folded(np.maximum)
+KERNELS["Min"] = _folded(np.minimum)
+KERNELS["Sum"] = _folded(np.add)
+
+
+@kernel("Div")
+def _div(attributes: Attributes, a: Array, b: Array) -> Array:
+    if a.dtype.kind == "f":
+        return np.asarray(np.divide(a, b))
+    quotient = np.abs(a) // np.abs(b)
+    return np.asarray(quotient * np.sign(a) * np.sign(b), a.dtype)
+
+
+@kernel("Relu")
+def _relu(attributes: Attributes, x: Array) -> Array:
+    return np.asarray(np.maximum(x, x.dtype.type(0)))
+
+
+@kernel("LeakyRelu")
+def _leaky_relu(attributes: Attributes, x: Array) -> Array:
+    return np.where(x < 0, x * x.dtype.type(attributes.get("alpha", 0.01)), x)
+
+
+@kernel("Sigmoid")
+def _sigmoid(attributes: Attributes, x: Array) -> Array:
+    # exp of a negative number only, so that nothing overflows.
+    small = np.exp(-np.abs(x))
+    return np.asarray(np.where(x >= 0, 1, small) / (1 + small), x.dtype)
+
+
+@kernel("Clip")
+def _clip(attributes: Attributes, x: Array, low: Array | None = None, high: Array | None = None) -> Array:
+    if low is not None:
+        x = np.maximum(x, low)
+    return x if high is None else np.asarray(np.minimum(x, high))
+
+
+@kernel("Cast")
+def _cast(attributes: Attributes, x: Array) -> Array:
+    dtype = DTYPES.get(attributes.get("to", 0))
+    if dtype is None:
+        raise ValueError(f"cast to element type {attributes.get('to')}")
+    return x.astype(dtype.newbyteorder("="))
+
+
+@kernel("Gemm")
+def _gemm(attributes: Attributes, a: Array, b: Array, c: Array | None = None) -> Array:
+    if a.ndim != 2 or b.ndim != 2:
+        raise ValueError(f"a matrix product of {a.ndim} and {b.ndim} dimensions")
+    product = (a.T if attributes.get("transA") else a) @ (b.T if attributes.get("transB") else b)
+    alpha, beta = attributes.get("alpha", 1.0), attributes.get("beta", 1.0)
+    if alpha != 1:
+        product = product * product.dtype.type(alpha)
+    if c is not None:
+        product = product + (c if beta == 1 else c * c.dtype.type(beta))
+    return np.asarray(product)
+
+
+@kernel("Reshape")
+def _reshape(attributes: Attributes, x: Array, shape: Array) -> Array:
+    dims = [int(dim) for dim in shape]
+    if not attributes.get("allowzero"):
+        dims = [x.shape[axis] if dim == 0 else dim for axis, dim in enumerate(dims)]
+    return x.reshape(dims)
+
+
+@kernel("Squeeze")
+def _squeeze(attributes: Attributes, x: Array, axes: Array | None = None) -> Array:
+    return np.squeeze(x) if axes is None else np.squeeze(x, tuple(int(axis) for axis in axes))
+
+
+@kernel("Unsqueeze")
+def _unsqueeze(attributes: Attributes, x: Array, axes: Array) -> Array:
+    return np.expand_dims(x, tuple(int(axis) for axis in axes))
+
+
+@kernel("Transpose")
+def _transpose(attributes: Attributes, x: Array) -> Array:
+    return np.transpose(x, attributes.get("perm"))
+
+
+@kernel("Expand")
+def _expand(attributes: Attributes, x: Array, shape: Array) -> Array:
+    return np.broadcast_to(x, np.broadcast_shapes(x.shape, tuple(int(dim) for dim in shape)))
+
+
+@kernel("Shape")
+def _shape(attributes: Attributes, x: Array) -> Array:
+    return np.array(x.shape[attributes.get("start", 0) : attributes.get("end")], np.int64)
+
+
+@kernel("Size")
+def _size(attributes: Attributes, x: Array) -> Array:
+    return np.array(x.size, np.int64)
+
+
+def _reduction(function: Callable[..., Any]) -> Kernel:
+    def reduce(attributes: Attributes, x: Array, axes: Array | None = None) -> Array:
+        if axes is None or axes.size == 0:
+            if attributes.get("noop_with_empty_axes"):
+                return x
+            over: Sequence[int] = range(x.ndim)
+        else:
+            over = [int(axis) for axis in axes]
+        return np.asarray(function(x, axis=tuple(over), keepdims=bool(attributes.get("keepdims", 1))))
+
+    return reduce
+
+
+KERNELS["ReduceMax"] = _reduction(np.max)
+KERNELS["ReduceMean"] = _reduction(np.mean)
+KERNELS["ReduceSum"] = _reduction(np.sum)
+
+
+@kernel("Softmax")
+def _softmax(attributes: Attributes, x: Array) -> Array:
+    axis = attributes.get("axis", -1)
+    powers = np.exp(x - x.max(axis=axis, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=axis, keepdims=True))
+
+
+@kernel("LogSoftmax")
+def _log_softmax(attributes: Attributes, x: Array) -> Array:
+    axis = attributes.get("axis", -1)
+    shifted = x - x.max(axis=axis, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True)))
+
+
+@kernel("ArgMax")
+def _argmax(attributes: Attributes, x: Array) -> Array:
+    if attributes.get("select_last_index"):
+        raise ValueError("ArgMax with select_last_index")
+    keep = bool(attributes.get("keepdims", 1))
+    return np.asarray(np.argmax(x, axis=attributes.get("axis", 0), keepdims=keep), np.int64)
+
+
+@kernel("OneHot")
+def _one_hot(attributes: Attributes, indices: Array, depth: Array, values: Array) -> Array:
+    if attributes.get("axis", -1) != -1:
+        raise ValueError("OneHot along another axis than the last")
+    count = int(depth.reshape(()))
+    wrapped = np.where(indices < 0, indices + count, indices)
+    return np.where(wrapped[..., None] == np.arange(count), values[1], values[0])
+
+
+def supported(op: str, attributes: Mapping[str, Attribute]) -> None:
+    """Check that a node can be run.
+
+    Raises:
+        ArtifactError: no kernel has that name.
+    """
+    if op not in KERNELS:
+        raise ArtifactError(
+            f"operator {op} is not known to the numpy runtime", hint="use the onnx runtime: lichen[onnx]"
+        )
