@@ -7,6 +7,7 @@ without a default must be there; a key without a field is a fault.
 
 import dataclasses
 import difflib
+import math
 import re
 import tomllib
 import types
@@ -35,7 +36,7 @@ def read_configuration(path: Path, kind: type[T]) -> T:
         table = tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not a TOML file", faults=[str(error)]) from None
     reading = _Reading(path, text)
     value = reading.table(kind, table, ())
@@ -56,7 +57,8 @@ class _Reading:
     def table(self, kind: type[Any], table: dict[str, Any], where: tuple[str, ...]) -> Any:
         hints = typing.get_type_hints(kind)
         fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
-        for key in table.keys() - fields.keys():
+        faults_before = len(self.faults)
+        for key in (key for key in table if key not in fields):
             near = difflib.get_close_matches(key, fields, 1)
             self._fault((*where, key), "unknown key" + (f", did you mean {near[0]!r}?" if near else ""))
         values = {}
@@ -65,7 +67,7 @@ class _Reading:
                 values[name] = self._value(hints[name], table[name], (*where, name))
             elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
                 self._fault((*where, name), "missing")
-        if self.faults:
+        if len(self.faults) > faults_before:
             return None
         try:
             return kind(**values)
@@ -88,7 +90,7 @@ class _Reading:
             return float(value)
         if hint is Path and isinstance(value, str):
             return (self._path.parent / Path(value).expanduser()).absolute()
-        if type(value) is not hint:
+        if type(value) is not hint or (hint is float and not math.isfinite(value)):
             return self._fault(where, f"must be {_WORDS.get(hint, hint)}, not {value!r}")
         return value
 
@@ -97,18 +99,16 @@ class _Reading:
         self.faults.append(f"{self._path.name}:{self._line(where)}: {name or 'the file'}: {what}")
 
     def _line(self, where: tuple[str, ...]) -> int:
-        """The line a key stands on, or that of the table it belongs in; 1 where there is neither."""
-        current: tuple[str, ...] = ()
-        best = 1
+        """The line a key stands on, or that of the innermost table around it; 1 where there is none."""
+        table: tuple[str, ...] = ()
+        best, depth = 1, 0
         for number, line in enumerate(self._lines, 1):
             if header := re.match(r"\s*\[+\s*([^\]]+?)\s*\]+", line):
-                current = tuple(part.strip().strip("\"'") for part in header[1].split("."))
-                if current == where:
-                    return number
-                if current == where[:-1]:
-                    best = number
+                path = table = tuple(part.strip().strip("\"'") for part in header[1].split("."))
             elif key := re.match(r"\s*([\w\"'.-]+)\s*=", line):
-                path = (*current, *(part.strip("\"'") for part in key[1].split(".")))
-                if path == where:
-                    return number
+                path = (*table, *(part.strip("\"'") for part in key[1].split(".")))
+            else:
+                continue
+            if path == where[: len(path)] and len(path) > depth:
+                best, depth = number, len(path)
         return best

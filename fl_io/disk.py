@@ -4,6 +4,7 @@
 test can run the same code on a disk that forgets what was not synced.
 """
 
+import contextlib
 import os
 import secrets
 from pathlib import Path
@@ -17,8 +18,9 @@ __all__ = ["DISK", "Disk", "RealDisk", "write_file"]
 class Disk(Protocol):
     """Write, sync, rename, remove. Only what was synced survives a power cut."""
 
-    def write(self, path: Path, content: bytes) -> None:
-        """Create or replace a file; not durable before ``sync``."""
+    def write(self, path: Path, content: bytes, *, mode: int = 0o666) -> None:
+        """Create or replace a file; not durable before ``sync``. A new file's rights are ``mode`` less the
+        umask."""
         ...
 
     def write_at(self, path: Path, offset: int, content: bytes) -> None:
@@ -45,15 +47,20 @@ class Disk(Protocol):
 class RealDisk:
     """The operating system's files."""
 
-    def write(self, path: Path, content: bytes) -> None:
+    def write(self, path: Path, content: bytes, *, mode: int = 0o666) -> None:
         """Create or replace a file."""
-        path.write_bytes(content)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        with open(descriptor, "wb") as file:
+            file.write(content)
 
     def write_at(self, path: Path, offset: int, content: bytes) -> None:
         """Write at an offset."""
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640)
         try:
-            os.pwrite(descriptor, content, offset)
+            view = memoryview(content)
+            while view:
+                written = os.pwrite(descriptor, view, offset)
+                view, offset = view[written:], offset + written
         finally:
             os.close(descriptor)
 
@@ -77,22 +84,24 @@ class RealDisk:
 DISK = RealDisk()
 
 
-def write_file(path: Path, content: bytes, *, disk: Disk = DISK) -> None:
+def write_file(path: Path, content: bytes, *, disk: Disk = DISK, mode: int = 0o666) -> None:
     """Write a durable file: temporary name, fsync, rename, fsync of the folder.
 
     After a crash at any moment the file is the old one or the new one, whole. On return it is the new.
+    ``mode`` (less the umask) holds from the first byte on: 0o600 for a key.
 
     Raises:
         StorageError: the disk is full, read-only or failing; the old file is untouched.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        disk.write(temporary, content)
+        disk.write(temporary, content, mode=mode)
         disk.sync(temporary)
         disk.rename(temporary, path)
         disk.sync_directory(path.parent)
     except OSError as error:
-        disk.remove(temporary)
+        with contextlib.suppress(OSError):
+            disk.remove(temporary)
         raise StorageError(
             f"cannot write {path}: {error.strerror or error}",
             hint="free some space, or check that the folder is writable by this user",

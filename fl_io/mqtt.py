@@ -2,28 +2,31 @@
 
 paho's own reconnection and queue are not used. Each connection is a new client object with an empty
 window, so that a message the broker will not take (it drops the connection, paho sends it again, for
-ever) dies with its connection; the outbox decides what to send again. An exception in a callback would
-end paho's network thread while ``is_connected()`` stays true: the loop runs in a thread of ours that
-reports it and connects anew.
+ever) dies with its connection; the outbox decides what to send again. paho's callbacks run under its
+locks, and an exception in one would end its network thread while ``is_connected()`` stays true: here they
+only note what happened, and the loop, which is ours, passes it on afterwards.
 """
 
 import contextlib
+import logging
+import os
 import random
 import socket
 import ssl
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
+from fl_io.broker_address import CONNECT_TIMEOUT_S, BrokerAddress, reachable
 from fl_io.socket_bytes import socket_bytes
-from fl_protocol.errors import ConfigError, TransportError
+from fl_protocol.errors import ConfigError
 from fl_protocol.transport import (
     Connected,
     Delivered,
@@ -36,57 +39,24 @@ from fl_protocol.transport import (
 
 __all__ = ["BrokerAddress", "MqttTransport", "TlsFiles", "reachable"]
 
-CONNECT_TIMEOUT_S = 10.0
+ANSWER_TIMEOUT_S = 30.0
+"""How long a broker may take to answer CONNECT."""
 STOP_TIMEOUT_S = 5.0
 FIRST_DELAY_S = 1.0
 LONGEST_DELAY_S = 120.0
 PERMANENT_DELAY_S = 900.0
 STEADY_S = 30.0
 """A connection that held this long resets the back-off."""
+LONGEST_IDLE_S = 60.0
 MAX_FILTERS = 8
-_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
-_REFUSED_FOR_GOOD = {"Not authorized", "Bad user name or password", "Unsupported protocol version"}
+_REFUSED_FOR_GOOD = {
+    "Not authorized",
+    "Bad user name or password",
+    "Client identifier not valid",
+    "Unsupported protocol version",
+}
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BrokerAddress:
-    """Where a broker is: ``mqtt(s)://[user:password@]host[:port]`` or ``ws(s)://host[:port]/path``."""
-
-    scheme: str
-    host: str
-    port: int
-    path: str = ""
-    username: str = ""
-    password: str = ""
-
-    @classmethod
-    def parse(cls, url: str) -> "BrokerAddress":
-        """Read a URL; raises ConfigError."""
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-        except ValueError as error:
-            raise ConfigError(f"broker {url!r}: {error}") from None
-        if parts.scheme not in _PORTS or not parts.hostname:
-            raise ConfigError(
-                f"broker {url!r} is no broker's URL", hint="write mqtt://host:1883, mqtts://, ws:// or wss://"
-            )
-        return cls(
-            scheme=parts.scheme,
-            host=parts.hostname,
-            port=port or _PORTS[parts.scheme],
-            path=parts.path,
-            username=unquote(parts.username or ""),
-            password=unquote(parts.password or ""),
-        )
-
-    @property
-    def tls(self) -> bool:
-        """Whether the connection is encrypted."""
-        return self.scheme in ("mqtts", "wss")
-
-    def __str__(self) -> str:
-        return f"{self.scheme}://{self.host}:{self.port}{self.path}"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +73,8 @@ class MqttTransport:
 
     ``clean`` and ``manual_ack`` as in MQTT; ``window`` bounds publishes under way. Delays between
     attempts are drawn from ``[0, d]`` with d doubling from 1 to 120 s (full jitter), or to 900 s where
-    the broker refuses for good.
+    the broker refuses for good. Tokens name their connection too: one of an older connection has no
+    effect.
 
     Raises:
         ConfigError: a TLS file that cannot be read.
@@ -130,15 +101,14 @@ class MqttTransport:
         self._window = window
         self._tls = _tls_context(tls or TlsFiles()) if address.tls else None
         self._receive: Callable[[TransportEvent], None] = lambda event: None
-        self._stopping = threading.Event()
-        self._renewed = threading.Event()
+        self._stopping = False
+        self._renewed = False
+        self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
-        self._client: paho.Client | None = None
-        self._socket: Any = None
-        self._pending: set[int] = set()
+        self._connection: _Connection | None = None
+        self._generation = 0
         self._closed = (0, 0)
-        self._refusal: str | None = None
 
     def start(self, receive: Callable[[TransportEvent], None]) -> None:
         """Start the network thread."""
@@ -148,96 +118,111 @@ class MqttTransport:
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> int | None:
         """Send at QoS 1, if connected and the window has room."""
-        with self._lock:
-            client = self._client
-            if client is None or not client.is_connected() or len(self._pending) >= self._window:
-                return None
-            message = client.publish(topic, payload, qos=1, retain=retain)
-            if message.rc != paho.MQTT_ERR_SUCCESS:
-                return None
-            self._pending.add(message.mid)
-            return message.mid
+        connection = self._connection
+        return None if connection is None else connection.publish(topic, payload, retain)
 
     def subscribe(self, filters: Sequence[str]) -> None:
         """Subscribe, at most eight filters a packet: hosted brokers take no more."""
-        client = self._client
-        if client is not None:
+        connection = self._connection
+        if connection is not None:
             for at in range(0, len(filters), MAX_FILTERS):
-                client.subscribe([(pattern, 1) for pattern in filters[at : at + MAX_FILTERS]])
+                connection.client.subscribe([(pattern, 1) for pattern in filters[at : at + MAX_FILTERS]])
 
     def unsubscribe(self, filters: Sequence[str]) -> None:
         """Unsubscribe, at most eight filters a packet."""
-        client = self._client
-        if client is not None:
+        connection = self._connection
+        if connection is not None:
             for at in range(0, len(filters), MAX_FILTERS):
-                client.unsubscribe(list(filters[at : at + MAX_FILTERS]))
+                connection.client.unsubscribe(list(filters[at : at + MAX_FILTERS]))
 
     def acknowledge(self, token: int) -> None:
-        """Send the PUBACK of a received message."""
-        client = self._client
-        if client is not None and self._manual_ack:
-            client.ack(token, 1)
+        """Send the PUBACK of a message received on this very connection."""
+        connection = self._connection
+        if connection is not None and self._manual_ack:
+            connection.acknowledge(token)
 
     def renew(self) -> None:
-        """Drop the connection; the network thread connects anew at once."""
-        self._renewed.set()
-        sock = self._socket
-        if sock is not None:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+        """Drop the connection; the network thread connects anew at once, even out of a back-off."""
+        self._renewed = True
+        self._wake.set()
+        connection = self._connection
+        if connection is not None:
+            connection.sever()
 
     def stop(self) -> None:
-        """Disconnect cleanly and end the thread."""
-        self._stopping.set()
-        client = self._client
-        if client is not None:
-            client.disconnect()
-        if self._thread is not None and self._thread is not threading.current_thread():
+        """Disconnect cleanly and end the thread; a link that does not move is cut after 5 s."""
+        self._stopping = True
+        self._wake.set()
+        connection = self._connection
+        if connection is not None:
+            connection.client.disconnect()
+        if self._thread is None or self._thread is threading.current_thread():
+            return
+        self._thread.join(STOP_TIMEOUT_S)
+        connection = self._connection
+        if connection is not None:
+            connection.sever()
             self._thread.join(STOP_TIMEOUT_S)
 
     def traffic(self) -> Traffic:
         """Bytes through all sockets so far, as the kernel counted them; with TLS, its records included."""
-        now = socket_bytes(self._socket) if self._socket is not None else (0, 0)
-        if now is None:
+        if not hasattr(socket, "TCP_INFO"):
             return Traffic(None, None)
-        return Traffic(self._closed[0] + now[0], self._closed[1] + now[1])
+        with self._lock:
+            now = self._connection.traffic() if self._connection is not None else (0, 0)
+            return Traffic(self._closed[0] + now[0], self._closed[1] + now[1])
 
     def _run(self) -> None:
         delay = FIRST_DELAY_S
-        while not self._stopping.is_set():
-            connected_at = time.monotonic()
+        while not self._stopping:
+            began = time.monotonic()
             reason, permanent = self._connect_once()
-            if self._stopping.is_set():
+            if self._stopping:
                 return
-            self._emit(Disconnected(reason, permanent))
-            if self._renewed.is_set():
-                self._renewed.clear()
-                continue
+            self._emit(Disconnected(f"{self._address}: {reason}", permanent))
             if permanent:
                 delay = PERMANENT_DELAY_S
-            elif time.monotonic() - connected_at > STEADY_S:
+            elif time.monotonic() - began > STEADY_S:
                 delay = FIRST_DELAY_S
-            self._stopping.wait(random.uniform(0.0, delay))
-            delay = min(2 * delay, LONGEST_DELAY_S if not permanent else PERMANENT_DELAY_S)
+            if not self._renewed and not self._stopping:
+                self._wake.wait(random.uniform(0.0, delay))
+                delay = min(2 * delay, PERMANENT_DELAY_S if permanent else LONGEST_DELAY_S)
+            self._renewed = False
+            self._wake.clear()
 
     def _connect_once(self) -> tuple[str, bool]:
         """Run one connection to its end; why it ended, and whether that is for good."""
-        self._refusal = None
-        client = self._new_client()
+        self._generation += 1
+        connection = _Connection(self._new_client(), self._generation, self._window)
         try:
-            client.connect(self._address.host, self._address.port, self._keepalive_s)
-            self._client = client
-            code = client.loop_forever(retry_first_connection=False)
-            reason = self._refusal or paho.error_string(code)
+            connection.client.connect(self._address.host, self._address.port, self._keepalive_s)
+            self._connection = connection
+            reason = self._attend(connection)
         except ssl.SSLCertVerificationError as error:
-            return f"{self._address}: the broker's certificate is not trusted ({error.verify_message})", True
+            return f"the broker's certificate is not trusted ({error.verify_message})", True
         except (OSError, ValueError) as error:
-            return f"{self._address}: {error}", False
+            return str(error), False
         finally:
-            self._client = None
-            self._pending.clear()
-            self._forget_socket()
-        return f"{self._address}: {reason}", self._refusal in _REFUSED_FOR_GOOD
+            with self._lock:
+                self._connection = None
+                sent, received = connection.close()
+                self._closed = (self._closed[0] + sent, self._closed[1] + received)
+        return reason, reason in _REFUSED_FOR_GOOD
+
+    def _attend(self, connection: "_Connection") -> str:
+        """Serve a connection until it ends, and say why it did."""
+        answer_by = time.monotonic() + ANSWER_TIMEOUT_S
+        idle = min(self._keepalive_s / 4 or LONGEST_IDLE_S, LONGEST_IDLE_S)
+        if self._stopping:
+            connection.client.disconnect()
+        while True:
+            code = connection.client.loop(idle if connection.accepted else 1.0)
+            while connection.noted:
+                self._emit(connection.noted.popleft())
+            if code != paho.MQTT_ERR_SUCCESS:
+                return connection.refusal or paho.error_string(code)
+            if not connection.accepted and time.monotonic() > answer_by:
+                return f"the broker did not answer CONNECT within {ANSWER_TIMEOUT_S:g} s"
 
     def _new_client(self) -> paho.Client:
         client = paho.Client(
@@ -261,54 +246,116 @@ class MqttTransport:
         if self._will is not None:
             will = self._will()
             client.will_set(will.topic, will.payload, qos=1, retain=False)
-        client.on_socket_open = self._on_socket_open
-        client.on_socket_close = lambda client, userdata, sock: self._forget_socket()
-        client.on_connect = self._on_connect
-        client.on_message = lambda client, userdata, message: self._emit(
-            Received(message.topic, bytes(message.payload), message.retain, message.mid)
-        )
-        client.on_publish = lambda client, userdata, mid, reason, properties: self._on_published(mid)
         return client
 
+    def _emit(self, event: TransportEvent) -> None:
+        try:
+            self._receive(event)
+        except Exception:
+            # It promised not to raise. The connection must outlive a receiver that breaks its promise.
+            _log.exception("the receiver of broker events failed on %s", type(event).__name__)
+
+
+class _Connection:
+    """One paho client from CONNECT to its end; what its callbacks saw waits in ``noted``."""
+
+    def __init__(self, client: paho.Client, generation: int, window: int) -> None:
+        self.client = client
+        self.noted: deque[TransportEvent] = deque()
+        self.accepted = False
+        self.refusal = ""
+        self._first_token = generation << 16
+        self._window = window
+        self._under_way = 0
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._counted = (0, 0)
+        client.on_socket_open = self._on_socket_open
+        client.on_socket_close = self._on_socket_close
+        # paho writes to the socket in the caller's thread, racing with the network thread, unless it
+        # believes in an event loop that does; the loop finds the packet in its queue.
+        client.on_socket_register_write = lambda client, userdata, sock: None
+        client.on_connect = self._on_connect
+        client.on_message = self._on_message
+        client.on_publish = self._on_publish
+
+    def publish(self, topic: str, payload: bytes, retain: bool) -> int | None:
+        """Publish if the window has room. paho is called without our lock: it calls back under its own."""
+        with self._lock:
+            if not self.accepted or self._under_way >= self._window:
+                return None
+            self._under_way += 1
+        message = self.client.publish(topic, payload, qos=1, retain=retain)
+        if message.rc != paho.MQTT_ERR_SUCCESS:
+            with self._lock:
+                self._under_way -= 1
+            return None
+        return self._first_token + message.mid
+
+    def acknowledge(self, token: int) -> None:
+        """Acknowledge, unless the message came on an older connection (and will come again)."""
+        mid = token - self._first_token
+        if 0 < mid < 1 << 16:
+            self.client.ack(mid, 1)
+
+    def sever(self) -> None:
+        """Cut the connection under paho's feet: its loop sees the end at once."""
+        with self._lock, contextlib.suppress(OSError):
+            if self._socket is not None:
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def traffic(self) -> tuple[int, int]:
+        """``(sent, received)`` bytes so far."""
+        with self._lock:
+            counted = socket_bytes(self._socket) if self._socket is not None else None
+            self._counted = counted or self._counted
+            return self._counted
+
+    def close(self) -> tuple[int, int]:
+        """End it, however it stands; ``traffic`` of its whole life."""
+        self.accepted = False
+        self.sever()
+        self._on_socket_close(self.client, None, None)
+        return self._counted
+
     def _on_socket_open(self, client: paho.Client, userdata: Any, sock: Any) -> None:
-        with contextlib.suppress(OSError, AttributeError):
+        # The same TCP connection without its TLS or websocket wrapping, which hides what is needed here.
+        plain = socket.socket(fileno=os.dup(sock.fileno()))
+        with contextlib.suppress(OSError):
             # Nagle's delay costs 57 ms a round where 15 would do.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket = sock
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with self._lock:
+            self._socket = plain
+
+    def _on_socket_close(self, client: paho.Client, userdata: Any, sock: Any) -> None:
+        self.traffic()
+        with self._lock:
+            plain, self._socket = self._socket, None
+        if plain is not None:
+            plain.close()
 
     def _on_connect(
         self, client: paho.Client, userdata: Any, flags: Any, reason: Any, properties: Any
     ) -> None:
         if reason.is_failure:
-            self._refusal = str(reason)
-            client.disconnect()
+            self.refusal = str(reason)
         else:
-            self._emit(Connected(bool(flags.session_present)))
+            self.accepted = True
+            self.noted.append(Connected(bool(flags.session_present)))
 
-    def _on_published(self, mid: int) -> None:
+    def _on_message(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:
+            # Passed on, to be counted and acknowledged: left alone it would come again for ever.
+            topic = ""
+        token = self._first_token + message.mid
+        self.noted.append(Received(topic, bytes(message.payload), message.retain, token))
+
+    def _on_publish(self, client: paho.Client, userdata: Any, mid: int, reason: Any, properties: Any) -> None:
         with self._lock:
-            self._pending.discard(mid)
-        self._emit(Delivered(mid))
-
-    def _forget_socket(self) -> None:
-        sock, self._socket = self._socket, None
-        counted = socket_bytes(sock) if sock is not None else None
-        if counted is not None:
-            self._closed = (self._closed[0] + counted[0], self._closed[1] + counted[1])
-
-    def _emit(self, event: TransportEvent) -> None:
-        self._receive(event)
-
-
-def reachable(address: BrokerAddress, timeout_s: float = CONNECT_TIMEOUT_S) -> None:
-    """Return if something listens at ``address``; raises TransportError with the reason."""
-    try:
-        socket.create_connection((address.host, address.port), timeout_s).close()
-    except OSError as error:
-        raise TransportError(
-            f"no broker answers at {address}: {error.strerror or error}",
-            hint="start one (mosquitto), or give its address with --broker mqtt://host:port",
-        ) from None
+            self._under_way -= 1
+        self.noted.append(Delivered(self._first_token + mid))
 
 
 def _tls_context(files: TlsFiles) -> ssl.SSLContext:

@@ -6,11 +6,12 @@ sha256 of every other one.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fl_protocol.blob import CHUNK_BYTES, BlobRef
+from fl_protocol.blob import MAX_BLOB_BYTES, BlobRef
 from fl_protocol.errors import ArtifactError, LayoutError, MessageError
 from fl_protocol.fields import Fields
 from fl_protocol.layout import MAX_TENSORS, TensorLayout, TensorSpec
@@ -20,6 +21,8 @@ __all__ = ["FORMAT", "MANIFEST_NAME", "MAX_MANIFEST_BYTES", "ArtifactManifest", 
 FORMAT = "lichen-artifact/1"
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20
+MAX_FILES = 32
+_FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 KINDS = ("weight", "buffer")
 ROLES = ("trainable", "frozen", "personal")
 
@@ -129,6 +132,8 @@ class ArtifactManifest:
                 class_names=_texts(fields, "class_names"),
                 normalisation=fields.numbers("normalisation"),
             )
+            if len({parameter.name for parameter in manifest.parameters}) != len(manifest.parameters):
+                raise ArtifactError("a parameter's name occurs twice in the artifact")
             if manifest.layout.fingerprint.hex() != fields.text("layout_fingerprint"):
                 raise ArtifactError("the artifact's fingerprint does not belong to its parameters")
         except (ValueError, RecursionError, MessageError, LayoutError) as error:
@@ -145,19 +150,22 @@ def _file_entry(ref: BlobRef) -> dict[str, Any]:
 
 def _files(fields: Fields) -> dict[str, BlobRef]:
     files = {}
-    for entry_name, entry in fields.mapping("files", most=32).items():
-        if "/" in entry_name or "\\" in entry_name or entry_name.startswith("."):
-            raise MessageError(f"file name {entry_name!r} is not a plain name")
-        sha256 = bytes.fromhex(entry.text("sha256"))
-        chunks = (
-            tuple(bytes.fromhex(str(chunk)) for chunk in entry.array("chunks"))
-            if "chunks" in entry
-            else (sha256,)
-        )
-        files[entry_name] = BlobRef(
-            sha256=sha256, size=entry.integer("size"), chunk_bytes=CHUNK_BYTES, chunks=chunks
-        )
+    for name, entry in fields.mapping("files", most=MAX_FILES).items():
+        if _FILE_NAME.fullmatch(name) is None or name == MANIFEST_NAME:
+            raise MessageError(f"file name {name[:64]!r} is not a plain name")
+        sha256 = _sha256(entry.text("sha256"))
+        chunks = tuple(_sha256(chunk) for chunk in entry.array("chunks")) if "chunks" in entry else (sha256,)
+        ref = BlobRef(sha256=sha256, size=entry.integer("size", high=MAX_BLOB_BYTES), chunks=chunks)
+        if len(chunks) != ref.chunk_count:
+            raise MessageError(f"file {name!r}: the chunk hashes do not match the size")
+        files[name] = ref
     return files
+
+
+def _sha256(text: object) -> bytes:
+    if not isinstance(text, str) or re.fullmatch(r"[0-9a-f]{64}", text) is None:
+        raise MessageError("a sha256 is 64 lower-case hex digits")
+    return bytes.fromhex(text)
 
 
 def _texts(fields: Fields, key: str) -> tuple[str, ...]:

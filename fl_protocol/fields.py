@@ -5,6 +5,7 @@ range, length. Integers stay below 2**53, so that every language reads them alik
 """
 
 import math
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ import msgpack
 
 from fl_protocol.errors import MessageError
 
-__all__ = ["MAX_INTEGER", "Fields", "pack", "unpack"]
+__all__ = ["MAX_INTEGER", "Fields", "compact", "pack", "unpack"]
 
 T = TypeVar("T")
 
@@ -22,10 +23,43 @@ MAX_ARRAY_ITEMS = 4096
 
 
 def pack(body: Mapping[str, Any]) -> bytes:
-    """Encode a message body; floats travel as float32, keys with value ``None`` are left out."""
+    """Encode a message body; floats travel as float32, keys with value ``None`` are left out.
+
+    Raises:
+        MessageError: a number is too large to travel.
+    """
     present = {key: value for key, value in body.items() if value is not None}
-    packed: bytes = msgpack.packb(present, use_single_float=True, use_bin_type=True)
+    try:
+        packed: bytes = msgpack.packb(present, use_single_float=True, use_bin_type=True)
+    except OverflowError as error:
+        raise MessageError(f"a number that is too large for a message: {error}") from None
     return packed
+
+
+def compact(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Numbers as they travel: by name, whole ones as integers, others rounded to float32, and those that
+    are not finite left out (a loss that diverged must not make a message unreadable)."""
+    compacted: dict[str, float] = {}
+    for name, value in sorted(numbers.items()):
+        number = float(value)
+        if not _whole(number):
+            number = _float32(number)
+        if math.isfinite(number):
+            # Asked again after the rounding: what was read packs to the bytes it came from.
+            compacted[name] = int(number) if _whole(number) else number
+    return compacted
+
+
+def _whole(number: float) -> bool:
+    return number.is_integer() and abs(number) <= MAX_INTEGER
+
+
+def _float32(number: float) -> float:
+    try:
+        rounded: float = struct.unpack("<f", struct.pack("<f", number))[0]
+    except OverflowError:
+        return math.inf
+    return rounded
 
 
 def unpack(payload: bytes, *, limit: int) -> "Fields":
@@ -79,9 +113,10 @@ class Fields:
     def number(
         self, key: str, *, low: float = -math.inf, high: float = math.inf, default: float | None = None
     ) -> float:
-        """A finite number in ``[low, high]``."""
+        """A finite number in ``[low, high]``; where it is an integer, below 2**53 as all of them."""
         value = self._value(key, default)
-        if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
+        whole = type(value) is int and -MAX_INTEGER <= value <= MAX_INTEGER
+        if not (whole or (type(value) is float and math.isfinite(value))) or not low <= value <= high:
             raise MessageError(f"{key!r} must be a finite number from {low} to {high}")
         return float(value)
 

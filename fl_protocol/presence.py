@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fl_protocol.errors import MessageError
-from fl_protocol.fields import pack, unpack
+from fl_protocol.fields import compact, pack, unpack
 from fl_protocol.update import INCARNATION_BYTES
 
 __all__ = [
@@ -18,6 +18,8 @@ __all__ = [
 
 SESSION_BYTES = 8
 MAX_PRESENCE_BYTES = 4 << 10
+MAX_REASON_CHARS = 256
+MAX_EVENT_CHARS = 512
 MAX_EVENT_BYTES = 32 << 10
 
 
@@ -49,7 +51,7 @@ class DevicePresence:
                 "a": self.agent or None,
                 "r": ",".join(self.runtimes) or None,
                 "x": self.samples or None,
-                "w": self.idle_reason or None,
+                "w": self.idle_reason[:MAX_REASON_CHARS] or None,
                 "e": self.seen[0] or None,
                 "c": self.seen[1] or None,
             }
@@ -66,7 +68,7 @@ class DevicePresence:
             agent=fields.text("a", longest=32, default=""),
             runtimes=tuple(filter(None, fields.text("r", default="").split(","))),
             samples=fields.integer("x", default=0),
-            idle_reason=fields.text("w", longest=256, default=""),
+            idle_reason=fields.text("w", longest=MAX_REASON_CHARS, default=""),
             seen=(fields.integer("e", default=0), fields.integer("c", default=0)),
         )
 
@@ -149,8 +151,8 @@ class DeviceEvent:
         return pack(
             {
                 "k": self.kind,
-                "t": self.message[:512] or None,
-                "n": dict(self.numbers) or None,
+                "t": self.message[:MAX_EVENT_CHARS] or None,
+                "n": compact(self.numbers) or None,
                 "p": self.proof or None,
             }
         )
@@ -164,7 +166,7 @@ class DeviceEvent:
             raise MessageError(f"an event of unknown kind {kind!r}")
         return cls(
             kind=kind,
-            message=fields.text("t", longest=512, default=""),
+            message=fields.text("t", longest=MAX_EVENT_CHARS, default=""),
             numbers=fields.numbers("n") if "n" in fields else {},
             proof=fields.maybe("p", lambda key: fields.octets(key, longest=MAX_EVENT_BYTES)) or b"",
         )

@@ -13,6 +13,7 @@ from fl_protocol.ranges import ByteRanges
 __all__ = ["MAX_RECEIPT_BYTES", "REFUSALS", "STATES", "Receipt"]
 
 MAX_RECEIPT_BYTES = 8 << 10
+MAX_REASON_CHARS = 128
 STATES = ("open", "later", "done", "refused")
 REFUSALS = (
     "stale",  # trained from a version below the horizon
@@ -58,7 +59,7 @@ class Receipt:
                 "s": self.state,
                 "e": self.epoch,
                 "t": self.term,
-                "r": self.reason or None,
+                "r": self.reason[:MAX_REASON_CHARS] or None,
                 "w": self.wait_s or None,
                 "m": self.missing.to_body() if len(self.missing) else None,
                 "c": self.credit or None,
@@ -76,7 +77,7 @@ class Receipt:
             state=state,
             epoch=fields.integer("e"),
             term=fields.integer("t"),
-            reason=fields.text("r", longest=128, default=""),
+            reason=fields.text("r", longest=MAX_REASON_CHARS, default=""),
             wait_s=fields.number("w", low=0.0, high=7 * 86400.0, default=0.0),
             missing=ByteRanges.from_body(fields.array("m")) if "m" in fields else ByteRanges(),
             credit=fields.integer("c", default=0),

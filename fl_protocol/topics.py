@@ -29,7 +29,8 @@ UPDATE_ID_BYTES = 16
 DEVICE_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """A device id, and any fleet or task name. The device id is also user name, client id, certificate name."""
 _BASE32_ID = re.compile(r"[a-z2-7]{26}")
-_NUMBER = re.compile(r"0|[1-9][0-9]{0,15}")
+_BLOB_NAME = re.compile(r"[a-z2-7]{26}\.[1-9][0-9]{0,14}")
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,14}")
 OFFSET_UNIT = 4096
 
 
@@ -134,7 +135,7 @@ class FleetTopics:
 
     def blob(self, name: str, index: int) -> str:
         """Chunk ``index`` of a blob, retained; ``name`` from ``blob_name``."""
-        return f"{self.prefix}blob/{name}/{index}"
+        return f"{self.prefix}blob/{_checked_blob(name, index)}"
 
     def begin(self, device: str, update_id: bytes) -> str:
         """An update's header, and its payload where that is small."""
@@ -170,7 +171,7 @@ class FleetTopics:
 
     def blob_for(self, device: str, name: str, index: int) -> str:
         """A chunk, in answer to one device's ``get``."""
-        return f"{self.prefix}down/{_checked(device)}/blob/{name}/{index}"
+        return f"{self.prefix}down/{_checked(device)}/blob/{_checked_blob(name, index)}"
 
     def device_filters(self, device: str, task: str = "main") -> tuple[str, ...]:
         """What a device subscribes to at every connect, besides the chunks it is fetching."""
@@ -216,6 +217,12 @@ def _checked(name: str) -> str:
     if not valid_name(name):
         raise TopicError(f"{name[:64]!r} is not a name: use 1 to 64 of A-Z a-z 0-9 . _ -")
     return name
+
+
+def _checked_blob(name: str, index: int) -> str:
+    if _BLOB_NAME.fullmatch(name) is None or index < 0:
+        raise TopicError(f"{name[:64]!r}, chunk {index}, names no chunk of a blob")
+    return f"{name}/{index}"
 
 
 def _integer(text: str, what: str) -> int:

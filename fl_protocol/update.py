@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fl_protocol.errors import MessageError
-from fl_protocol.fields import Fields, pack, unpack
+from fl_protocol.fields import Fields, compact, pack, unpack
 from fl_protocol.layout import FINGERPRINT_BYTES
 from fl_protocol.topics import UPDATE_ID_BYTES
 from fl_protocol.version import VersionId
@@ -112,10 +112,9 @@ def update_hash(update_id: bytes, header: UpdateHeader) -> bytes:
 
 def _nested(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
     nested: dict[str, dict[str, float]] = {}
-    for name, value in metrics.items():
+    for name, value in compact(metrics).items():
         group, _, metric = name.partition(".")
-        whole = int(value) if float(value).is_integer() and abs(value) < 1 << 53 else value
-        nested.setdefault(group, {})[metric] = whole
+        nested.setdefault(group, {})[metric] = value
     return nested
 
 

@@ -1,0 +1,1 @@
+"""Devices that are not, or not only, real: fleets of processes on one machine, and what they measure."""

@@ -1,0 +1,38 @@
+"""Lichen: federated learning that survives anywhere.
+
+The names that users import. Each is loaded at first use, so that importing ``lichen`` costs nothing and
+asks for no extra.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edge_agent.samples import SampleStore
+    from edge_agent.trainer import TrainingResult
+    from models.build import build_artifact
+    from models.runtime.artifact import TrainingArtifact
+
+__all__ = ["SampleStore", "TrainingArtifact", "TrainingResult", "__version__", "build_artifact"]
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "SampleStore": "edge_agent.samples",
+    "TrainingArtifact": "models.runtime.artifact",
+    "TrainingResult": "edge_agent.trainer",
+    "build_artifact": "models.build",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name at its first use (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lichen' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

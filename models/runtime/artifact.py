@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_io.durable import write_file
+from fl_io.disk import write_file
 from fl_protocol.artifact import MANIFEST_NAME, MAX_MANIFEST_BYTES, ArtifactManifest
 from fl_protocol.blob import BlobRef
-from fl_protocol.errors import ArtifactError
+from fl_protocol.errors import ArtifactError, StorageError
 from fl_protocol.layout import TensorLayout
 
 __all__ = ["GOLDEN_FILE", "WEIGHTS_FILE", "TrainingArtifact"]
@@ -27,16 +27,20 @@ class TrainingArtifact:
     """An immutable artifact; ``path`` is its folder, or ``None`` while it lives in memory only."""
 
     def __init__(
-        self, manifest: ArtifactManifest, digest: bytes, *, path: Path | None, content: Mapping[str, bytes]
+        self, manifest: ArtifactManifest, text: bytes, *, path: Path | None, content: Mapping[str, bytes]
     ) -> None:
         self._manifest = manifest
-        self._digest = digest
+        self._text = text
+        self._digest = hashlib.sha256(text).digest()
         self._path = path
         self._content = dict(content)
 
     @classmethod
-    def open(cls, path: Path | str) -> "TrainingArtifact":
+    def open(cls, path: Path | str, *, complete: bool = True) -> "TrainingArtifact":
         """Open a folder and check every file that its manifest names.
+
+        With ``complete=False`` files may be missing, as on a device that fetched only what it trains
+        with; each is checked when it is read.
 
         Raises:
             ArtifactError: no manifest, one that does not read, a file missing, or one whose size or
@@ -52,21 +56,26 @@ class TrainingArtifact:
                 hint="an artifact is a folder written by `lichen models build`",
             ) from None
         manifest = ArtifactManifest.from_json(text)
-        artifact = cls(manifest, hashlib.sha256(text).digest(), path=folder, content={})
+        artifact = cls(manifest, text, path=folder, content={})
         for name, ref in manifest.files.items():
-            artifact._check_on_disk(name, ref)
+            if complete or (folder / name).exists():
+                artifact._check_on_disk(name, ref)
         return artifact
 
     @classmethod
     def of(cls, manifest: ArtifactManifest, content: Mapping[str, bytes]) -> "TrainingArtifact":
         """An artifact in memory; ``content`` maps every file of the manifest to its bytes."""
-        digest = hashlib.sha256(manifest.to_json()).digest()
-        return cls(manifest, digest, path=None, content=content)
+        return cls(manifest, manifest.to_json(), path=None, content=content)
 
     @property
     def manifest(self) -> ArtifactManifest:
         """What ``manifest.json`` says."""
         return self._manifest
+
+    @property
+    def manifest_json(self) -> bytes:
+        """The bytes of ``manifest.json``, as they were read."""
+        return self._text
 
     @property
     def layout(self) -> TensorLayout:
@@ -138,10 +147,13 @@ class TrainingArtifact:
             StorageError: the disk refuses.
         """
         folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot make the folder {folder}: {error.strerror}") from None
         for name in self._manifest.files:
             write_file(folder / name, self.read(name))
-        write_file(folder / MANIFEST_NAME, self._manifest.to_json())
+        write_file(folder / MANIFEST_NAME, self._text)
         return TrainingArtifact.open(folder)
 
     def _check_on_disk(self, name: str, ref: BlobRef) -> None:

@@ -10,8 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_protocol.errors import ArtifactError
-from models.runtime.onnx_reader import DTYPES, Attribute
+from models.runtime.onnx_reader import DTYPES
 
 __all__ = ["KERNELS", "Kernel"]
 
@@ -46,7 +45,7 @@ def _folded(function: Callable[[Array, Array], Array]) -> Kernel:
     return fold
 
 
-for _op, _function in {
+_PLAIN: Mapping[str, Callable[..., Any]] = {
     "Abs": np.abs,
     "Add": np.add,
     "And": np.logical_and,
@@ -65,8 +64,8 @@ for _op, _function in {
     "Sub": np.subtract,
     "Tanh": np.tanh,
     "Where": np.where,
-}.items():
-    KERNELS[_op] = _plain(_function)
+}
+KERNELS.update((op, _plain(function)) for op, function in _PLAIN.items())
 KERNELS["Max"] = _folded(np.maximum)
 KERNELS["Min"] = _folded(np.minimum)
 KERNELS["Sum"] = _folded(np.add)
@@ -209,16 +208,4 @@ def _one_hot(attributes: Attributes, indices: Array, depth: Array, values: Array
         raise ValueError("OneHot along another axis than the last")
     count = int(depth.reshape(()))
     wrapped = np.where(indices < 0, indices + count, indices)
-    return np.where(wrapped[..., None] == np.arange(count), values[1], values[0])
-
-
-def supported(op: str, attributes: Mapping[str, Attribute]) -> None:
-    """Check that a node can be run.
-
-    Raises:
-        ArtifactError: no kernel has that name.
-    """
-    if op not in KERNELS:
-        raise ArtifactError(
-            f"operator {op} is not known to the numpy runtime", hint="use the onnx runtime: lichen[onnx]"
-        )
+    return np.asarray(np.where(wrapped[..., None] == np.arange(count), values[1], values[0]))

@@ -217,7 +217,7 @@ def _raw_values(raw: memoryview, dtype: np.dtype[Any]) -> NDArray[Any]:
         raise ArtifactError(f"a tensor of {len(raw)} bytes, no multiple of its element's {dtype.itemsize}")
     if dtype.kind == "b":
         # Any byte but 0 and 1 in a numpy bool is undefined behaviour.
-        return np.frombuffer(raw, np.uint8) != 0
+        return np.asarray(np.frombuffer(raw, np.uint8) != 0)
     return np.frombuffer(raw, dtype).astype(dtype.newbyteorder("="))
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_protocol.errors import LayoutError
+from fl_protocol.errors import ArtifactError, LayoutError
 from models.runtime.artifact import TrainingArtifact
 
 __all__ = ["Array", "Batch", "GraphRunner", "GraphSession", "Runtime", "Session", "StepResult", "zero_slots"]
@@ -148,21 +148,27 @@ class GraphSession:
         for key, default in self._hyper.items():
             feeds[key] = np.array(hyper.get(key, default), np.float32)
         outputs = self._runner(STEP_FILE)(feeds | _rows(batch))
-        return StepResult(
-            weights={name: outputs.pop(f"w.{name}.new") for name in self._parameters},
-            slots={slot: outputs.pop(f"{slot}.new") for slot in self._slots},
-            grad_norm=float(outputs.pop("grad_norm")),
-            sums={key: float(value) for key, value in outputs.items()},
-        )
+        try:
+            return StepResult(
+                weights={name: outputs.pop(f"w.{name}.new") for name in self._parameters},
+                slots={slot: outputs.pop(f"{slot}.new") for slot in self._slots},
+                grad_norm=float(outputs.pop("grad_norm")),
+                sums=_sums(STEP_FILE, outputs),
+            )
+        except KeyError as missing:
+            raise ArtifactError(f"{STEP_FILE} does not compute {missing}") from None
 
     def evaluate(self, weights: Mapping[str, Array], batch: Batch) -> dict[str, float]:
         """See ``Session.evaluate``."""
         outputs = self._runner(EVAL_FILE)(self._weights(weights) | _rows(batch))
-        return {key: float(value) for key, value in outputs.items()}
+        return _sums(EVAL_FILE, outputs)
 
     def infer(self, weights: Mapping[str, Array], x: Array) -> Array:
         """See ``Session.infer``."""
-        return self._runner(INFER_FILE)(self._weights(weights) | {"x": x})["output"]
+        outputs = self._runner(INFER_FILE)(self._weights(weights) | {"x": x})
+        if "output" not in outputs:
+            raise ArtifactError(f"{INFER_FILE} does not compute 'output'")
+        return outputs["output"]
 
     def _weights(self, weights: Mapping[str, Array]) -> dict[str, Array]:
         try:
@@ -189,3 +195,10 @@ def zero_slots(artifact: TrainingArtifact) -> dict[str, Array]:
 
 def _rows(batch: Batch) -> dict[str, Array]:
     return {"x": batch.x, "y": batch.y, "sample_weight": batch.sample_weight}
+
+
+def _sums(file: str, outputs: Mapping[str, Array]) -> dict[str, float]:
+    for key, value in outputs.items():
+        if value.size != 1:
+            raise ArtifactError(f"{file}: the sum {key!r} has {value.size} values")
+    return {key: float(value.reshape(())) for key, value in outputs.items()}

@@ -1,0 +1,67 @@
+"""How good each version is, and who says so: the coordinator with its held-out file, or the devices."""
+
+from collections import deque
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from broker_coordinator.evaluation import Evaluation
+from broker_coordinator.records import VersionRecord
+from broker_coordinator.shelf import BlobShelf
+from broker_coordinator.store import Store
+from fl_protocol.codec import decode_model
+from fl_protocol.layout import TensorLayout
+
+__all__ = ["Assessment", "Evaluate"]
+
+Evaluate: TypeAlias = Callable[[NDArray[np.float32]], Evaluation]
+"""Measures published weights, float32[n]."""
+
+
+class Assessment:
+    """Evaluates versions one at a time, when there is nothing more urgent."""
+
+    def __init__(
+        self, evaluate: Evaluate | None, *, store: Store, shelf: BlobShelf, layout: TensorLayout
+    ) -> None:
+        self._evaluate = evaluate
+        self._store = store
+        self._shelf = shelf
+        self._layout = layout
+        self._waiting: deque[VersionRecord] = deque()
+        self.newest: tuple[int, Evaluation] | None = None
+        """The newest evaluation there is, and the number of its version."""
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, version: VersionRecord) -> None:
+        """A new version; without a held-out file of ours, devices' reports on the one before count."""
+        known = Evaluation.from_metrics(version.metrics)
+        if known is not None:
+            self.newest = (version.number, known)
+        elif self._evaluate is not None:
+            self._waiting.append(version)
+        elif version.number:
+            reported = Evaluation.of_devices(self._store.device_evaluation(version.number - 1))
+            if reported is not None:
+                self.newest = (version.number - 1, reported)
+
+    def evaluate_next(self) -> None:
+        """Evaluate the oldest that waits, and record it."""
+        version = self._waiting.popleft()
+        content = self._shelf.read(version.published_sha256)
+        if content is None or self._evaluate is None:
+            return
+        evaluation = self._evaluate(decode_model(content, self._layout))
+        metrics = evaluation.to_metrics()
+        if evaluation.accuracy is not None:
+            metrics["accuracy"] = evaluation.accuracy
+        self._store.set_evaluation(version.number, metrics)
+        self.newest = (version.number, evaluation)
+
+    def needed(self) -> set[bytes]:
+        """The sha256 of the blobs that wait to be evaluated."""
+        return {version.published_sha256 for version in self._waiting}

@@ -1,0 +1,313 @@
+"""FLEET.toml: what an operator says about a fleet. Each table is a dataclass; unknown keys are faults."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fl_io.configuration import read_configuration
+from fl_io.mqtt import TlsFiles
+from fl_protocol.codec.spec import CodecSpec
+from fl_protocol.errors import CodecError
+from fl_protocol.plan import TrainingPlan
+from fl_protocol.task import Pacing
+from fl_protocol.topics import valid_name
+
+__all__ = [
+    "AggregatorTable",
+    "BufferTable",
+    "DefenceTable",
+    "FleetConfiguration",
+    "HorizonTable",
+    "HttpTable",
+    "IngestTable",
+    "PlanTable",
+    "PublishTable",
+    "RetentionTable",
+    "SelectionTable",
+    "ServerTable",
+    "StalenessTable",
+    "TlsTable",
+    "UpdateTable",
+    "read_fleet",
+]
+
+IN_FLIGHT_PER_K = 3
+"""A full step at high staleness diverges: in flight stays near three buffers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanTable:
+    """``[plan]``: how a device trains. See ``TrainingPlan``."""
+
+    epochs: int = 1
+    batch_size: int = 32
+    lr: float = 0.1
+    momentum: float = 0.0
+    mu: float = 0.0
+    clip: float = 0.0
+    max_steps: int = 0
+    deadline_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        _check(
+            (1 <= self.epochs <= 10_000, "epochs must be from 1 to 10000"),
+            (1 <= self.batch_size <= 1 << 20, "batch_size must be from 1 to 1048576"),
+            (0 <= self.lr <= 1e6, "lr must be from 0 to 1e6"),
+            (0 <= self.momentum <= 1, "momentum must be from 0 to 1"),
+            (self.mu >= 0 and self.clip >= 0, "mu and clip must not be negative"),
+            (self.max_steps >= 0, "max_steps must not be negative"),
+            (1 <= self.deadline_s <= 7 * 86400, "deadline_s must be from 1 second to 7 days"),
+        )
+
+    @property
+    def plan(self) -> TrainingPlan:
+        """The plan as it travels."""
+        return TrainingPlan(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            momentum=self.momentum,
+            mu=self.mu,
+            clip=self.clip,
+            max_steps=self.max_steps,
+            deadline_s=self.deadline_s,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateTable:
+    """``[update]``: how an update travels, and the most examples one may count."""
+
+    codec: str = "eden(bits=1)"
+    max_examples: int = 100_000
+
+    def __post_init__(self) -> None:
+        _check((self.max_examples >= 1, "max_examples must be at least 1"))
+        try:
+            CodecSpec.parse(self.codec)
+        except CodecError as error:
+            raise ValueError(f"codec: {error}") from None
+
+    @property
+    def canonical_codec(self) -> str:
+        """The codec's one spelling, as manifests and update headers hold it."""
+        return str(CodecSpec.parse(self.codec))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectionTable:
+    """``[selection]``: who trains. ``in_flight`` 0 means three buffers."""
+
+    kind: str = "open"
+    participation: float = 1.0
+    spread_s: float = 0.0
+    in_flight: int = 0
+    lease_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        _check(
+            (self.kind in ("open", "train"), "kind must be open or train"),
+            (0 < self.participation <= 1, "participation must be above 0 and at most 1"),
+            (0 <= self.spread_s <= 86400, "spread_s must be from 0 to 86400"),
+            (self.in_flight >= 0, "in_flight must not be negative"),
+            (1 <= self.lease_s <= 7 * 86400, "lease_s must be from 1 second to 7 days"),
+        )
+
+    @property
+    def pacing(self) -> Pacing:
+        """The pacing as it travels."""
+        return Pacing(participation=self.participation, spread_s=self.spread_s, by_lease=self.kind == "train")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BufferTable:
+    """``[buffer]``: a version closes at ``size`` updates, or after ``flush_after_s`` with ``min_updates``."""
+
+    size: int = 10
+    flush_after_s: float = 0.0
+    min_updates: int = 1
+
+    def __post_init__(self) -> None:
+        _check(
+            (self.size >= 1, "size must be at least 1"),
+            (self.flush_after_s >= 0, "flush_after_s must not be negative (0: no deadline)"),
+            (1 <= self.min_updates <= self.size, "min_updates must be from 1 to size"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AggregatorTable:
+    """``[aggregator]``."""
+
+    kind: str = "mean"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StalenessTable:
+    """``[staleness]``: ``constant``, ``polynomial`` (exponent), or ``hinge`` (grace, slope)."""
+
+    kind: str = "polynomial"
+    exponent: float = 0.5
+    grace: int = 4
+    slope: float = 0.3
+
+    def __post_init__(self) -> None:
+        _check(
+            (
+                self.kind in ("constant", "polynomial", "hinge"),
+                "kind must be constant, polynomial or hinge",
+            ),
+            (self.exponent >= 0, "exponent must not be negative"),
+            (self.grace >= 0 and self.slope >= 0, "grace and slope must not be negative"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerTable:
+    """``[server]``: the step from the aggregate to the next version."""
+
+    optimizer: str = "sgd"
+    lr: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check((0 < self.lr <= 1e6, "lr must be above 0 and at most 1e6"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DefenceTable:
+    """``[defence]``: ``clip`` bounds an update at twice the running median norm."""
+
+    clip: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HorizonTable:
+    """``[horizon]``: an update trained more than ``versions`` ago is stale."""
+
+    versions: int = 20
+
+    def __post_init__(self) -> None:
+        _check((self.versions >= 1, "versions must be at least 1"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionTable:
+    """``[retention]``: how much of the past can be replayed."""
+
+    versions: int = 50
+    bytes: int = 2_000_000_000
+    days: float = 7.0
+
+    def __post_init__(self) -> None:
+        _check(
+            (self.versions >= 1, "versions must be at least 1"),
+            (self.bytes >= 0 and self.days >= 0, "bytes and days must not be negative"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishTable:
+    """``[publish]``: at most every ``every_s``; ``keep`` versions stay on the broker."""
+
+    every_s: float = 0.0
+    keep: int = 3
+    retain: str = "auto"
+
+    def __post_init__(self) -> None:
+        _check(
+            (self.every_s >= 0, "every_s must not be negative"),
+            (self.keep >= 3, "keep must be at least 3: a device may still be fetching an older version"),
+            (self.retain in ("auto", "never"), "retain must be auto or never"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngestTable:
+    """``[ingest]``: bytes of open credit in all, and messages per commit."""
+
+    window_bytes: int = 8 << 20
+    batch: int = 256
+
+    def __post_init__(self) -> None:
+        _check(
+            (self.window_bytes >= 1 << 17, "window_bytes must be at least 131072"),
+            (1 <= self.batch <= 4096, "batch must be from 1 to 4096"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpTable:
+    """``[http]``: metrics and health on loopback; ``port`` 0 takes a free one."""
+
+    enabled: bool = True
+    port: int = 0
+
+    def __post_init__(self) -> None:
+        _check((0 <= self.port <= 65535, "port must be from 0 to 65535"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsTable:
+    """``[tls]``: PEM files of the broker connection."""
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+    @property
+    def files(self) -> TlsFiles:
+        """As the transport takes them."""
+        return TlsFiles(ca=self.ca, certificate=self.certificate, key=self.key)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetConfiguration:
+    """A whole FLEET.toml. Paths are absolute.
+
+    ``broker`` is a URL, ``auto`` or ``auto:PORT``. ``held_out`` is an npz file with arrays ``x`` and ``y``.
+    ``stop_after_versions`` 0 goes on for ever.
+    """
+
+    fleet: str
+    state: Path
+    artifact: Path
+    task: str = "main"
+    broker: str = "auto"
+    held_out: Path | None = None
+    stop_after_versions: int = 0
+    plan: PlanTable = field(default_factory=PlanTable)
+    update: UpdateTable = field(default_factory=UpdateTable)
+    selection: SelectionTable = field(default_factory=SelectionTable)
+    buffer: BufferTable = field(default_factory=BufferTable)
+    aggregator: AggregatorTable = field(default_factory=AggregatorTable)
+    staleness: StalenessTable = field(default_factory=StalenessTable)
+    server: ServerTable = field(default_factory=ServerTable)
+    defence: DefenceTable = field(default_factory=DefenceTable)
+    horizon: HorizonTable = field(default_factory=HorizonTable)
+    retention: RetentionTable = field(default_factory=RetentionTable)
+    publish: PublishTable = field(default_factory=PublishTable)
+    ingest: IngestTable = field(default_factory=IngestTable)
+    http: HttpTable = field(default_factory=HttpTable)
+    tls: TlsTable = field(default_factory=TlsTable)
+
+    def __post_init__(self) -> None:
+        _check(
+            (valid_name(self.fleet), "fleet must be 1 to 64 of A-Z a-z 0-9 . _ -"),
+            (valid_name(self.task), "task must be 1 to 64 of A-Z a-z 0-9 . _ -"),
+            (self.stop_after_versions >= 0, "stop_after_versions must not be negative"),
+        )
+
+    @property
+    def in_flight(self) -> int:
+        """How many leases may be held at a time."""
+        return self.selection.in_flight or IN_FLIGHT_PER_K * self.buffer.size
+
+
+def read_fleet(path: Path) -> FleetConfiguration:
+    """Read FLEET.toml; raises ConfigError with every fault."""
+    return read_configuration(path, FleetConfiguration)
+
+
+def _check(*rules: tuple[bool, str]) -> None:
+    faults = [fault for holds, fault in rules if not holds]
+    if faults:
+        raise ValueError("; ".join(faults))

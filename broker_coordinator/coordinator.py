@@ -1,0 +1,395 @@
+"""The coordinator: one thread that takes messages in, commits, folds, closes versions and publishes them.
+
+Everything that happens comes in through ``receive``; everything that is due is done by ``work``. Transport
+and clock are arguments: a simulator calls both itself, ``run`` is the loop for a real one.
+"""
+
+import logging
+import os
+import secrets
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from broker_coordinator.assessment import Assessment, Evaluate
+from broker_coordinator.configuration import FleetConfiguration
+from broker_coordinator.edition import Editor
+from broker_coordinator.global_model import GlobalModel
+from broker_coordinator.inbox import Inbox
+from broker_coordinator.ingest import Batch, Ingest, commit_then_answer, recover_uploads
+from broker_coordinator.keys import Signing
+from broker_coordinator.leasing import Commands, Leasing
+from broker_coordinator.metrics import Figures
+from broker_coordinator.outgoing import Outgoing
+from broker_coordinator.publisher import Publisher
+from broker_coordinator.reception import Reception
+from broker_coordinator.records import VersionRecord
+from broker_coordinator.retention import RetentionPolicy, prune
+from broker_coordinator.selection import LeaseSelection, OpenSelection, Selection
+from broker_coordinator.shelf import BlobShelf
+from broker_coordinator.sqlite_store import SqliteStore
+from broker_coordinator.uploads import PayloadFiles
+from fl_io.disk import DISK, Disk
+from fl_protocol.blob import address_of
+from fl_protocol.clock import Clock
+from fl_protocol.errors import TransportError
+from fl_protocol.presence import SESSION_BYTES, CoordinatorPresence
+from fl_protocol.topics import FleetTopics
+from fl_protocol.transport import Connected, Delivered, Disconnected, Received, Transport, TransportEvent
+from models.runtime import TrainingArtifact
+
+__all__ = ["Coordinator"]
+
+LONGEST_IDLE_S = 1.0
+PRUNE_EVERY_S = 10.0
+"""Pruning looks at the whole journal: not for every version where many close in a second."""
+_log = logging.getLogger("lichen.coordinator")
+INBOX_WINDOWS = 4
+"""The inbox holds this many ingest windows of payload."""
+
+
+class Coordinator:
+    """One task of one fleet. Whoever makes it holds the state folder's lock; it begins a new term.
+
+    Raises:
+        ArtifactError: the artifact is damaged.
+        ConfigError: the configuration names something that does not exist.
+        LayoutError: the state folder belongs to another model.
+        StorageError: the state is damaged, or the disk refuses.
+    """
+
+    def __init__(
+        self,
+        configuration: FleetConfiguration,
+        *,
+        artifact: TrainingArtifact,
+        store: SqliteStore,
+        transport: Transport,
+        clock: Clock,
+        signing: Signing,
+        evaluate: Evaluate | None = None,
+        disk: Disk = DISK,
+        entropy: Callable[[int], bytes] = secrets.token_bytes,
+        broker_name: str = "",
+    ) -> None:
+        state = Path(configuration.state)
+        self._configuration = configuration
+        self._store = store
+        self._transport = transport
+        self._clock = clock
+        self._entropy = entropy
+        self._broker_name = broker_name
+        self._topics = FleetTopics(configuration.fleet)
+        self._office = store.take_office()
+        self._session = entropy(SESSION_BYTES)
+        self._shelf = BlobShelf(state / "blobs", disk=disk)
+        files = PayloadFiles(state, disk=disk)
+        files.make_folders()
+        recover_uploads(store, files, store.payload_files())
+        self._model = GlobalModel(
+            configuration,
+            artifact,
+            store=store,
+            shelf=self._shelf,
+            clock=clock,
+            last_number=configuration.stop_after_versions,
+            disk=disk,
+        )
+        self._outgoing = Outgoing(transport)
+        self._inbox = Inbox(INBOX_WINDOWS * configuration.ingest.window_bytes, transport.acknowledge)
+        self._build(artifact, files, signing, disk)
+        self._pending: deque[Received] = deque()
+        self._assessment = Assessment(evaluate, store=store, shelf=self._shelf, layout=artifact.layout)
+        self._journal = store.counts()
+        self._folded = self._journal.folded + self._office.forgotten
+        self._policy = RetentionPolicy(
+            versions=configuration.retention.versions,
+            bytes=configuration.retention.bytes,
+            days=configuration.retention.days,
+        )
+        self._files = files
+        self._next_prune = 0.0
+        self._state = "connecting"
+        self._connections = 0
+        self.http_url = ""
+        if self._office.rolled_back:
+            self._publisher.halt()
+        self._announce(self._model.version)
+
+    def start(self) -> None:
+        """Connect; returns at once."""
+        self._transport.start(self.receive)
+
+    def receive(self, event: TransportEvent) -> None:
+        """Take an event of the transport in; from any thread, returns at once."""
+        self._inbox.put(event)
+
+    def wait(self, timeout_s: float) -> None:
+        """Return when an event is there, at the latest after ``timeout_s``."""
+        self._inbox.wait(timeout_s)
+
+    def wake(self) -> None:
+        """End a ``wait`` at once; safe in a signal handler's thread."""
+        self._inbox.wake()
+
+    def work(self) -> float:
+        """Do all that is due; seconds until there may be more (0: call again at once).
+
+        Raises:
+            StorageError: the disk refuses: nothing that was not committed has been acknowledged.
+            TransportError: another coordinator has taken office.
+        """
+        self._attend()
+        self._ingest_pending()
+        self._close_versions()
+        self._outgoing.flush()
+        waits = [self._publisher.work(), self._model.closes_in()]
+        if self._publisher.settled and not self._publisher.halted:
+            waits.append(self._leasing.work(self._model.version.id))
+        self._outgoing.flush()
+        if len(self._inbox):
+            return 0.0
+        if len(self._assessment):
+            self._assessment.evaluate_next()
+            return 0.0
+        return min([LONGEST_IDLE_S, *(wait for wait in waits if wait is not None)])
+
+    def run(self, stopped: Callable[[], bool], after_work: Callable[[], None] = lambda: None) -> None:
+        """Work until ``stopped`` or ``finished``; ``after_work`` is called after each turn.
+
+        Raises:
+            What ``work`` raises; the connection is closed in any case.
+        """
+        self.start()
+        try:
+            while not stopped() and not self.finished:
+                pause = self.work()
+                after_work()
+                if pause > 0 and not self.finished:
+                    self.wait(pause)
+        finally:
+            self._transport.stop()
+        after_work()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last version that was asked for is made, evaluated, and out."""
+        return (
+            self._model.final
+            and self._publisher.settled
+            and not len(self._assessment)
+            and not self._pending
+            and not len(self._outgoing)
+        )
+
+    @property
+    def version(self) -> VersionRecord:
+        """The newest committed version."""
+        return self._model.version
+
+    @property
+    def weights(self) -> NDArray[np.float32]:
+        """Its master weights, float32[n]; not to be written to."""
+        return self._model.state.master
+
+    def figures(self) -> Figures:
+        """How things stand."""
+        traffic = self._transport.traffic()
+        edition = self._publisher.edition
+        evaluated = self._assessment.newest
+        evaluation = evaluated[1] if evaluated else None
+        return Figures(
+            fleet=self._configuration.fleet,
+            task=self._configuration.task,
+            epoch=self._office.epoch,
+            term=self._office.term,
+            version=self._model.version.number,
+            published=edition.version.number if edition is not None else None,
+            state=self._state,
+            accuracy=evaluation.accuracy if evaluation else None,
+            accuracy_version=evaluated[0] if evaluated else None,
+            accuracy_source=evaluation.source if evaluation else "",
+            accuracy_examples=evaluation.examples if evaluation else 0,
+            accuracy_devices=evaluation.devices if evaluation else 0,
+            devices_online=len(self._reception.online),
+            updates_accepted=self._journal.accepted + self._office.forgotten + self._ingest.accepted,
+            updates_folded=self._folded,
+            waiting=self._model.waiting,
+            quarantined=self._journal.quarantined + self._model.quarantined,
+            refused=dict(self._ingest.refused),
+            rejected=dict(self._ingest.rejected),
+            device_events=dict(self._ingest.device_events),
+            leases=len(self._store.leases()),
+            credit_bytes=self._ingest.credit.granted,
+            inbox=len(self._inbox),
+            inbox_dropped=self._inbox.dropped,
+            outgoing=len(self._outgoing),
+            outgoing_dropped=self._outgoing.dropped,
+            connections=self._connections,
+            bytes_sent=traffic.sent,
+            bytes_received=traffic.received,
+            broker=self._broker_name,
+            http=self.http_url,
+            pid=os.getpid(),
+        )
+
+    # Parts
+
+    def _build(self, artifact: TrainingArtifact, files: PayloadFiles, signing: Signing, disk: Disk) -> None:
+        configuration, store = self._configuration, self._store
+        commands = Commands(self._topics, store, signing.sign)
+        self._editor = Editor(
+            configuration,
+            artifact,
+            store=store,
+            shelf=self._shelf,
+            sign=signing.sign,
+            verify=signing.verify,
+            disk=disk,
+        )
+        self._publisher = Publisher(
+            settings=configuration.publish,
+            topics=self._topics,
+            task=configuration.task,
+            editor=self._editor,
+            store=store,
+            shelf=self._shelf,
+            transport=self._transport,
+            clock=self._clock,
+            presence=self._presence,
+        )
+        self._leasing = Leasing(
+            _selection(configuration),
+            store=store,
+            commands=commands,
+            send=self._outgoing.send,
+            clock=self._clock,
+            lease_s=configuration.selection.lease_s,
+            entropy=self._entropy,
+        )
+
+        def ask_evidence(batch: Batch, device: str) -> None:
+            batch.answers.append(commands.restate(device, evidence=True))
+
+        self._ingest = Ingest(
+            topics=self._topics,
+            store=store,
+            files=files,
+            model=self._model,
+            clock=self._clock,
+            window_bytes=configuration.ingest.window_bytes,
+            ask_evidence=ask_evidence,
+        )
+        self._reception = Reception(
+            topics=self._topics,
+            store=store,
+            shelf=self._shelf,
+            ingest=self._ingest,
+            editor=self._editor,
+            publisher=self._publisher,
+            leasing=self._leasing,
+            outgoing=self._outgoing,
+            presence=lambda challenge: self._presence(b"", challenge),
+        )
+
+    def _presence(self, marker: bytes, challenge: bytes = b"") -> CoordinatorPresence:
+        office = self._office
+        return CoordinatorPresence(
+            session=self._session,
+            epoch=office.epoch,
+            term=office.term,
+            marker=marker,
+            challenge=challenge,
+            rolled_back=self._publisher.halted,
+        )
+
+    # One turn
+
+    def _attend(self) -> None:
+        """What happened on the connection, in order; messages wait for their commit."""
+        for event in self._inbox.take(self._configuration.ingest.batch):
+            if isinstance(event, Received):
+                self._pending.append(event)
+            elif isinstance(event, Delivered):
+                self._publisher.delivered(event.token)
+            elif isinstance(event, Connected):
+                self._connected(event)
+            elif isinstance(event, Disconnected):
+                if self._state != "connecting" or event.permanent:
+                    _log.warning("broker: %s", event.reason)
+                self._state = "connecting"
+                self._publisher.disconnected()
+
+    def _connected(self, event: Connected) -> None:
+        self._state = "rolled_back" if self._publisher.halted else "running"
+        self._connections += 1
+        _log.info("connected to the broker")
+        if not event.session_present and self._connections > 1:
+            # What devices said meanwhile is lost: a new session asks them to say it again.
+            self._session = self._entropy(SESSION_BYTES)
+        self._transport.subscribe(self._topics.coordinator_filters())
+        self._publisher.connected()
+
+    def _ingest_pending(self) -> None:
+        """Commit by commit; a version closes between two of them, never inside one."""
+        while self._pending:
+            batch = commit_then_answer(self._store, self._transport, self._outgoing, self._take_in)
+            self._ingest.settle(batch)
+            self._reception.committed()
+            for update in batch.accepted:
+                self._model.fold(update)
+            if batch.rolled_back:
+                self._state = "rolled_back"
+                self._publisher.halt()
+                _log.error("devices know a newer manifest than this store: `lichen coordinator recover`")
+            if batch.accepted:
+                self._leasing.dirty = True
+                self._close_versions()
+        if self._reception.successor is not None:
+            other = self._reception.successor
+            raise TransportError(
+                f"another coordinator of fleet {self._configuration.fleet!r} has taken office"
+                f" (session {other.session.hex()}, term {other.term})",
+                hint="run one coordinator for a fleet",
+            )
+
+    def _take_in(self, batch: Batch) -> None:
+        room = self._model.room
+        state = self._ingest.state()
+        while self._pending and (room is None or len(batch.accepted) < max(room, 1)):
+            if batch.rolled_back and not state.rolled_back:
+                state = self._ingest.state()
+            self._reception.take(batch, state, self._pending.popleft())
+        self._ingest.finish(batch, state)
+
+    def _close_versions(self) -> None:
+        version = self._model.close_if_due()
+        if version is not None:
+            self._folded += version.updates
+            _log.info("version %d from %d updates (%s)", version.number, version.updates, version.closed_by)
+            self._announce(version)
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Let go of what no version needs any more."""
+        self._ingest.drop_uploads_below(self._store.office().horizon)
+        if self._clock.monotonic() >= self._next_prune:
+            self._next_prune = self._clock.monotonic() + PRUNE_EVERY_S
+            prune(self._store, self._files, self._model.files, self._policy)
+        wanted = self._assessment.needed() | {self._model.version.published_sha256}
+        self._shelf.drop_all_but(self._publisher.needed() | {address_of(sha256) for sha256 in wanted})
+
+    def _announce(self, version: VersionRecord) -> None:
+        self._publisher.offer(version)
+        self._leasing.dirty = True
+        self._assessment.add(version)
+
+
+def _selection(configuration: FleetConfiguration) -> Selection:
+    pacing = configuration.selection.pacing
+    if not pacing.by_lease:
+        return OpenSelection(pacing=pacing)
+    return LeaseSelection(pacing=pacing, in_flight=configuration.in_flight)

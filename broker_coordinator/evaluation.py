@@ -1,0 +1,123 @@
+"""Evaluation: how good a version is, and who says so.
+
+The coordinator measures the *published* weights, those that devices have, on a held-out file; devices
+report the same of the version they start from, on samples they never train on. Every figure names its
+source, how many devices and how many examples.
+"""
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from broker_coordinator.records import DeviceEvaluation
+from fl_protocol.errors import ConfigError
+from models.runtime import PREFERENCE, Batch, TrainingArtifact, open_session, split_flat
+
+__all__ = ["Evaluation", "HeldOut"]
+
+_BATCH_ROWS = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """``sums`` over ``examples``, measured by the ``coordinator`` or by ``devices``: how many of them."""
+
+    source: str
+    devices: int
+    examples: int
+    sums: Mapping[str, float]
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of correct answers; None where that was not measured."""
+        return self._mean("correct")
+
+    @property
+    def loss(self) -> float | None:
+        """Mean loss; None where that was not measured."""
+        return self._mean("loss")
+
+    @classmethod
+    def of_devices(cls, reports: DeviceEvaluation) -> "Evaluation | None":
+        """What devices reported of a version; None if none did."""
+        examples = int(reports.sums.get("count", reports.sums.get("weight", 0.0)))
+        if not examples:
+            return None
+        return cls(source="devices", devices=reports.devices, examples=examples, sums=reports.sums)
+
+    @classmethod
+    def from_metrics(cls, metrics: Mapping[str, float]) -> "Evaluation | None":
+        """The coordinator's own, as a version's record keeps it; None if there was none."""
+        sums = dict(metrics)
+        examples = int(sums.pop("count", 0))
+        return cls(source="coordinator", devices=0, examples=examples, sums=sums) if examples else None
+
+    def to_metrics(self) -> dict[str, float]:
+        """What ``Store.set_evaluation`` takes: the sums, and ``count``."""
+        return {**self.sums, "count": float(self.examples)}
+
+    def _mean(self, name: str) -> float | None:
+        return self.sums[name] / self.examples if name in self.sums and self.examples else None
+
+
+class HeldOut:
+    """A held-out file, opened once together with the artifact that is measured on it.
+
+    The file is an npz with ``x`` [rows, ...] and ``y`` [rows, ...], as the artifact's graphs take them.
+
+    Raises:
+        ConfigError: the file cannot be read, or does not fit the artifact.
+        RuntimeUnavailable: no runtime can run the artifact here.
+    """
+
+    def __init__(
+        self, artifact: TrainingArtifact, path: Path, *, runtimes: Sequence[str] = PREFERENCE
+    ) -> None:
+        self._layout = artifact.layout
+        self._x, self._y = _read(artifact, path)
+        self._session, _ = open_session(artifact, runtimes)
+
+    @property
+    def examples(self) -> int:
+        """Rows in the file."""
+        return len(self._x)
+
+    def evaluate(self, weights: NDArray[np.float32]) -> Evaluation:
+        """Measure published weights, float32[n]."""
+        named = split_flat(weights, self._layout)
+        sums: dict[str, float] = {}
+        for start in range(0, len(self._x), _BATCH_ROWS):
+            rows = slice(start, start + _BATCH_ROWS)
+            for name, value in self._session.evaluate(named, Batch.of(self._x[rows], self._y[rows])).items():
+                sums[name] = sums.get(name, 0.0) + value
+        return Evaluation(source="coordinator", devices=0, examples=len(self._x), sums=sums)
+
+
+def _read(artifact: TrainingArtifact, path: Path) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            x, y = arrays["x"], arrays["y"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ConfigError(
+            f"held-out file {path}: {error}", hint="write it with numpy.savez(path, x=..., y=...)"
+        ) from None
+    if x.ndim < 1 or y.ndim < 1 or len(x) != len(y) or not len(x):
+        raise ConfigError(f"held-out file {path}: {len(x)} rows of x and {len(y)} of y")
+    for wanted in artifact.manifest.inputs:
+        array = {"x": x, "y": y}.get(wanted.name)
+        if array is None:
+            continue
+        if array.shape[1:] != wanted.shape[1:]:
+            raise ConfigError(
+                f"held-out file {path}: {wanted.name} has rows of shape {array.shape[1:]},"
+                f" the artifact takes {wanted.shape[1:]}"
+            )
+        if wanted.name == "x":
+            x = x.astype(wanted.dtype)
+        else:
+            y = y.astype(wanted.dtype)
+    return x, y

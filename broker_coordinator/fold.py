@@ -1,0 +1,222 @@
+"""The fold: accepted updates, in ``accept_seq`` order, onto one version's state, giving the next.
+
+The same code folds live, rebuilds after a crash, and replays for an audit. Each update is decoded in
+cache-sized pieces straight into the accumulator: memory is two models and a piece, for any number of
+devices. Element-wise operations in a fixed order with float32 scalars give the same bits everywhere.
+"""
+
+import hashlib
+import math
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from broker_coordinator.appraisal import cached_codec
+from broker_coordinator.defence import extended, witness_of
+from broker_coordinator.records import AcceptedUpdate
+from broker_coordinator.rules import DampingRule, FoldRules
+from broker_coordinator.scalars import from_raw
+from broker_coordinator.store import Journal
+from broker_coordinator.version_state import VersionState
+from fl_protocol.codec import codec_seed
+from fl_protocol.errors import CodecError, LayoutError
+from fl_protocol.update import UpdateHeader
+
+__all__ = ["ClosedVersion", "Fold", "OpenVersion", "damping"]
+
+
+class Fold:
+    """An accumulator on top of ``state``.
+
+    Raises:
+        ConfigError: the rules name something that does not exist.
+        LayoutError: the state is not one of the rules' layout.
+    """
+
+    def __init__(self, rules: FoldRules, state: VersionState) -> None:
+        if state.fingerprint != rules.layout.fingerprint or len(state.master) != rules.layout.size:
+            raise LayoutError(f"version {state.number} has another layout than the task")
+        self._rules = rules
+        self._state = state
+        self._aggregator = rules.make_aggregator()
+        self._optimizer = rules.make_optimizer()
+        self._sums = self._aggregator.init(rules.layout.size)
+        self._count = 0
+        # Sums over updates of weight, weight times scale, and weight times staleness.
+        self._weight = self._step = self._staleness = 0.0
+        self._norms: deque[np.float32] = deque(maxlen=rules.clip.window)
+        self._witnesses: deque[int] = deque(maxlen=rules.clip.window)
+        self.touched = False
+        """Whether an ``add`` failed after it had begun to add: this fold is worthless then."""
+
+    @property
+    def count(self) -> int:
+        """Updates folded."""
+        return self._count
+
+    def add(self, update: AcceptedUpdate, payload: bytes) -> None:
+        """Fold one update.
+
+        Raises:
+            CodecError: the payload is not the one accepted, or does not decode; nothing was added,
+                unless ``touched``.
+        """
+        header, _ = UpdateHeader.unpack(update.header)
+        if hashlib.sha256(payload).digest() != header.sha256:
+            raise CodecError("the payload is not the one that was accepted: the disk has changed it")
+        codec = cached_codec(header.codec)
+        codec.check(payload, self._rules.layout)
+        weight, scale = from_raw(update.weight), from_raw(update.scale)
+        if self.touched:
+            raise CodecError("an earlier update broke off in this fold")
+        self.touched = True
+        for start, values in codec.pieces(payload, self._rules.layout, codec_seed(update.update_id)):
+            np.multiply(values, scale, out=values)
+            self._aggregator.accumulate(self._sums, start, values, weight)
+        self.touched = False
+        self._count += 1
+        self._weight += float(weight)
+        self._step += float(weight) * float(scale)
+        self._staleness += float(weight) * update.staleness
+        self._norms.append(from_raw(update.norm))
+        self._witnesses.append(witness_of(update.device))
+
+    def close(self) -> VersionState:
+        """The next version's state; the fold is used up.
+
+        Raises:
+            CodecError: the result holds a value that is not finite.
+        """
+        aggregate = self._aggregator.finalize(self._sums)
+        if self._weight > 0:
+            step, staleness = self._step / self._weight, self._staleness / self._weight
+            np.multiply(aggregate, damping(step, staleness, self._rules.damping), out=aggregate)
+        master, slots = self._optimizer.step(self._state.master, self._state.slots, aggregate)
+        if not all(np.isfinite(vector).all() for vector in (master, *slots.values())):
+            raise CodecError("the fold of these updates is not finite")
+        norms, witnesses = extended(self._state, self._norms, self._witnesses, self._rules.clip)
+        return VersionState(
+            epoch=self._state.epoch,
+            number=self._state.number + 1,
+            fingerprint=self._state.fingerprint,
+            master=master,
+            slots=slots,
+            norms=norms,
+            witnesses=witnesses,
+        )
+
+
+def damping(step: float, staleness: float, rule: DampingRule) -> np.float32:
+    """What a whole aggregate is multiplied by, in (0, 1].
+
+    ``step`` is the mean scale of its updates, ``staleness`` their mean staleness, both weighted.
+    ``x[t+1] = x[t] - a x[t-m]`` is stable for ``a < 2 sin(pi / (4 m + 2))`` (Levin and May, A note on
+    difference-delay equations, 1976), which is about ``pi / (2 m + 1)``; a client that trains to its
+    optimum makes ``a`` equal to ``step``. One division and products: the same bits everywhere.
+    """
+    bound = rule.margin * math.pi / (2.0 * staleness + 1.0)
+    return np.float32(bound / step) if rule.enabled and step > bound else np.float32(1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClosedVersion:
+    """What a close gives: the next ``state``, made from ``updates`` rows up to ``through_seq``."""
+
+    state: VersionState
+    through_seq: int
+    updates: int
+
+
+class OpenVersion:
+    """The version that is being made: the fold, and the journal rows it stands for.
+
+    An update that cannot be folded is quarantined with its reason, and the fold goes on without it.
+    """
+
+    def __init__(self, journal: Journal, rules: FoldRules, state: VersionState, *, through_seq: int) -> None:
+        """Rebuild from the rows that wait; ``through_seq`` is that of the version ``state``."""
+        self._journal = journal
+        self._rules = rules
+        self._state = state
+        self._first = self._through = through_seq
+        self._fold = Fold(rules, state)
+        self._rebuild()
+
+    @property
+    def count(self) -> int:
+        """Updates folded so far."""
+        return self._fold.count
+
+    @property
+    def through_seq(self) -> int:
+        """``accept_seq`` of the last one."""
+        return self._through
+
+    @property
+    def state(self) -> VersionState:
+        """The version this one is made on."""
+        return self._state
+
+    def add(self, update: AcceptedUpdate) -> bool:
+        """Fold an update whose acceptance is committed; False if it was quarantined.
+
+        Raises:
+            ValueError: it does not come after the last one.
+        """
+        if update.accept_seq <= self._through:
+            raise ValueError(f"update {update.accept_seq} after {self._through}: not in accept_seq order")
+        reason = self._try(update)
+        if reason is None:
+            self._through = update.accept_seq
+            return True
+        self._journal.quarantine(update.accept_seq, reason)
+        if self._fold.touched:
+            self._rebuild()
+        return False
+
+    def close(self) -> ClosedVersion | None:
+        """The next version; None if the updates make no finite one: they are quarantined, all of them."""
+        try:
+            state = self._fold.close()
+        except Exception as error:
+            for update in list(self._journal.waiting()):
+                if update.accept_seq <= self._through:
+                    self._journal.quarantine(update.accept_seq, _reason(error))
+            self._rebuild()
+            return None
+        return ClosedVersion(state=state, through_seq=self._through, updates=self._fold.count)
+
+    def _rebuild(self) -> None:
+        """Fold all that waits, anew."""
+        while not self._fold_waiting():
+            pass
+
+    def _fold_waiting(self) -> bool:
+        """One pass over the rows that wait; False if it must begin again without a row that broke off."""
+        self._fold = Fold(self._rules, self._state)
+        self._through = self._first
+        for update in self._journal.waiting():
+            reason = self._try(update)
+            if reason is None:
+                self._through = update.accept_seq
+                continue
+            self._journal.quarantine(update.accept_seq, reason)
+            if self._fold.touched:
+                return False
+        return True
+
+    def _try(self, update: AcceptedUpdate) -> str | None:
+        payload = self._journal.payload(update)
+        if payload is None:
+            return "its payload is gone"
+        # An aggregator may be a user's own, and raise anything: the update is set aside, and we live.
+        try:
+            self._fold.add(update, payload)
+        except Exception as error:
+            return _reason(error)
+        return None
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:256]

@@ -1,0 +1,210 @@
+"""The global model: its newest version, the one that is being made, and the step from one to the next.
+
+A version becomes real in one transaction, after its state file and its blob are durable. A crash before
+that leaves two files that nobody names; a crash after it leaves a version that is published at the start.
+"""
+
+from pathlib import Path
+
+from broker_coordinator.buffer import Buffer
+from broker_coordinator.configuration import FleetConfiguration
+from broker_coordinator.fold import ClosedVersion, OpenVersion
+from broker_coordinator.records import AcceptedUpdate, VersionRecord
+from broker_coordinator.rules import ClipRule, FoldRules, StalenessRule
+from broker_coordinator.shelf import BlobShelf
+from broker_coordinator.store import Store
+from broker_coordinator.version_state import VersionFiles, VersionState
+from fl_io.crash import crash_point
+from fl_io.disk import DISK, Disk
+from fl_protocol.clock import Clock
+from fl_protocol.codec import encode_model
+from fl_protocol.errors import CodecError, LayoutError
+from models.runtime import TrainingArtifact
+
+__all__ = ["GlobalModel", "fold_rules"]
+
+
+def fold_rules(configuration: FleetConfiguration, artifact: TrainingArtifact) -> FoldRules:
+    """The rules that a fleet's versions are made by."""
+    staleness = configuration.staleness
+    return FoldRules(
+        layout=artifact.layout,
+        codec=configuration.update.canonical_codec,
+        max_examples=configuration.update.max_examples,
+        aggregator=configuration.aggregator.kind,
+        staleness=StalenessRule(
+            kind=staleness.kind,
+            exponent=staleness.exponent,
+            grace=staleness.grace,
+            slope=staleness.slope,
+        ),
+        optimizer=configuration.server.optimizer,
+        server_lr=configuration.server.lr,
+        clip=ClipRule(enabled=configuration.defence.clip),
+    )
+
+
+class GlobalModel:
+    """Opens the newest version of a store, or makes the first; the last is ``last_number`` (0: none).
+
+    Raises:
+        ConfigError: the rules name something that does not exist.
+        LayoutError: the state belongs to a model of another layout.
+        StorageError: a state file is missing or damaged; the disk refuses.
+    """
+
+    def __init__(
+        self,
+        configuration: FleetConfiguration,
+        artifact: TrainingArtifact,
+        *,
+        store: Store,
+        shelf: BlobShelf,
+        clock: Clock,
+        last_number: int = 0,
+        disk: Disk = DISK,
+    ) -> None:
+        self.rules = fold_rules(configuration, artifact)
+        self.files = VersionFiles(Path(configuration.state), disk=disk)
+        self._buffer = Buffer(
+            size=configuration.buffer.size,
+            flush_after_s=configuration.buffer.flush_after_s,
+            min_updates=configuration.buffer.min_updates,
+        )
+        self._horizon_versions = configuration.horizon.versions
+        self._last_number = last_number
+        self._store = store
+        self._shelf = shelf
+        self._clock = clock
+        self._uptime_counted_to = clock.monotonic()
+        self._rules_name = store.put_rules(self.rules.to_json())
+        self.version, self.state = self._newest(artifact)
+        self._open = self._reopen()
+        self._waiting_since = clock.monotonic()
+        self.quarantined = 0
+
+    @property
+    def final(self) -> bool:
+        """Whether no further version is wanted: updates are accepted still, and wait."""
+        return 0 < self._last_number <= self.version.number
+
+    @property
+    def waiting(self) -> int:
+        """Updates folded into the open version."""
+        return self._open.count
+
+    @property
+    def room(self) -> int | None:
+        """Updates that the open version takes before it closes; None for any number.
+
+        No more are accepted in one commit: those behind would be weighed against a version that is about
+        to be the last but one.
+        """
+        return None if self.final else max(self._buffer.size - self._open.count, 0)
+
+    def fold(self, update: AcceptedUpdate) -> None:
+        """Add an update whose acceptance is committed."""
+        if self._open.count == 0:
+            self._waiting_since = self._clock.monotonic()
+        if not self._open.add(update):
+            self.quarantined += 1
+
+    def close_if_due(self) -> VersionRecord | None:
+        """Make the next version if its time has come; it is committed when this returns."""
+        if self.final:
+            return None
+        waited = self._clock.monotonic() - self._waiting_since
+        reason = self._buffer.closes(self._open.count, waited)
+        if reason is None:
+            return None
+        count = self._open.count
+        closed = self._open.close()
+        if closed is None:
+            self.quarantined += count
+            return None
+        try:
+            self._commit(closed, reason)
+        except CodecError as error:
+            self._set_aside(f"the version would not travel: {error}")
+            return None
+        return self.version
+
+    def closes_in(self) -> float | None:
+        """Seconds until a deadline may close the open version; None where there is none."""
+        if self.final:
+            return None
+        return self._buffer.closes_in(self._open.count, self._clock.monotonic() - self._waiting_since)
+
+    def _newest(self, artifact: TrainingArtifact) -> tuple[VersionRecord, VersionState]:
+        epoch = self._store.office().epoch
+        newest = self._store.newest_version()
+        if newest is None:
+            state = VersionState.initial(
+                artifact.initial_weights(),
+                fingerprint=artifact.layout.fingerprint,
+                slots=self.rules.make_optimizer().slots,
+                epoch=epoch,
+            )
+            return self._write(state, closed_by="initial", through_seq=0, updates=0), state
+        state = self.files.read(newest)
+        if state.fingerprint != artifact.layout.fingerprint:
+            raise LayoutError(
+                f"the state folder holds versions of another model than {artifact.manifest.name!r}",
+                hint="give a new model a new state folder, or name the artifact that this one began with",
+            )
+        if newest.epoch < epoch:
+            state = state.reopened(epoch)
+            return (
+                self._write(state, closed_by="recover", through_seq=newest.through_seq, updates=0),
+                state,
+            )
+        if self._shelf.read(newest.published_sha256) is None:
+            self._shelf.put(encode_model(state.master, self.rules.layout))
+        return newest, state
+
+    def _commit(self, closed: ClosedVersion, reason: str) -> None:
+        self.version = self._write(
+            closed.state, closed_by=reason, through_seq=closed.through_seq, updates=closed.updates
+        )
+        self.state = closed.state
+        self._open = self._reopen()
+        self._waiting_since = self._clock.monotonic()
+
+    def _write(self, state: VersionState, *, closed_by: str, through_seq: int, updates: int) -> VersionRecord:
+        """Files, then the transaction."""
+        blob = self._shelf.put(encode_model(state.master, self.rules.layout))
+        digest = self.files.write(state)
+        crash_point("version.written")
+        record = VersionRecord(
+            epoch=state.epoch,
+            number=state.number,
+            digest=digest,
+            published_sha256=blob.sha256,
+            rules=self._rules_name,
+            through_seq=through_seq,
+            updates=updates,
+            closed_by=closed_by,
+            term=self._store.office().term,
+            closed_at=self._clock.wall(),
+        )
+        now = self._clock.monotonic()
+        with self._store.transaction():
+            self._store.add_uptime(now - self._uptime_counted_to)
+            self._store.commit_version(record)
+            oldest = self._store.version(state.number - self._horizon_versions)
+            if oldest is not None:
+                self._store.raise_horizon((oldest.epoch, oldest.number))
+        self._uptime_counted_to = now
+        crash_point("version.committed")
+        return self._store.version(state.number) or record
+
+    def _reopen(self) -> OpenVersion:
+        return OpenVersion(self._store, self.rules, self.state, through_seq=self.version.through_seq)
+
+    def _set_aside(self, reason: str) -> None:
+        """Quarantine everything that waits: it makes no version that a device could read."""
+        with self._store.transaction():
+            for update in list(self._store.waiting()):
+                self._store.quarantine(update.accept_seq, reason)
+                self.quarantined += 1
+        self._open = self._reopen()

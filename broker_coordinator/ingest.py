@@ -1,0 +1,373 @@
+"""Ingest: messages in, one commit, acknowledgements and receipts out. In this order, always.
+
+A message that is acknowledged before its commit is lost by a crash in between; a receipt before the
+commit makes a device forget an update that nobody has.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import singledispatchmethod
+
+from broker_coordinator.appraisal import Appraisal, appraise
+from broker_coordinator.credit import CreditWindow
+from broker_coordinator.decide import (
+    Accept,
+    Action,
+    Answer,
+    AskEvidence,
+    BeginArrived,
+    ChunkArrived,
+    Count,
+    Event,
+    Finish,
+    Invite,
+    MalformedBegin,
+    OpenUpload,
+    PutRange,
+    Refuse,
+    RollBack,
+    TaskState,
+    decide,
+)
+from broker_coordinator.global_model import GlobalModel
+from broker_coordinator.outgoing import Outgoing
+from broker_coordinator.records import AcceptedUpdate, NewUpdate, Upload
+from broker_coordinator.store import Store
+from broker_coordinator.uploads import ROW_BYTES, PayloadFiles
+from fl_io.crash import crash_point
+from fl_protocol.clock import Clock
+from fl_protocol.codec import codec_for
+from fl_protocol.errors import MessageError
+from fl_protocol.receipt import Receipt
+from fl_protocol.topics import BeginTopic, ChunkTopic, FleetTopics
+from fl_protocol.transport import Transport
+from fl_protocol.update import UpdateHeader, update_hash
+
+__all__ = ["Batch", "Ingest", "commit_then_answer", "recover_uploads"]
+
+BUSY_WAIT_S = 2.0
+MAX_CHUNK_BYTES = 120 << 10
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one commit leads to, once it is made."""
+
+    tokens: list[int] = field(default_factory=list)
+    answers: list[tuple[str, bytes]] = field(default_factory=list)
+    accepted: list[AcceptedUpdate] = field(default_factory=list)
+    uploads: dict[bytes, Upload] = field(default_factory=dict)
+    written: list[tuple[bytes, int, int]] = field(default_factory=list)
+    finished: list[tuple[str, bytes]] = field(default_factory=list)
+    discarded: list[bytes] = field(default_factory=list)
+    rolled_back: bool = False
+
+
+def commit_then_answer(
+    store: Store, transport: Transport, outgoing: Outgoing, work: Callable[[Batch], None]
+) -> Batch:
+    """Do ``work`` in one transaction; acknowledge and answer only once it is committed.
+
+    Raises:
+        StorageError: nothing was committed, acknowledged or answered.
+    """
+    batch = Batch()
+    with store.transaction():
+        work(batch)
+        crash_point("coordinator.ingest")
+    crash_point("coordinator.committed")
+    for token in batch.tokens:
+        transport.acknowledge(token)
+    crash_point("coordinator.acknowledged")
+    for topic, payload in batch.answers:
+        outgoing.send(topic, payload)
+    return batch
+
+
+class Ingest:
+    """Updates of one task: looks up rows, lets ``decide`` say what to do, and does it."""
+
+    def __init__(
+        self,
+        *,
+        topics: FleetTopics,
+        store: Store,
+        files: PayloadFiles,
+        model: GlobalModel,
+        clock: Clock,
+        window_bytes: int,
+        ask_evidence: Callable[[Batch, str], None],
+    ) -> None:
+        self._topics = topics
+        self._store = store
+        self._files = files
+        self._model = model
+        self._clock = clock
+        self._ask_evidence = ask_evidence
+        self._payload_size = codec_for(model.rules.codec).size(model.rules.layout)
+        self._uploading = {upload.update_id: upload.device for upload in store.uploads()}
+        self.credit = CreditWindow(window_bytes)
+        self.accepted = 0
+        self.refused: Counter[str] = Counter()
+        self.rejected: Counter[str] = Counter()
+        self.device_events: Counter[str] = Counter()
+
+    def state(self) -> TaskState:
+        """What decisions depend on, as of now."""
+        office = self._store.office()
+        return TaskState(
+            epoch=office.epoch,
+            term=office.term,
+            counter=office.counter,
+            horizon=office.horizon,
+            rolled_back=office.rolled_back,
+            version=self._model.version.id,
+            codec=self._model.rules.codec,
+            fingerprint=self._model.rules.layout.fingerprint,
+            payload_size=self._payload_size,
+        )
+
+    def receive(self, batch: Batch, state: TaskState, topic: BeginTopic | ChunkTopic, payload: bytes) -> None:
+        """Take one message of an update."""
+        if isinstance(topic, BeginTopic):
+            event = self._begun(batch, topic, payload)
+        else:
+            event = self._chunk(batch, topic, payload)
+        self.carry_out(batch, state, event)
+
+    def finish(self, batch: Batch, state: TaskState) -> None:
+        """Make the bytes of this batch durable, record them, and take in the uploads they complete."""
+        if batch.written:
+            self._files.sync(sorted({update_id for update_id, _, _ in batch.written}))
+            crash_point("coordinator.range")
+            for update_id, start, end in batch.written:
+                if self._store.upload(update_id) is not None:
+                    self._store.put_range(update_id, start, end)
+            batch.written.clear()
+        while batch.finished:
+            self._complete(batch, state, *batch.finished.pop(0))
+
+    def settle(self, batch: Batch) -> None:
+        """After the commit: files that no row names any more go."""
+        self._files.discard(batch.discarded)
+
+    def drop_uploads_below(self, horizon: tuple[int, int]) -> None:
+        """Forget uploads whose update would be stale by now."""
+        stale = []
+        for upload in self._store.uploads():
+            base = UpdateHeader.unpack(upload.header)[0].base
+            if (base.epoch, base.number) < horizon:
+                stale.append(upload)
+        with self._store.transaction():
+            for upload in stale:
+                self._store.close_upload(upload.update_id)
+        for upload in stale:
+            self.credit.release(upload.update_id)
+            self._uploading.pop(upload.update_id, None)
+        self._files.discard(upload.update_id for upload in stale)
+
+    def carry_out(self, batch: Batch, state: TaskState, event: Event) -> None:
+        """Do what ``decide`` says."""
+        for action in decide(state, event):
+            self._do(action, batch, state)
+
+    # What the store knows of a message
+
+    def _begun(self, batch: Batch, topic: BeginTopic, payload: bytes) -> Event:
+        try:
+            header, content = UpdateHeader.unpack(payload)
+        except MessageError:
+            known = self._store.outcome(topic.update_id)
+            return MalformedBegin(device=topic.device, update_id=topic.update_id, known=known)
+        return self._event(batch, topic.device, topic.update_id, header, content)
+
+    def _event(
+        self, batch: Batch, device: str, update_id: bytes, header: UpdateHeader, content: bytes | None
+    ) -> BeginArrived:
+        return BeginArrived(
+            device=device,
+            update_id=update_id,
+            header=header,
+            hash=update_hash(update_id, header),
+            payload=content,
+            known=self._store.outcome(update_id),
+            counted=self._store.counted(device, header.base),
+            base_known=self._store.base_known(header.base),
+            upload=self._upload(batch, update_id),
+            uploads_open=sum(owner == device for owner in self._uploading.values()),
+        )
+
+    def _chunk(self, batch: Batch, topic: ChunkTopic, payload: bytes) -> Event:
+        upload = self._upload(batch, topic.update_id)
+        return ChunkArrived(
+            device=topic.device,
+            update_id=topic.update_id,
+            start=topic.offset,
+            content=payload[:MAX_CHUNK_BYTES],
+            known=self._store.outcome(topic.update_id),
+            upload=upload,
+            size=UpdateHeader.unpack(upload.header)[0].size if upload is not None else 0,
+        )
+
+    def _upload(self, batch: Batch, update_id: bytes) -> Upload | None:
+        """The upload, with the bytes of this very batch."""
+        if update_id not in self._uploading:
+            return None
+        return batch.uploads.get(update_id) or self._store.upload(update_id)
+
+    # Actions
+
+    @singledispatchmethod
+    def _do(self, action: Action, batch: Batch, state: TaskState) -> None:
+        raise TypeError(f"no way to carry out {type(action).__name__}")
+
+    @_do.register
+    def _count(self, action: Count, batch: Batch, state: TaskState) -> None:
+        self.rejected[action.reason] += 1
+
+    @_do.register
+    def _answer(self, action: Answer, batch: Batch, state: TaskState) -> None:
+        self._say(batch, action.device, action.update_id, action.receipt)
+
+    @_do.register
+    def _ask(self, action: AskEvidence, batch: Batch, state: TaskState) -> None:
+        self._ask_evidence(batch, action.device)
+
+    @_do.register
+    def _roll_back(self, action: RollBack, batch: Batch, state: TaskState) -> None:
+        self._store.set_rolled_back(True)
+        batch.rolled_back = True
+
+    @_do.register
+    def _invite(self, action: Invite, batch: Batch, state: TaskState) -> None:
+        wanted = action.missing.bytes
+        amount = self.credit.grant(action.update_id, wanted, self._clock.monotonic())
+        inline = action.update_id not in self._uploading
+        if amount == 0 or (inline and amount < wanted):
+            self.credit.release(action.update_id)
+            busy = Receipt(
+                state="later", epoch=state.epoch, term=state.term, reason="busy", wait_s=BUSY_WAIT_S
+            )
+            self._say(batch, action.device, action.update_id, busy)
+            return
+        receipt = Receipt(
+            state="open", epoch=state.epoch, term=state.term, missing=action.missing, credit=amount
+        )
+        self._say(batch, action.device, action.update_id, receipt)
+
+    @_do.register
+    def _open(self, action: OpenUpload, batch: Batch, state: TaskState) -> None:
+        self._uploading[action.upload.update_id] = action.upload.device
+        self._store.open_upload(action.upload)
+        batch.uploads[action.upload.update_id] = action.upload
+
+    @_do.register
+    def _put(self, action: PutRange, batch: Batch, state: TaskState) -> None:
+        update_id, end = action.update_id, action.start + len(action.content)
+        upload = self._upload(batch, update_id)
+        if upload is None:
+            return
+        self._files.put(update_id, action.start, action.content)
+        batch.written.append((update_id, action.start, end))
+        upload = replace(upload, ranges=upload.ranges.add(action.start, end))
+        batch.uploads[update_id] = upload
+        spent = self.credit.spend(update_id, len(action.content), self._clock.monotonic())
+        missing = upload.ranges.missing(UpdateHeader.unpack(upload.header)[0].size)
+        if spent and missing:
+            self._invite(Invite(device=upload.device, update_id=update_id, missing=missing), batch, state)
+
+    @_do.register
+    def _finish(self, action: Finish, batch: Batch, state: TaskState) -> None:
+        if (action.device, action.update_id) not in batch.finished:
+            batch.finished.append((action.device, action.update_id))
+
+    @_do.register
+    def _refuse(self, action: Refuse, batch: Batch, state: TaskState) -> None:
+        base = action.header.base
+        self._store.refuse(
+            action.update_id, hash=action.hash, device=action.device, base=base, reason=action.reason
+        )
+        self._store.count_update(action.device, accepted=False, bytes_up=0)
+        self.refused[action.reason] += 1
+        if self._closed(batch, action.update_id):
+            batch.discarded.append(action.update_id)
+        receipt = Receipt(state="refused", epoch=state.epoch, term=state.term, reason=action.reason)
+        self._say(batch, action.device, action.update_id, receipt)
+
+    @_do.register
+    def _accept(self, action: Accept, batch: Batch, state: TaskState) -> None:
+        appraisal = appraise(
+            action.update_id,
+            action.header,
+            action.payload,
+            device=action.device,
+            state=self._model.state,
+            rules=self._model.rules,
+        )
+        if not isinstance(appraisal, Appraisal):
+            refusal = Refuse(
+                device=action.device,
+                update_id=action.update_id,
+                header=action.header,
+                hash=action.hash,
+                reason=appraisal.reason,
+            )
+            self._refuse(refusal, batch, state)
+            return
+        as_file = len(action.payload) > ROW_BYTES
+        base = action.header.base
+        update = NewUpdate(
+            update_id=action.update_id,
+            device=action.device,
+            hash=action.hash,
+            header=action.header.pack(),
+            base=base,
+            payload=None if as_file else action.payload,
+            weight=appraisal.weight,
+            scale=appraisal.scale,
+            norm=appraisal.norm,
+            staleness=appraisal.staleness,
+        )
+        accept_seq = self._store.accept(update)
+        self._store.count_update(action.device, accepted=True, bytes_up=len(action.payload), base=base.number)
+        if action.header.lease is not None:
+            self._store.end_lease(action.header.lease)
+        self.accepted += 1
+        if self._closed(batch, action.update_id) and not as_file:
+            batch.discarded.append(action.update_id)
+        batch.accepted.append(AcceptedUpdate.of(update, accept_seq))
+        receipt = Receipt(state="done", epoch=state.epoch, term=state.term)
+        self._say(batch, action.device, action.update_id, receipt)
+
+    def _complete(self, batch: Batch, state: TaskState, device: str, update_id: bytes) -> None:
+        """An upload has all its bytes: check them, and decide as if they had come in one message."""
+        upload = self._store.upload(update_id)
+        if upload is None:
+            return
+        header, _ = UpdateHeader.unpack(upload.header)
+        if self._files.finish(update_id, size=header.size, sha256=header.sha256):
+            payload = self._files.read(update_id, header.size)
+            self.carry_out(batch, state, self._event(batch, device, update_id, header, payload))
+            return
+        refusal = Refuse(device=device, update_id=update_id, header=header, hash=upload.hash, reason="hash")
+        self._refuse(refusal, batch, state)
+
+    def _closed(self, batch: Batch, update_id: bytes) -> bool:
+        """Forget an upload, if there is one; whether there was."""
+        self.credit.release(update_id)
+        batch.uploads.pop(update_id, None)
+        return self._uploading.pop(update_id, None) is not None
+
+    def _say(self, batch: Batch, device: str, update_id: bytes, receipt: Receipt) -> None:
+        batch.answers.append((self._topics.receipt(device, update_id), receipt.pack()))
+
+
+def recover_uploads(store: Store, files: PayloadFiles, payload_ids: Iterable[bytes]) -> None:
+    """At the start: no file without a row, and no recorded range whose file is gone."""
+    uploads = store.uploads()
+    for upload in uploads:
+        end = max((end for _, end in upload.ranges), default=0)
+        if end and not files.has_part(upload.update_id, end):
+            store.reset_upload(upload.update_id)
+    files.sweep(parts=[upload.update_id for upload in uploads], payloads=payload_ids)

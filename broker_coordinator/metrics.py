@@ -1,0 +1,113 @@
+"""The coordinator's figures: one snapshot, shown as ``run/status.json`` and as Prometheus metrics."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+__all__ = ["Figures", "metric_families"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """How things stand. Counts of updates are since the first start, the others since this one.
+
+    ``refused`` are updates by reason; ``rejected`` other messages that could not be used. ``accuracy``
+    belongs to ``accuracy_version``; ``accuracy_source`` is ``coordinator`` (its held-out file) or
+    ``devices``, with how many devices and examples stand behind it. ``bytes_*`` are None where the system
+    does not count them.
+    """
+
+    fleet: str
+    task: str
+    epoch: int = 0
+    term: int = 0
+    version: int = 0
+    published: int | None = None
+    state: str = "connecting"
+    accuracy: float | None = None
+    accuracy_version: int | None = None
+    accuracy_source: str = ""
+    accuracy_examples: int = 0
+    accuracy_devices: int = 0
+    devices_online: int = 0
+    updates_accepted: int = 0
+    updates_folded: int = 0
+    waiting: int = 0
+    quarantined: int = 0
+    refused: Mapping[str, int] = field(default_factory=dict)
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    device_events: Mapping[str, int] = field(default_factory=dict)
+    leases: int = 0
+    credit_bytes: int = 0
+    inbox: int = 0
+    inbox_dropped: int = 0
+    outgoing: int = 0
+    outgoing_dropped: int = 0
+    connections: int = 0
+    bytes_sent: int | None = None
+    bytes_received: int | None = None
+    broker: str = ""
+    http: str = ""
+    pid: int = 0
+
+    def to_body(self) -> dict[str, Any]:
+        """What ``status.json`` holds; ``bytes`` is what went through our socket in both directions."""
+        body = asdict(self)
+        known = self.bytes_sent is not None and self.bytes_received is not None
+        body["bytes"] = (self.bytes_sent or 0) + (self.bytes_received or 0) if known else None
+        return body
+
+
+_GAUGES = {
+    "epoch": "Epoch of this fleet",
+    "term": "Starts of the coordinator",
+    "version": "Number of the newest committed version",
+    "published": "Number of the newest published version",
+    "accuracy": "Accuracy of the newest evaluated version",
+    "devices_online": "Devices on line",
+    "waiting": "Accepted updates that wait to be folded",
+    "leases": "Leases held",
+    "credit_bytes": "Bytes that devices were told they may send",
+    "inbox": "Messages that wait to be taken in",
+    "outgoing": "Messages that wait to be sent",
+}
+_COUNTERS = {
+    "updates_accepted": "Updates accepted",
+    "updates_folded": "Updates folded into a version",
+    "quarantined": "Accepted updates that could not be folded",
+    "inbox_dropped": "Messages dropped because the inbox was full",
+    "outgoing_dropped": "Messages dropped because the outgoing queue was full",
+    "connections": "Connections to the broker",
+    "bytes_sent": "Bytes sent to the broker",
+    "bytes_received": "Bytes received from the broker",
+}
+_LABELLED = {
+    "refused": ("updates_refused", "Updates refused, by reason", "reason"),
+    "rejected": ("messages_rejected", "Messages that could not be used, by reason", "reason"),
+    "device_events": ("device_events", "Events that devices reported, by kind", "kind"),
+}
+
+
+def metric_families(figures: Callable[[], Figures]) -> Iterator[Any]:
+    """Every figure as a Prometheus metric family, ``lichen_`` before its name."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    now = figures()
+    for name, text in _GAUGES.items():
+        value = getattr(now, name)
+        if value is not None:
+            yield GaugeMetricFamily(f"lichen_{name}", text, value=value)
+    for name, text in _COUNTERS.items():
+        value = getattr(now, name)
+        if value is not None:
+            yield CounterMetricFamily(f"lichen_{name}", text, value=value)
+    for name, (shown, text, label) in _LABELLED.items():
+        family = CounterMetricFamily(f"lichen_{shown}", text, labels=[label])
+        for reason, count in sorted(getattr(now, name).items()):
+            family.add_metric([reason], count)
+        yield family
+    yield GaugeMetricFamily("lichen_up", "Whether the broker connection stands", value=_up(now))
+
+
+def _up(figures: Figures) -> int:
+    return int(figures.state != "connecting")

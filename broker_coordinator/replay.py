@@ -1,0 +1,34 @@
+"""Replay: make a committed version again from the one before it and the journal."""
+
+from broker_coordinator.export import rules_of
+from broker_coordinator.fold import Fold
+from broker_coordinator.records import VersionRecord
+from broker_coordinator.store import Store
+from broker_coordinator.version_state import VersionFiles
+from fl_protocol.errors import LichenError, StorageError
+
+__all__ = ["replay"]
+
+
+def replay(store: Store, states: VersionFiles, previous: VersionRecord, version: VersionRecord) -> bytes:
+    """The digest that ``version`` must have, its predecessor's state and its updates given.
+
+    Raises:
+        StorageError: the state, a payload or the rules are not there, or an update does not fold.
+    """
+    states.read(version)
+    state = states.read(previous)
+    if version.closed_by == "recover":
+        return state.reopened(version.epoch).digest()
+    fold = Fold(rules_of(store, version), state)
+    for update in store.folded_into(version.number):
+        payload = store.payload(update)
+        if payload is None:
+            raise StorageError(f"the payload of update {update.accept_seq} is gone")
+        try:
+            fold.add(update, payload)
+        except LichenError as error:
+            raise StorageError(f"update {update.accept_seq} does not fold: {error}") from None
+    if fold.count != version.updates:
+        raise StorageError(f"{fold.count} updates of {version.updates} are in the journal")
+    return fold.close().digest()

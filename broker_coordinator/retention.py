@@ -1,0 +1,70 @@
+"""Retention: how much of the past can still be replayed.
+
+Pruning removes an oldest prefix of payloads and state files. The state of the newest version in that
+prefix stays: it is the anchor, where replay begins.
+"""
+
+from dataclasses import dataclass
+
+from broker_coordinator.store import Store
+from broker_coordinator.uploads import PayloadFiles
+from broker_coordinator.version_state import VersionFiles
+
+__all__ = ["Pruned", "RetentionPolicy", "prune"]
+
+_DAY_S = 86_400.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionPolicy:
+    """Payloads are kept for ``versions``, up to ``bytes`` in all, and for ``days`` in which the
+    coordinator ran, whichever ends first; ``rows`` journal rows, refusals and version records each."""
+
+    versions: int = 50
+    bytes: int = 2_000_000_000
+    days: float = 7.0
+    rows: int = 100_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruned:
+    """What a pruning did: the anchor now, state files and journal rows that went."""
+
+    anchor: int
+    states: int
+    rows: int
+
+
+def prune(store: Store, payloads: PayloadFiles, states: VersionFiles, policy: RetentionPolicy) -> Pruned:
+    """Drop what the policy does not keep.
+
+    Rows first, then files: a crash between leaves files that nobody names, swept the next time.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    wanted = _anchor(store, policy)
+    files = store.drop_payloads(wanted) if wanted > store.office().anchor else ()
+    payloads.discard(files)
+    rows = store.forget(most=policy.rows)
+    anchor = store.office().anchor
+    return Pruned(anchor=anchor, states=states.remove_below(anchor), rows=rows)
+
+
+def _anchor(store: Store, policy: RetentionPolicy) -> int:
+    """The number of the newest version whose payloads are to go."""
+    newest = store.newest_version()
+    if newest is None:
+        return 0
+    anchor = newest.number - policy.versions
+    kept = 0
+    for number, size in reversed(store.payload_bytes()):
+        kept += size
+        if kept > policy.bytes:
+            anchor = max(anchor, number)
+            break
+    born = store.office().uptime_s - policy.days * _DAY_S
+    for version in store.versions(policy.versions + 1):
+        if version.uptime_s < born:
+            anchor = max(anchor, version.number)
+    return anchor

@@ -1,0 +1,188 @@
+"""The coordinator as a process: lock, broker, key, challenge, HTTP, signals, status file, and the loop."""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from broker_coordinator.configuration import FleetConfiguration
+from broker_coordinator.coordinator import Coordinator
+from broker_coordinator.embedded_broker import EmbeddedBroker
+from broker_coordinator.evaluation import HeldOut
+from broker_coordinator.http import HttpServer
+from broker_coordinator.keys import Signing, open_key, without_key
+from broker_coordinator.metrics import Figures
+from broker_coordinator.office import challenge, locked
+from broker_coordinator.sqlite_store import SqliteStore
+from fl_io.clock import SystemClock
+from fl_io.mqtt import BrokerAddress, MqttTransport
+from fl_protocol.errors import ConfigError, StorageError
+from models.runtime import TrainingArtifact
+
+__all__ = ["STATUS_FILE", "is_running", "read_status", "run_coordinator"]
+
+STATUS_FILE = Path("run") / "status.json"
+STATUS_EVERY_S = 0.5
+STALLED_S = 60.0
+PUBLISH_WINDOW = 64
+KEEPALIVE_S = 60
+_log = logging.getLogger("lichen.coordinator")
+
+
+def run_coordinator(configuration: FleetConfiguration, *, insecure: bool = False) -> None:
+    """Run until SIGTERM, SIGINT, or the last version that was asked for.
+
+    Raises:
+        LichenError: it cannot start (see the parts), the disk refuses, or another one took office.
+    """
+    state = configuration.state
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(locked(state))
+        artifact = TrainingArtifact.open(configuration.artifact)
+        evaluate = HeldOut(artifact, configuration.held_out).evaluate if configuration.held_out else None
+        # The store comes before every other file: a folder that lost its database is not begun anew.
+        store = SqliteStore.open(state)
+        stack.callback(store.close)
+        signing = _signing(state, insecure=insecure)
+        address, broker_name = stack.enter_context(_broker(configuration))
+        coordinator = Coordinator(
+            configuration,
+            artifact=artifact,
+            store=store,
+            transport=MqttTransport(
+                address,
+                f"coordinator-{configuration.fleet}",
+                clean=False,
+                manual_ack=True,
+                keepalive_s=KEEPALIVE_S,
+                window=PUBLISH_WINDOW,
+                tls=configuration.tls.files,
+            ),
+            clock=SystemClock(),
+            signing=signing,
+            evaluate=evaluate,
+            broker_name=broker_name,
+        )
+        _serve(coordinator, configuration, stack)
+
+
+def read_status(state: Path) -> dict[str, Any]:
+    """The newest status of a state folder, and whether its coordinator runs.
+
+    Raises:
+        StorageError: none has run there.
+    """
+    path = state / STATUS_FILE
+    try:
+        body: dict[str, Any] = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise StorageError(
+            f"no coordinator has run in {state}",
+            hint="name its state folder, or start one with `lichen coordinator run`",
+        ) from None
+    except (OSError, ValueError) as error:
+        raise StorageError(f"cannot read {path}: {error}") from None
+    return {**body, "running": is_running(state)}
+
+
+def is_running(state: Path) -> bool:
+    """Whether a coordinator holds the state folder."""
+    if not (state / "lock").exists():
+        return False
+    try:
+        with locked(state, write=False):
+            return False
+    except StorageError:
+        return True
+
+
+def _serve(coordinator: Coordinator, configuration: FleetConfiguration, stack: contextlib.ExitStack) -> None:
+    status = _Status(coordinator, configuration.state / STATUS_FILE)
+    if configuration.http.enabled:
+        server = HttpServer(configuration.http.port, figures=lambda: status.figures, fault=status.fault)
+        stack.callback(server.stop)
+        coordinator.http_url = server.url
+    stopping: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        stopping.append(number)
+        coordinator.wake()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        stack.callback(signal.signal, number, signal.signal(number, stop))
+    version = coordinator.version
+    _log.info("fleet %s at version %d.%d", configuration.fleet, version.epoch, version.number)
+    stack.callback(status.write)
+    coordinator.run(lambda: bool(stopping), status.update)
+
+
+class _Status:
+    """The newest figures, for other threads, and in ``run/status.json`` for other processes."""
+
+    def __init__(self, coordinator: Coordinator, path: Path) -> None:
+        self._coordinator = coordinator
+        self._path = path
+        self._clock = SystemClock()
+        self._written: Figures | None = None
+        self._next = 0.0
+        self._beat = self._clock.monotonic()
+        path.parent.mkdir(exist_ok=True)
+        self.figures = coordinator.figures()
+
+    def update(self) -> None:
+        """Note that the loop turns; look at the figures twice a second."""
+        self._beat = self._clock.monotonic()
+        if self._beat >= self._next:
+            self._next = self._beat + STATUS_EVERY_S
+            self.write()
+
+    def write(self) -> None:
+        """Write the file, if there is something new. Not durable: it tells of now."""
+        self.figures = self._coordinator.figures()
+        if self.figures == self._written:
+            return
+        self._written = self.figures
+        temporary = self._path.with_name(f".{self._path.name}.tmp")
+        with contextlib.suppress(OSError):
+            temporary.write_text(json.dumps(self.figures.to_body()), encoding="utf-8")
+            os.replace(temporary, self._path)
+
+    def fault(self) -> str:
+        """Why the coordinator is not well; empty if it is."""
+        silent = self._clock.monotonic() - self._beat
+        if silent > STALLED_S:
+            return f"the loop has not turned for {silent:.0f} s"
+        if self.figures.state == "connecting":
+            return "no connection to the broker"
+        return "rolled back: lichen coordinator recover" if self.figures.state == "rolled_back" else ""
+
+
+def _signing(state: Path, *, insecure: bool) -> Signing:
+    if insecure:
+        _log.warning("unsigned: whoever may publish on this broker may command this fleet")
+        return without_key()
+    signing = open_key(state)
+    if signing.fresh:
+        _log.info('a new key was made; for agent.toml: trusted_keys = ["%s"]', signing.public_key)
+    return signing
+
+
+@contextlib.contextmanager
+def _broker(configuration: FleetConfiguration) -> Iterator[tuple[BrokerAddress, str]]:
+    """The broker's address and name: one of our own, or the configured one after a challenge."""
+    kind, _, port = configuration.broker.partition(":")
+    if "://" in configuration.broker:
+        address = BrokerAddress.parse(configuration.broker)
+        challenge(address, configuration.fleet, tls=configuration.tls.files)
+        yield address, str(address)
+        return
+    if port and not port.isdecimal():
+        raise ConfigError(f"broker {configuration.broker!r}: write a URL, auto, or auto:PORT")
+    # Nobody else can be on a broker that we have only just started.
+    with EmbeddedBroker(kind, int(port or 0), configuration.state / "broker") as broker:
+        _log.info("%s on %s", broker.name, broker.url)
+        yield BrokerAddress.parse(broker.url), f"{broker.name} on {broker.url}"

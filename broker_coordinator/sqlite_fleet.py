@@ -1,0 +1,146 @@
+"""The store's verbs on devices, leases and the inventory, on sqlite."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from broker_coordinator.records import DeviceRecord, InventoryRow, Lease
+from broker_coordinator.sqlite_database import Database
+from fl_protocol.presence import DevicePresence
+from fl_protocol.version import VersionId
+
+__all__ = ["SqliteFleet"]
+
+_COLUMNS = (
+    "device, incarnation, online, session, agent, runtimes, samples, idle_reason, accepted, refused,"
+    " forgotten, bytes_up, last_base, last_seen"
+)
+
+
+class SqliteFleet:
+    """See ``broker_coordinator.store.Store``."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def device_seen(self, device: str, presence: DevicePresence | None = None) -> None:
+        """Note a sign of life."""
+        with self._database.transaction():
+            self._sign_of_life(device)
+            if presence is None:
+                return
+            if not presence.online:
+                # The will of an older session may come after the birth of the next one.
+                self._database.change(
+                    "UPDATE devices SET online = 0 WHERE device = ? AND session = ?",
+                    (device, presence.session),
+                )
+                return
+            self._database.change(
+                "UPDATE devices SET incarnation = ?, online = 1, session = ?, agent = ?, runtimes = ?,"
+                " samples = ?, idle_reason = ? WHERE device = ?",
+                (
+                    presence.incarnation,
+                    presence.session,
+                    presence.agent,
+                    ",".join(presence.runtimes),
+                    presence.samples,
+                    presence.idle_reason,
+                    device,
+                ),
+            )
+
+    def count_update(
+        self, device: str, *, accepted: bool, bytes_up: int, base: int | None = None, count: int = 1
+    ) -> None:
+        """Add to a device's counts."""
+        with self._database.transaction():
+            self._sign_of_life(device)
+            self._database.change(
+                "UPDATE devices SET accepted = accepted + ?, refused = refused + ?, bytes_up = bytes_up + ?,"
+                " last_base = COALESCE(?, last_base) WHERE device = ?",
+                (count if accepted else 0, 0 if accepted else count, bytes_up, base, device),
+            )
+
+    def device(self, device: str) -> DeviceRecord | None:
+        """One device."""
+        row = self._database.row(f"SELECT {_COLUMNS} FROM devices WHERE device = ?", (device,))
+        return _device(row) if row is not None else None
+
+    def devices(self) -> Sequence[DeviceRecord]:
+        """All devices."""
+        return [
+            _device(row) for row in self._database.rows(f"SELECT {_COLUMNS} FROM devices ORDER BY device")
+        ]
+
+    def grant_lease(self, lease: Lease) -> None:
+        """Record a lease."""
+        version = lease.version
+        self._database.change(
+            "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?, ?, ?)",
+            (lease.lease_id, lease.device, version.epoch, version.number, version.digest, lease.deadline),
+        )
+
+    def end_lease(self, lease_id: bytes) -> bool:
+        """Forget a lease."""
+        changed, _ = self._database.change("DELETE FROM leases WHERE lease_id = ?", (lease_id,))
+        return changed > 0
+
+    def leases(self) -> Sequence[Lease]:
+        """All leases."""
+        rows = self._database.rows(
+            "SELECT lease_id, device, epoch, number, digest, deadline FROM leases ORDER BY deadline, lease_id"
+        )
+        return [
+            Lease(
+                lease_id=lease_id,
+                device=device,
+                version=VersionId(epoch=epoch, number=number, digest=digest),
+                deadline=deadline,
+            )
+            for lease_id, device, epoch, number, digest, deadline in rows
+        ]
+
+    def inventory(self) -> Sequence[InventoryRow]:
+        """Our retained topics."""
+        rows = self._database.rows("SELECT topic, sha256, first_version FROM inventory ORDER BY topic")
+        return [
+            InventoryRow(topic=topic, sha256=sha256, first_version=first) for topic, sha256, first in rows
+        ]
+
+    def replace_inventory(self, rows: Sequence[InventoryRow]) -> None:
+        """Replace the inventory."""
+        with self._database.transaction():
+            self._database.change("DELETE FROM inventory")
+            for row in rows:
+                self._database.change(
+                    "INSERT INTO inventory VALUES (?, ?, ?)", (row.topic, row.sha256, row.first_version)
+                )
+
+    def _sign_of_life(self, device: str) -> None:
+        self._database.change("UPDATE office SET life = life + 1")
+        self._database.change(
+            "INSERT INTO devices (device, last_seen) VALUES (?, (SELECT life FROM office))"
+            " ON CONFLICT (device) DO UPDATE SET last_seen = excluded.last_seen",
+            (device,),
+        )
+
+
+def _device(row: tuple[Any, ...]) -> DeviceRecord:
+    (device, incarnation, online, session, agent, runtimes, samples, idle_reason, *counts) = row
+    (accepted, refused, forgotten, bytes_up, last_base, last_seen) = counts
+    return DeviceRecord(
+        device=device,
+        incarnation=incarnation,
+        online=bool(online),
+        session=session,
+        agent=agent,
+        runtimes=tuple(filter(None, runtimes.split(","))),
+        samples=samples,
+        idle_reason=idle_reason,
+        accepted=accepted,
+        refused=refused,
+        forgotten=forgotten,
+        bytes_up=bytes_up,
+        last_base=last_base,
+        last_seen=last_seen,
+    )

@@ -1,0 +1,186 @@
+"""The journal's verbs on sqlite."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from broker_coordinator.records import AcceptedUpdate, DeviceEvaluation, JournalCounts, NewUpdate, Outcome
+from broker_coordinator.sqlite_database import Database
+from broker_coordinator.uploads import PayloadFiles
+from fl_protocol.errors import StorageError
+from fl_protocol.update import UpdateHeader
+from fl_protocol.version import VersionId
+
+__all__ = ["SqliteJournal"]
+
+_BATCH = 64
+"""Rows in memory at a time: with payloads of up to 64 KiB, 4 MiB."""
+_BEFORE = "before."
+_COLUMNS = (
+    "accept_seq, update_id, device, hash, header, base_epoch, base_number, payload, weight, scale, norm,"
+    " staleness, state, version, reason"
+)
+
+
+class SqliteJournal:
+    """See ``broker_coordinator.store.Journal``."""
+
+    def __init__(self, database: Database, files: PayloadFiles) -> None:
+        self._database = database
+        self._files = files
+
+    def outcome(self, update_id: bytes) -> Outcome | None:
+        """The terminal word on an update id."""
+        row = self._database.row("SELECT hash FROM updates WHERE update_id = ?", (update_id,))
+        if row is not None:
+            return Outcome(hash=row[0], state="done")
+        row = self._database.row("SELECT hash, reason FROM refusals WHERE update_id = ?", (update_id,))
+        return Outcome(hash=row[0], state="refused", reason=row[1]) if row is not None else None
+
+    def counted(self, device: str, base: VersionId) -> bool:
+        """Whether the device counted for that base."""
+        found = self._database.row(
+            "SELECT 1 FROM updates WHERE device = ? AND base_epoch = ? AND base_number = ?",
+            (device, base.epoch, base.number),
+        )
+        return found is not None
+
+    def accept(self, update: NewUpdate) -> int:
+        """Append a row."""
+        header, _ = UpdateHeader.unpack(update.header)
+        with self._database.transaction():
+            _, accept_seq = self._database.change(
+                "INSERT INTO updates (update_id, device, hash, header, base_epoch, base_number, stored, size,"
+                " payload, weight, scale, norm, staleness, state)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'waiting')",
+                (
+                    update.update_id,
+                    update.device,
+                    update.hash,
+                    update.header,
+                    update.base.epoch,
+                    update.base.number,
+                    "file" if update.payload is None else "row",
+                    header.size,
+                    update.payload,
+                    update.weight,
+                    update.scale,
+                    update.norm,
+                    update.staleness,
+                ),
+            )
+            self._end_upload(update.update_id)
+        return accept_seq
+
+    def refuse(self, update_id: bytes, *, hash: bytes, device: str, base: VersionId, reason: str) -> None:
+        """Remember a refusal; the first one stays."""
+        with self._database.transaction():
+            self._database.change(
+                "INSERT OR IGNORE INTO refusals (update_id, hash, device, base_epoch, base_number, reason)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                (update_id, hash, device, base.epoch, base.number, reason),
+            )
+            self._end_upload(update_id)
+
+    def quarantine(self, accept_seq: int, reason: str) -> None:
+        """Set a waiting update aside."""
+        changed, _ = self._database.change(
+            "UPDATE updates SET state = 'quarantined', reason = ? WHERE accept_seq = ? AND state = 'waiting'",
+            (reason[:256], accept_seq),
+        )
+        if not changed:
+            raise StorageError(f"update {accept_seq} does not wait: it cannot be quarantined")
+
+    def waiting(self) -> Iterator[AcceptedUpdate]:
+        """Accepted and not yet folded."""
+        return self._by_sequence("state = 'waiting'", ())
+
+    def folded_into(self, number: int) -> Iterator[AcceptedUpdate]:
+        """The updates of a version."""
+        return self._by_sequence("version = ?", (number,))
+
+    def counts(self) -> JournalCounts:
+        """How many rows are in which state."""
+        states = dict(self._database.rows("SELECT state, COUNT(*) FROM updates GROUP BY state"))
+        refused = self._database.row("SELECT COUNT(*) FROM refusals")
+        return JournalCounts(**states, refused=refused[0] if refused else 0)
+
+    def rows(self) -> Iterator[AcceptedUpdate]:
+        """Every row, without its payload."""
+        return self._by_sequence("1", (), columns=_COLUMNS.replace("payload", "NULL"))
+
+    def payload(self, update: AcceptedUpdate) -> bytes | None:
+        """The payload of a row, or of its file."""
+        if update.payload is not None:
+            return update.payload
+        row = self._database.row(
+            "SELECT stored, size, payload FROM updates WHERE accept_seq = ?", (update.accept_seq,)
+        )
+        if row is None or row[0] == "dropped":
+            return None
+        stored, size, payload = row
+        return payload if stored == "row" else self._files.read(update.update_id, size)
+
+    def payload_files(self) -> Iterator[bytes]:
+        """The ids of the updates whose payload is a file."""
+        rows = self._database.rows("SELECT update_id FROM updates WHERE stored = 'file'")
+        return (row[0] for row in rows)
+
+    def device_evaluation(self, number: int) -> DeviceEvaluation:
+        """Sums over the reports of one base version."""
+        rows = self._database.rows(
+            "SELECT header FROM updates WHERE base_number = ? AND state <> 'quarantined' ORDER BY accept_seq",
+            (number,),
+        )
+        sums: dict[str, float] = {}
+        devices = 0
+        for (packed,) in rows:
+            header, _ = UpdateHeader.unpack(packed)
+            before = {
+                name.removeprefix(_BEFORE): value
+                for name, value in header.metrics.items()
+                if name.startswith(_BEFORE)
+            }
+            devices += bool(before)
+            for name, value in before.items():
+                sums[name] = sums.get(name, 0.0) + value
+        return DeviceEvaluation(devices=devices, sums=sums)
+
+    def _end_upload(self, update_id: bytes) -> None:
+        self._database.change("DELETE FROM uploads WHERE update_id = ?", (update_id,))
+
+    def _by_sequence(
+        self, condition: str, values: tuple[Any, ...], *, columns: str = _COLUMNS
+    ) -> Iterator[AcceptedUpdate]:
+        """Rows a batch at a time, so that the caller may write between two of them."""
+        after = 0
+        while True:
+            rows = self._database.rows(
+                f"SELECT {columns} FROM updates WHERE {condition} AND accept_seq > ?"
+                f" ORDER BY accept_seq LIMIT {_BATCH}",
+                (*values, after),
+            )
+            yield from map(_accepted, rows)
+            if len(rows) < _BATCH:
+                return
+            after = rows[-1][0]
+
+
+def _accepted(row: tuple[Any, ...]) -> AcceptedUpdate:
+    (seq, update_id, device, digest, header, epoch, number, payload, *rest) = row
+    (weight, scale, norm, staleness, state, version, reason) = rest
+    return AcceptedUpdate(
+        accept_seq=seq,
+        update_id=update_id,
+        device=device,
+        hash=digest,
+        header=header,
+        base=(epoch, number),
+        payload=payload,
+        weight=weight,
+        scale=scale,
+        norm=norm,
+        staleness=staleness,
+        state=state,
+        version=version,
+        reason=reason,
+    )

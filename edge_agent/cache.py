@@ -1,0 +1,126 @@
+"""The cache: artifacts and weights by their hash; the current ones and those before them.
+
+A file stands under its final name only when it was verified and is durable. It is hashed once more when a
+process meets it first, so that a damaged card costs a download and not a participation.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from fl_io.disk import DISK, Disk
+from fl_protocol.artifact import MANIFEST_NAME, MAX_MANIFEST_BYTES, ArtifactManifest
+from fl_protocol.blob import BlobRef
+from fl_protocol.errors import ArtifactError
+from fl_protocol.task import TaskManifest
+
+__all__ = ["Cache", "files_for_a_device"]
+
+KEPT = 2
+"""The current one and the one before."""
+_ARRIVING = ".manifest.json"
+
+
+class Cache:
+    """Downloaded blobs under ``blobs`` and training artifacts under ``artifacts``.
+
+    Raises:
+        OSError: from every method, if the disk refuses.
+    """
+
+    def __init__(self, blobs: Path, artifacts: Path, *, disk: Disk = DISK) -> None:
+        self._blobs = blobs
+        self._artifacts = artifacts
+        self._disk = disk
+        self._sound: set[Path] = set()
+
+    def weights(self, ref: BlobRef) -> Path:
+        """Where the blob of these weights is, once it is here."""
+        return self._blobs / ref.sha256.hex()
+
+    def artifact(self, ref: BlobRef) -> Path:
+        """The folder of the artifact whose ``manifest.json`` is ``ref``."""
+        return self._artifacts / ref.sha256.hex()
+
+    def missing(self, task: TaskManifest) -> Mapping[Path, BlobRef]:
+        """What must still be fetched for this task, and where to; empty when all is here.
+
+        The files of an artifact are known only when its manifest is: ask again when these are here.
+
+        Raises:
+            ArtifactError: the artifact's manifest cannot be read.
+        """
+        if task.artifact.size > MAX_MANIFEST_BYTES:
+            raise ArtifactError(f"an artifact manifest of {task.artifact.size} bytes is too large")
+        goals = {self.weights(task.weights): task.weights}
+        folder = self.artifact(task.artifact)
+        sealed, arriving = folder / MANIFEST_NAME, folder / _ARRIVING
+        if self._is_sound(sealed, task.artifact):
+            manifest_path = sealed
+        elif self._is_sound(arriving, task.artifact):
+            manifest_path = arriving
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            goals[arriving] = task.artifact
+            manifest_path = None
+        if manifest_path is not None:
+            manifest = ArtifactManifest.from_json(manifest_path.read_bytes())
+            goals |= {folder / name: ref for name, ref in files_for_a_device(manifest).items()}
+        goals = {path: ref for path, ref in goals.items() if not self._is_sound(path, ref)}
+        if manifest_path == arriving and not any(path.parent == folder for path in goals):
+            # The name by which others open the artifact comes last: it says that all of it is here.
+            self._disk.rename(arriving, sealed)
+            self._disk.sync_directory(folder)
+            self._sound.add(sealed)
+        return goals
+
+    def distrust(self) -> None:
+        """Hash everything again before it is used again."""
+        self._sound.clear()
+
+    def drop_old(self, task: TaskManifest) -> None:
+        """Keep what this task needs, and what was fetched last before it."""
+        keep = {self.weights(task.weights).name, self.artifact(task.artifact).name}
+        for folder in (self._blobs, self._artifacts):
+            others = [path for path in folder.iterdir() if not _belongs(path.name, keep)]
+            others.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+            whole = [path for path in others if not path.name.startswith(".")]
+            for path in [*whole[KEPT - 1 :], *(path for path in others if path.name.startswith("."))]:
+                self._sound = {sound for sound in self._sound if path not in (sound, sound.parent)}
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    self._disk.remove(path)
+
+    def _is_sound(self, path: Path, ref: BlobRef) -> bool:
+        if path in self._sound:
+            return True
+        try:
+            with path.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").digest()
+        except FileNotFoundError:
+            return False
+        if digest == ref.sha256:
+            self._sound.add(path)
+            return True
+        self._disk.remove(path)
+        return False
+
+
+def files_for_a_device(manifest: ArtifactManifest) -> Mapping[str, BlobRef]:
+    """The files of an artifact that a device needs: all, but ``weights.bin`` only where the artifact has
+    parameters that travel in it alone (frozen or personal ones, and buffers).
+
+    Raises:
+        ArtifactError: the manifest names a file that a folder of ours uses for itself.
+    """
+    if MANIFEST_NAME in manifest.files:
+        raise ArtifactError(f"an artifact manifest that names {MANIFEST_NAME} as one of its files")
+    travels_alone = any(p.role != "trainable" or p.kind != "weight" for p in manifest.parameters)
+    return {name: ref for name, ref in manifest.files.items() if name != "weights.bin" or travels_alone}
+
+
+def _belongs(name: str, keep: set[str]) -> bool:
+    """Whether a file is one to keep, or a part of one on its way."""
+    return any(name == kept or name.startswith(f".{kept}.") for kept in keep)

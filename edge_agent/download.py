@@ -1,0 +1,289 @@
+"""Downloads: exactly the chunks that are missing, a window at a time, straight into their file.
+
+A chunk is asked for by subscribing to its retained topic: so a download resumes anywhere, needs nobody but
+the broker, and costs no byte twice. A subscription that was answered is taken back when some more have
+come: the end of a connection does it for nothing. Where nothing comes, a ``get`` asks the coordinator.
+"""
+
+import hashlib
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from fl_io.disk import DISK, Disk, write_file
+from fl_protocol.blob import BlobRef
+from fl_protocol.clock import Clock
+from fl_protocol.presence import GetRequest
+from fl_protocol.topics import BlobTopic, FleetTopics, blob_name
+from fl_protocol.transport import Transport
+
+__all__ = ["Download", "Downloads"]
+
+WINDOW = 8
+"""Chunks asked for at once: 512 KiB on their way, and no more filters than hosted brokers take at once."""
+LINGERING = 16
+"""Answered subscriptions that a connection may hold: hosted brokers allow 50 in all."""
+LINGERING_BYTES = 4096
+"""Only for chunks this small: they may come again when a coordinator fills its broker anew."""
+PATIENCE_S = 10.0
+LONGEST_PATIENCE_S = 600.0
+_READ_BYTES = 1 << 20
+
+
+class Download:
+    """One blob on its way to ``path``, which exists only when it is whole, verified and durable.
+
+    What a part file holds is found by hashing it again: after any crash, it is what its bytes say.
+
+    Raises:
+        OSError: the disk refuses, from here and from ``take``.
+    """
+
+    def __init__(self, ref: BlobRef, path: Path, *, disk: Disk = DISK) -> None:
+        self.path = path
+        self.damaged = 0
+        self._ref = ref
+        self._disk = disk
+        self._part = path.with_name(f".{path.name}.part")
+        self._list: Download | None = None
+        self._missing: dict[int, None] = {}
+        if ref.chunk_list is not None:
+            self._list = Download(ref.chunk_list, path.with_name(f".{path.name}.chunks"), disk=disk)
+            self._resolve()
+        else:
+            self._look()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the file is there."""
+        return self._list is None and not self._missing
+
+    def missing(self) -> Iterator[tuple[str, int]]:
+        """Blob name and index of every chunk to ask for now, in order."""
+        if self._list is not None:
+            yield from self._list.missing()
+            return
+        name = blob_name(self._ref.address, self._ref.chunk_bytes)
+        for index in self._missing:
+            yield name, index
+
+    def take(self, name: str, index: int, chunk: bytes) -> bool:
+        """Store a chunk; whether it was one that was missing, and is what its hash says."""
+        if self._list is not None:
+            taken = self._list.take(name, index, chunk)
+            self._resolve()
+            return taken
+        if name != blob_name(self._ref.address, self._ref.chunk_bytes) or index not in self._missing:
+            return False
+        if not self._fits(index, chunk):
+            self.damaged += 1
+            return False
+        if self._ref.chunk_count == 1:
+            write_file(self.path, chunk, disk=self._disk)
+            self._missing.clear()
+            return True
+        self._disk.write_at(self._part, self._ref.chunk_range(index)[0], chunk)
+        del self._missing[index]
+        if not self._missing:
+            self._finish()
+        return True
+
+    def _look(self) -> None:
+        """Find out what is missing."""
+        if self._ref.size == 0:
+            write_file(self.path, b"", disk=self._disk)
+            return
+        held = set(self._held()) if self._ref.chunk_count > 1 else set()
+        self._missing = dict.fromkeys(i for i in range(self._ref.chunk_count) if i not in held)
+        if not self._missing:
+            self._finish()
+
+    def _held(self) -> Iterator[int]:
+        if not self._part.exists():
+            return
+        with self._part.open("rb") as stream:
+            for index in range(self._ref.chunk_count):
+                if self._fits(index, stream.read(self._ref.chunk_bytes)):
+                    yield index
+
+    def _fits(self, index: int, chunk: bytes) -> bool:
+        start, end = self._ref.chunk_range(index)
+        return len(chunk) == end - start and hashlib.sha256(chunk).digest() == self._ref.chunks[index]
+
+    def _finish(self) -> None:
+        with self._part.open("rb") as stream:
+            whole = hashlib.file_digest(stream, "sha256").digest()
+            size = stream.tell()
+        if whole != self._ref.sha256 or size != self._ref.size:
+            # Every chunk fitted, the whole does not: the disk, or a reference that contradicts itself.
+            self.damaged += 1
+            self._disk.remove(self._part)
+            self._missing = dict.fromkeys(range(self._ref.chunk_count))
+            return
+        self._disk.sync(self._part)
+        self._disk.rename(self._part, self.path)
+        self._disk.sync_directory(self.path.parent)
+
+    def _resolve(self) -> None:
+        """Go on from the chunk list to the chunks, once the list is whole."""
+        if self._list is None or not self._list.complete:
+            return
+        self._ref = self._ref.with_chunk_list(self._list.path.read_bytes())
+        self._disk.remove(self._list.path)
+        self._list = None
+        self._look()
+
+
+class Downloads:
+    """All that this device fetches now, over one connection."""
+
+    def __init__(
+        self,
+        topics: FleetTopics,
+        device: str,
+        transport: Transport,
+        clock: Clock,
+        *,
+        disk: Disk = DISK,
+        chance: random.Random | None = None,
+    ) -> None:
+        self.gone = False
+        """Whether a wanted chunk is no longer published: only a newer manifest helps."""
+        self.damaged = 0
+        self._topics = topics
+        self._device = device
+        self._transport = transport
+        self._clock = clock
+        self._disk = disk
+        self._chance = chance or random.Random()
+        self._goals: dict[Path, BlobRef] = {}
+        self._downloads: list[Download] = []
+        self._open: dict[tuple[str, int], None] = {}
+        self._lingering: dict[tuple[str, int], None] = {}
+        self._closing: list[str] = []
+        self._connected = False
+        self._direct = False
+        self._patience = PATIENCE_S
+        self._ask_at = 0.0
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything wanted is there."""
+        return not self._downloads
+
+    def want(self, goals: Mapping[Path, BlobRef]) -> None:
+        """Fetch these blobs to these paths and nothing else; asking again changes nothing.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        if goals == self._goals:
+            return
+        kept = {d.path: d for d in self._downloads if goals.get(d.path) == self._goals.get(d.path)}
+        self._goals = dict(goals)
+        self.gone = False
+        self._downloads = [
+            kept[path] if path in kept else Download(ref, path, disk=self._disk)
+            for path, ref in goals.items()
+        ]
+        self._drop_complete()
+        wanted = {chunk for download in self._downloads for chunk in download.missing()}
+        for chunk in [chunk for chunk in self._open if chunk not in wanted]:
+            del self._open[chunk]
+            if not self._direct:
+                self._closing.append(self._topics.blob(*chunk))
+        self._be_patient(PATIENCE_S)
+
+    def receive(self, topic: BlobTopic, chunk: bytes) -> None:
+        """Take a chunk that arrived; an empty one says that it is gone. One that is not what its hash says
+        leaves its question open, for the coordinator to answer when patience ends.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        key = blob_name(topic.address, topic.chunk_bytes), topic.index
+        if not chunk:
+            self.gone = self.gone or any(key in download.missing() for download in self._downloads)
+            return
+        before = sum(download.damaged for download in self._downloads)
+        if any(download.take(*key, chunk) for download in self._downloads):
+            self._answered(key, len(chunk))
+            self._direct = self._direct or topic.device is not None
+            self._be_patient(PATIENCE_S)
+        self.damaged += sum(download.damaged for download in self._downloads) - before
+        self._drop_complete()
+
+    def connected(self) -> None:
+        """A new connection: nothing is subscribed, and its broker may keep what the last one did not."""
+        self._connected = True
+        self._direct = False
+        self._open.clear()
+        self._lingering.clear()
+        self._closing.clear()
+        self._be_patient(PATIENCE_S)
+
+    def disconnected(self) -> None:
+        """Nothing more comes, for now."""
+        self._connected = False
+
+    def work(self) -> float:
+        """Ask for what is due; seconds until there may be more to ask for."""
+        if not self._connected:
+            return LONGEST_PATIENCE_S
+        surplus = list(self._lingering)[: max(len(self._lingering) - LINGERING, 0)]
+        for chunk in surplus:
+            del self._lingering[chunk]
+        self._closing += [self._topics.blob(*chunk) for chunk in surplus]
+        if self._closing:
+            self._transport.unsubscribe(self._closing)
+            self._closing = []
+        if self.gone:
+            return LONGEST_PATIENCE_S
+        new = self._next_chunks()
+        self._open.update(dict.fromkeys(new))
+        if self._direct:
+            self._get(new)
+        elif new:
+            for chunk in new:
+                self._lingering.pop(chunk, None)
+            self._transport.subscribe([self._topics.blob(*chunk) for chunk in new])
+        if not self._open:
+            return LONGEST_PATIENCE_S
+        now = self._clock.monotonic()
+        if now >= self._ask_at:
+            self._get(list(self._open))
+            self._be_patient(min(2 * self._patience, LONGEST_PATIENCE_S))
+        return max(self._ask_at - now, 0.0)
+
+    def _next_chunks(self) -> list[tuple[str, int]]:
+        room = WINDOW - len(self._open)
+        new: dict[tuple[str, int], None] = {}
+        for download in self._downloads:
+            for chunk in download.missing():
+                if len(new) >= room:
+                    return list(new)
+                if chunk not in self._open:
+                    new[chunk] = None
+        return list(new)
+
+    def _get(self, chunks: list[tuple[str, int]]) -> None:
+        for name, index in chunks:
+            request = GetRequest(blob=name, index=index)
+            self._transport.publish(self._topics.get(self._device), request.pack())
+
+    def _answered(self, chunk: tuple[str, int], size: int) -> None:
+        if chunk not in self._open:
+            return
+        del self._open[chunk]
+        if not self._direct and size <= LINGERING_BYTES:
+            self._lingering[chunk] = None
+        elif not self._direct:
+            self._closing.append(self._topics.blob(*chunk))
+
+    def _drop_complete(self) -> None:
+        self._downloads = [download for download in self._downloads if not download.complete]
+
+    def _be_patient(self, patience: float) -> None:
+        self._patience = patience
+        # Jitter: a broker that lost its store leaves a whole fleet waiting for the same coordinator.
+        self._ask_at = self._clock.monotonic() + patience * self._chance.uniform(1.0, 1.5)

@@ -1,0 +1,220 @@
+"""Orders: what the coordinator asks of this device. Nothing is obeyed before its signature was checked.
+
+A manifest or command that arrives is a candidate. The worker checks it; what holds is remembered, and
+nothing older is obeyed after it, whoever signed it.
+"""
+
+import hashlib
+import logging
+from collections import deque
+from dataclasses import dataclass
+
+from edge_agent.jobs import Verified, VerifyJob
+from edge_agent.outbox import Outbox
+from fl_protocol.clock import Clock
+from fl_protocol.command import MAX_COMMAND_BYTES, Command
+from fl_protocol.errors import MessageError
+from fl_protocol.fields import pack, unpack
+from fl_protocol.signed import COMMAND_CONTEXT, TASK_CONTEXT, peek
+from fl_protocol.task import MAX_TASK_BYTES, TaskManifest
+from fl_protocol.version import VersionId
+
+__all__ = ["Orders"]
+
+MAX_WAITING_COMMANDS = 16
+_MANIFEST = "manifest"
+_TRUST = "trust"
+_COMMAND = "command"
+_log = logging.getLogger("lichen.agent")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Lease:
+    lease: bytes
+    version: VersionId
+    ends: float
+
+
+class Orders:
+    """The newest manifest, commands and the lease of one device.
+
+    ``trusted_keys`` as in ``agent.toml``; without any, every signature is taken (``insecure``).
+
+    Raises:
+        StorageError: from every method that remembers, if the disk refuses.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: str,
+        fleet: str,
+        task: str,
+        trusted_keys: tuple[str, ...],
+        outbox: Outbox,
+        clock: Clock,
+    ) -> None:
+        self.paused = False
+        self.ignored = 0
+        """Messages that were malformed, foreign, stale or not signed by a trusted key."""
+        self.distrust = ""
+        """Why the newest manifest was not obeyed, if its signature did not hold."""
+        self._device, self._fleet, self._task = device, fleet, task
+        self._keys = trusted_keys
+        self._outbox = outbox
+        self._clock = clock
+        self._trust = hashlib.sha256("\n".join(trusted_keys).encode()).digest()
+        self._envelope = b""
+        self._verified: TaskManifest | None = None
+        self._candidate: tuple[bytes, TaskManifest] | None = None
+        self._commands: deque[tuple[bytes, Command, float]] = deque()
+        self._dropped = b""
+        self._command_order = (-1, -1)
+        self._lease: _Lease | None = None
+        self._recall()
+
+    @property
+    def manifest(self) -> TaskManifest | None:
+        """The newest manifest, perhaps not checked yet."""
+        return self._candidate[1] if self._candidate else self._verified
+
+    @property
+    def verified(self) -> bool:
+        """Whether ``manifest`` may be acted on."""
+        return self._candidate is None
+
+    @property
+    def seen(self) -> tuple[int, int]:
+        """(epoch, counter) of the newest manifest whose signature held; (0, 0) before the first."""
+        return self._verified.order if self._verified else (0, 0)
+
+    @property
+    def evidence(self) -> bytes:
+        """That manifest's envelope."""
+        return self._envelope
+
+    def lease_for(self, version: VersionId) -> bytes | None:
+        """The lease to train on ``version``, if one runs: of this version, or of an older one."""
+        lease = self._lease
+        if lease is None or self._clock.monotonic() >= lease.ends:
+            return None
+        same_line = lease.version.epoch == version.epoch and lease.version.number <= version.number
+        return lease.lease if same_line else None
+
+    def end_lease(self, lease: bytes | None) -> None:
+        """The lease is answered."""
+        if self._lease is not None and self._lease.lease == lease:
+            self._lease = None
+
+    def receive_manifest(self, envelope: bytes) -> bool:
+        """Take a manifest; whether it is news."""
+        candidate = self._candidate[0] if self._candidate else b""
+        if envelope in (self._envelope, self._dropped, candidate):
+            return False
+        manifest = self._read_manifest(envelope)
+        if manifest is None or manifest.order <= self.seen:
+            self.ignored += 1
+            return False
+        # The newest arrival stands: an unchecked counter must not keep a later, honest one out.
+        self._candidate = envelope, manifest
+        if not self._keys:
+            self._accept_manifest()
+        return True
+
+    def receive_command(self, envelope: bytes) -> Command | None:
+        """Take a command; returned if it may be obeyed without a check."""
+        try:
+            command = Command.unpack(peek(envelope, limit=MAX_COMMAND_BYTES))
+        except MessageError as error:
+            _log.warning("a command that cannot be read: %s", error)
+            self.ignored += 1
+            return None
+        known = any(envelope == waiting for waiting, _, _ in self._commands)
+        if command.device != self._device or command.order <= self._command_order or known:
+            self.ignored += 1
+            return None
+        if len(self._commands) >= MAX_WAITING_COMMANDS:
+            self.ignored += 1
+            self._commands.popleft()
+        self._commands.append((envelope, command, self._clock.monotonic()))
+        return None if self._keys else self._accept_command()
+
+    def command_check(self) -> VerifyJob | None:
+        """The check that the oldest waiting command needs."""
+        if not self._commands:
+            return None
+        return VerifyJob(envelope=self._commands[0][0], context=COMMAND_CONTEXT, trusted_keys=self._keys)
+
+    def manifest_check(self) -> VerifyJob | None:
+        """The check that the newest manifest needs."""
+        if self._candidate is None:
+            return None
+        return VerifyJob(envelope=self._candidate[0], context=TASK_CONTEXT, trusted_keys=self._keys)
+
+    def checked(self, job: VerifyJob, result: Verified) -> Command | None:
+        """Take the outcome of a check; a command to obey, if it was one and holds."""
+        if not result.ok:
+            self.ignored += 1
+        if job.context == COMMAND_CONTEXT:
+            if not self._commands or self._commands[0][0] != job.envelope:
+                return None
+            if result.ok:
+                return self._accept_command()
+            self._commands.popleft()
+            _log.warning("a command is not obeyed: %s", result.reason)
+        elif self._candidate is not None and self._candidate[0] == job.envelope:
+            if result.ok:
+                self._accept_manifest()
+            else:
+                self._candidate = None
+                self._dropped = job.envelope
+                self.distrust = f"the task manifest is not trusted: {result.reason}"
+                _log.warning("%s", self.distrust)
+        return None
+
+    def _accept_manifest(self) -> None:
+        if self._candidate is not None:
+            envelope, manifest = self._candidate
+            self._outbox.remember_all({_MANIFEST: envelope, _TRUST: self._trust})
+            self._envelope, self._verified = envelope, manifest
+            self._candidate = None
+            self.distrust = ""
+
+    def _accept_command(self) -> Command | None:
+        _, command, arrived = self._commands[0]
+        if command.order <= self._command_order:
+            self._commands.popleft()
+            self.ignored += 1
+            return None
+        paused = command.kind == "pause" or (self.paused and command.kind != "resume")
+        self._outbox.remember(_COMMAND, pack({"t": command.term, "q": command.sequence, "p": paused}))
+        self._commands.popleft()
+        self._command_order = command.order
+        self.paused = paused
+        if command.kind == "train" and command.lease is not None and command.version is not None:
+            self._lease = _Lease(
+                lease=command.lease, version=command.version, ends=arrived + command.deadline_s
+            )
+        return command
+
+    def _read_manifest(self, envelope: bytes) -> TaskManifest | None:
+        try:
+            manifest = TaskManifest.unpack(peek(envelope, limit=2 * MAX_TASK_BYTES))
+        except MessageError as error:
+            _log.warning("a task manifest that cannot be read: %s", error)
+            return None
+        return manifest if (manifest.fleet, manifest.task) == (self._fleet, self._task) else None
+
+    def _recall(self) -> None:
+        envelope = self._outbox.recall(_MANIFEST)
+        manifest = self._read_manifest(envelope) if envelope else None
+        if envelope and manifest and self._outbox.recall(_TRUST) == self._trust:
+            self._envelope, self._verified = envelope, manifest
+        elif envelope and manifest:
+            # Checked under other keys than are trusted now.
+            self._candidate = envelope, manifest
+        fact = self._outbox.recall(_COMMAND)
+        if fact is not None:
+            fields = unpack(fact, limit=64)
+            self._command_order = fields.integer("t"), fields.integer("q")
+            self.paused = fields.flag("p")

@@ -1,0 +1,357 @@
+"""The outbox: updates that the coordinator has not yet answered for, and the ledger of all that were made.
+
+One sqlite file in WAL mode with ``synchronous=FULL``: a verb returns after its commit is on the disk. An
+update leaves only by the coordinator's own word (``settle``) or by the drop policy: when the box would pass
+``max_bytes`` its oldest entries expire, and so do entries older than ``max_age_s``. The ledger says which.
+"""
+
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fl_protocol.clock import Clock
+from fl_protocol.errors import StorageError
+from fl_protocol.update import UpdateHeader
+from fl_protocol.version import VersionId
+
+__all__ = ["LEDGER_ROWS", "OUTCOMES", "LedgerRow", "Outbox", "OutboxCounts", "OutboxEntry", "read_counts"]
+
+LEDGER_ROWS = 10_000
+OUTCOMES = ("created", "done", "refused", "expired", "destroyed")
+_APPLICATION_ID = 0x4C696368
+_FORMAT = 1
+_KEPT_BASES = 1_000
+_AGES_SAVED_EVERY_S = 3600.0
+_SCHEMA = """
+CREATE TABLE outbox (
+    update_id BLOB PRIMARY KEY, sequence INTEGER NOT NULL UNIQUE, header BLOB NOT NULL,
+    epoch INTEGER NOT NULL, number INTEGER NOT NULL, digest BLOB NOT NULL,
+    size INTEGER NOT NULL, age_s REAL NOT NULL, payload BLOB NOT NULL);
+CREATE TABLE ledger (
+    sequence INTEGER PRIMARY KEY, update_id BLOB NOT NULL, outcome TEXT NOT NULL, reason TEXT NOT NULL);
+CREATE TABLE totals (outcome TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE bases (
+    epoch INTEGER, number INTEGER, digest BLOB, sequence INTEGER NOT NULL,
+    PRIMARY KEY (epoch, number, digest)) WITHOUT ROWID;
+CREATE TABLE facts (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxEntry:
+    """One update that waits: ``header`` is ``UpdateHeader.pack()`` without payload, ``size`` the payload's.
+
+    ``sequence`` is that of its ``created`` row in the ledger: the smaller, the older.
+    """
+
+    sequence: int
+    update_id: bytes
+    header: bytes
+    base: VersionId
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerRow:
+    """One line of the ledger; ``outcome`` is one of ``OUTCOMES``."""
+
+    sequence: int
+    update_id: bytes
+    outcome: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxCounts:
+    """Updates by outcome since the file was made; entries that wait now, and their bytes."""
+
+    created: int = 0
+    done: int = 0
+    refused: int = 0
+    expired: int = 0
+    destroyed: int = 0
+    waiting: int = 0
+    waiting_bytes: int = 0
+
+
+class Outbox:
+    """The outbox file; used from one thread of one process at a time.
+
+    Age counts the seconds in which the agent ran: a device may boot without knowing the date.
+
+    Raises:
+        StorageError: from every method, if the file is damaged or the disk refuses. A verb that raised
+            changed nothing.
+    """
+
+    def __init__(self, path: Path, *, max_bytes: int, max_age_s: float, clock: Clock) -> None:
+        self._path = path
+        self._max_bytes = max_bytes
+        self._max_age_s = max_age_s
+        self._clock = clock
+        self._ages_saved_at = clock.monotonic()
+        with self._translated():
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
+        try:
+            with self._translated():
+                self._prepare()
+        except StorageError:
+            self._db.close()
+            raise
+
+    def put(
+        self, update_id: bytes, header: UpdateHeader, payload: bytes, *, codec_state: bytes | None = None
+    ) -> OutboxEntry:
+        """Keep an update: payload, header, ledger row and the codec's state in one commit.
+
+        Raises:
+            StorageError: also if the payload alone is larger than the whole box.
+        """
+        packed = header.pack()
+        cost = len(payload) + len(packed)
+        if cost > self._max_bytes:
+            raise StorageError(
+                f"an update of {cost} bytes does not fit into an outbox of {self._max_bytes}",
+                hint="raise max_bytes under [outbox] in agent.toml",
+            )
+        with self._commit() as db:
+            self._make_room(db, cost)
+            sequence = _append(db, update_id, "created", "")
+            base = header.base
+            age_s = self._ages_saved_at - self._clock.monotonic()
+            db.execute(
+                "INSERT INTO outbox VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (update_id, sequence, packed, *_key(base), len(payload), age_s, payload),
+            )
+            db.execute("INSERT OR REPLACE INTO bases VALUES (?, ?, ?, ?)", (*_key(base), sequence))
+            db.execute(
+                "DELETE FROM bases WHERE sequence <= "
+                "(SELECT sequence FROM bases ORDER BY sequence DESC LIMIT 1 OFFSET ?)",
+                (_KEPT_BASES,),
+            )
+            if codec_state is not None:
+                db.execute("INSERT OR REPLACE INTO facts VALUES ('codec_state', ?)", (codec_state,))
+        return OutboxEntry(
+            sequence=sequence, update_id=update_id, header=packed, base=base, size=len(payload)
+        )
+
+    def entries(self) -> tuple[OutboxEntry, ...]:
+        """All updates that wait, oldest first."""
+        with self._translated():
+            rows = self._db.execute(
+                "SELECT sequence, update_id, header, epoch, number, digest, size"
+                " FROM outbox ORDER BY sequence"
+            ).fetchall()
+        return tuple(
+            OutboxEntry(
+                sequence=sequence,
+                update_id=update_id,
+                header=header,
+                base=VersionId(epoch=epoch, number=number, digest=digest),
+                size=size,
+            )
+            for sequence, update_id, header, epoch, number, digest, size in rows
+        )
+
+    def payload_range(self, update_id: bytes, start: int, end: int) -> bytes:
+        """Bytes ``[start, end)`` of a payload, without reading the rest of it.
+
+        Raises:
+            KeyError: no such update waits (any more).
+        """
+        with self._translated():
+            row = self._db.execute("SELECT rowid FROM outbox WHERE update_id = ?", (update_id,)).fetchone()
+            if row is None:
+                raise KeyError(update_id)
+            with self._db.blobopen("outbox", "payload", row[0], readonly=True) as blob:
+                blob.seek(min(start, len(blob)))
+                return blob.read(max(end - start, 0))
+
+    def settle(self, update_id: bytes, outcome: str, reason: str = "") -> bool:
+        """Let an update go with its outcome, in one commit; ``False`` if it does not wait here.
+
+        ``done`` and ``refused`` are the coordinator's; ``destroyed`` is for one that cannot be read.
+        """
+        if outcome not in ("done", "refused", "destroyed"):
+            raise ValueError(f"{outcome!r} does not settle an update")
+        with self._commit() as db:
+            return self._let_go(db, update_id, outcome, reason)
+
+    def expire_old(self) -> list[bytes]:
+        """Let go of the entries that waited too long; the ids that went."""
+        now = self._clock.monotonic()
+        elapsed = now - self._ages_saved_at
+        with self._translated():
+            rows = self._db.execute(
+                "SELECT update_id FROM outbox WHERE age_s + ? >= ? ORDER BY sequence",
+                (elapsed, self._max_age_s),
+            ).fetchall()
+        expired = [update_id for (update_id,) in rows]
+        if expired:
+            with self._commit() as db:
+                for update_id in expired:
+                    self._let_go(db, update_id, "expired", "age")
+        if elapsed >= _AGES_SAVED_EVERY_S:
+            self._save_ages(now)
+        return expired
+
+    def made_update_for(self, base: VersionId) -> bool:
+        """Whether this state directory ever made an update from ``base`` (of the last 1,000 bases)."""
+        with self._translated():
+            row = self._db.execute(
+                "SELECT 1 FROM bases WHERE epoch = ? AND number = ? AND digest = ?", _key(base)
+            ).fetchone()
+        return row is not None
+
+    def ledger(self, limit: int = LEDGER_ROWS) -> tuple[LedgerRow, ...]:
+        """The newest ``limit`` rows, oldest of them first."""
+        with self._translated():
+            rows = self._db.execute(
+                "SELECT sequence, update_id, outcome, reason FROM ledger ORDER BY sequence DESC LIMIT ?",
+                (limit,),
+            ).fetchall()
+        return tuple(
+            LedgerRow(sequence=sequence, update_id=update_id, outcome=outcome, reason=reason)
+            for sequence, update_id, outcome, reason in reversed(rows)
+        )
+
+    def counts(self) -> OutboxCounts:
+        """Totals by outcome and what waits now."""
+        with self._translated():
+            return _counts(self._db)
+
+    def remember(self, key: str, value: bytes) -> None:
+        """Keep a small durable fact, replacing an older one; costs no write where it is the same."""
+        self.remember_all({key: value})
+
+    def remember_all(self, facts: dict[str, bytes]) -> None:
+        """Keep several facts in one commit: all of them, or none."""
+        changed = [(key, value) for key, value in facts.items() if self.recall(key) != value]
+        if changed:
+            with self._commit() as db:
+                db.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", changed)
+
+    def recall(self, key: str) -> bytes | None:
+        """A fact as it was last remembered."""
+        with self._translated():
+            row = self._db.execute("SELECT value FROM facts WHERE key = ?", (key,)).fetchone()
+        return bytes(row[0]) if row else None
+
+    def close(self) -> None:
+        """Save the ages and close the file."""
+        try:
+            self._save_ages(self._clock.monotonic())
+        finally:
+            self._db.close()
+
+    def _prepare(self) -> None:
+        (tables,) = self._db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        (application,) = self._db.execute("PRAGMA application_id").fetchone()
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if tables and application != _APPLICATION_ID:
+            raise sqlite3.DatabaseError("it is a database of another program")
+        if version > _FORMAT:
+            raise StorageError(
+                f"the outbox {self._path} was written by a newer agent (format {version})",
+                hint="install that version again, or give this agent a state folder of its own",
+            )
+        os.chmod(self._path, 0o640)
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "cache_size=-256",
+            "journal_size_limit=1048576",
+        ):
+            self._db.execute(f"PRAGMA {pragma}")
+        # Whatever fails this check would fail later in the middle of a participation.
+        fault = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if fault != "ok":
+            raise sqlite3.DatabaseError(fault)
+        if version < _FORMAT:
+            marks = f"PRAGMA application_id={_APPLICATION_ID}; PRAGMA user_version={_FORMAT};"
+            self._db.executescript(f"BEGIN;{_SCHEMA}{marks}COMMIT;")
+
+    def _make_room(self, db: sqlite3.Connection, cost: int) -> None:
+        (used,) = db.execute("SELECT total(size + length(header)) FROM outbox").fetchone()
+        while used + cost > self._max_bytes:
+            update_id, freed = db.execute(
+                "SELECT update_id, size + length(header) FROM outbox ORDER BY sequence LIMIT 1"
+            ).fetchone()
+            self._let_go(db, update_id, "expired", "full")
+            used -= freed
+
+    def _let_go(self, db: sqlite3.Connection, update_id: bytes, outcome: str, reason: str) -> bool:
+        if not db.execute("DELETE FROM outbox WHERE update_id = ?", (update_id,)).rowcount:
+            return False
+        _append(db, update_id, outcome, reason)
+        return True
+
+    def _save_ages(self, now: float) -> None:
+        elapsed = now - self._ages_saved_at
+        with self._translated():
+            waiting = self._db.execute("SELECT 1 FROM outbox LIMIT 1").fetchone()
+        if waiting and elapsed > 0:
+            with self._commit() as db:
+                db.execute("UPDATE outbox SET age_s = age_s + ?", (elapsed,))
+        self._ages_saved_at = now
+
+    @contextmanager
+    def _commit(self) -> Iterator[sqlite3.Connection]:
+        with self._translated():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise StorageError(
+                f"the outbox {self._path}: {error}",
+                hint="a full or read-only disk; a damaged file is set aside when the agent starts again",
+            ) from error
+
+
+def read_counts(path: Path) -> OutboxCounts:
+    """The counts of an outbox that another process may be using, from a read-only connection.
+
+    Raises:
+        StorageError: no such file, or it cannot be read.
+    """
+    try:
+        db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5.0)
+        try:
+            return _counts(db)
+        finally:
+            db.close()
+    except sqlite3.Error as error:
+        raise StorageError(f"the outbox {path}: {error}") from error
+
+
+def _counts(db: sqlite3.Connection) -> OutboxCounts:
+    totals = dict(db.execute("SELECT outcome, count FROM totals"))
+    waiting, size = db.execute("SELECT count(*), coalesce(sum(size), 0) FROM outbox").fetchone()
+    return OutboxCounts(**totals, waiting=waiting, waiting_bytes=size)
+
+
+def _append(db: sqlite3.Connection, update_id: bytes, outcome: str, reason: str) -> int:
+    inserted = db.execute(
+        "INSERT INTO ledger (update_id, outcome, reason) VALUES (?, ?, ?)", (update_id, outcome, reason)
+    )
+    sequence = int(inserted.lastrowid or 0)
+    db.execute("DELETE FROM ledger WHERE sequence <= ?", (sequence - LEDGER_ROWS,))
+    db.execute("INSERT INTO totals VALUES (?, 1) ON CONFLICT DO UPDATE SET count = count + 1", (outcome,))
+    return sequence
+
+
+def _key(base: VersionId) -> Sequence[object]:
+    return base.epoch, base.number, base.digest

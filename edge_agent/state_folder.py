@@ -1,0 +1,184 @@
+"""The state folder: the one place on a device where the agent keeps what must outlive it.
+
+agent.db        the outbox, the ledger and small facts       identity.json   who this folder is
+samples.db      training samples (unless configured elsewhere)
+blobs/          downloads by hash                            artifacts/      opened training artifacts
+run/            what may vanish at any time                  quarantine/     stores that were damaged
+"""
+
+import fcntl
+import json
+import os
+import secrets
+from pathlib import Path
+
+from edge_agent.outbox import Outbox
+from fl_io.disk import DISK, Disk, write_file
+from fl_protocol.clock import Clock
+from fl_protocol.errors import StorageError
+from fl_protocol.update import INCARNATION_BYTES
+
+__all__ = ["StateFolder"]
+
+_SEED_BYTES = 32
+_MAX_IDENTITY_BYTES = 4096
+
+
+class StateFolder:
+    """A state folder, held by one agent at a time.
+
+    ``incarnation`` (8 bytes) names this folder and its history in every update; a folder whose history
+    was lost gets a new one. ``device_seed`` (32 bytes, secret) never leaves the device.
+    ``quarantined`` says, a sentence each, what was damaged and set aside.
+
+    Raises:
+        StorageError: the folder cannot be made or written, or another agent holds it.
+    """
+
+    def __init__(self, path: Path, *, disk: Disk = DISK) -> None:
+        self.path = path
+        self.quarantined: list[str] = []
+        self._disk = disk
+        self._lock: int | None = None
+        try:
+            self.path.mkdir(mode=0o770, parents=True, exist_ok=True)
+            for folder in (self.blobs, self.artifacts, self.run):
+                folder.mkdir(mode=0o750, exist_ok=True)
+            self._hold()
+        except OSError as error:
+            raise StorageError(
+                f"cannot use the state folder {path}: {error.strerror or error}",
+                hint="choose a folder this user can write to with state = ... in agent.toml",
+            ) from error
+        try:
+            self.incarnation, self.device_seed = self._identity()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def database(self) -> Path:
+        """The outbox file."""
+        return self.path / "agent.db"
+
+    @property
+    def samples(self) -> Path:
+        """Where samples are unless the configuration says otherwise."""
+        return self.path / "samples.db"
+
+    @property
+    def blobs(self) -> Path:
+        """Downloads, one file per blob."""
+        return self.path / "blobs"
+
+    @property
+    def artifacts(self) -> Path:
+        """Training artifacts, one folder each."""
+        return self.path / "artifacts"
+
+    @property
+    def run(self) -> Path:
+        """Files that may vanish: the status."""
+        return self.path / "run"
+
+    def open_outbox(self, *, max_bytes: int, max_age_s: float, clock: Clock) -> Outbox:
+        """Open the outbox; a damaged one is set aside, and this folder becomes a new incarnation.
+
+        Raises:
+            StorageError: the disk refuses a fresh one too.
+        """
+        try:
+            return Outbox(self.database, max_bytes=max_bytes, max_age_s=max_age_s, clock=clock)
+        except StorageError as error:
+            if not _is_damage(error):
+                raise
+            self._quarantine(self.database, str(error.__cause__))
+            # Its ledger is gone: what the coordinator knows of the old history is not ours to repeat.
+            self.incarnation, self.device_seed = self._new_identity()
+        return Outbox(self.database, max_bytes=max_bytes, max_age_s=max_age_s, clock=clock)
+
+    def close(self) -> None:
+        """Let the folder go."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> "StateFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _hold(self) -> None:
+        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+            os.close(descriptor)
+            raise StorageError(
+                f"the state folder {self.path} is held by another agent (process {holder or 'unknown'})",
+                hint="stop that agent, or give this one a state folder of its own",
+            ) from None
+        except OSError:
+            os.close(descriptor)
+            raise
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        self._lock = descriptor
+
+    def _identity(self) -> tuple[bytes, bytes]:
+        path = self.path / "identity.json"
+        try:
+            with path.open("rb") as stream:
+                body = json.loads(stream.read(_MAX_IDENTITY_BYTES))
+            incarnation, seed = bytes.fromhex(body["incarnation"]), bytes.fromhex(body["device_seed"])
+            if len(incarnation) != INCARNATION_BYTES or len(seed) != _SEED_BYTES:
+                raise ValueError("an identity of the wrong length")
+        except FileNotFoundError:
+            return self._new_identity()
+        except OSError as error:
+            raise StorageError(f"cannot read {path}: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            self._quarantine(path, str(error))
+            return self._new_identity()
+        return incarnation, seed
+
+    def _new_identity(self) -> tuple[bytes, bytes]:
+        incarnation, seed = secrets.token_bytes(INCARNATION_BYTES), secrets.token_bytes(_SEED_BYTES)
+        body = json.dumps({"incarnation": incarnation.hex(), "device_seed": seed.hex()})
+        path = self.path / "identity.json"
+        write_file(path, body.encode(), disk=self._disk, mode=0o600)
+        return incarnation, seed
+
+    def _quarantine(self, path: Path, reason: str) -> None:
+        """Set a file aside with its sqlite companions; the name tells which one it was."""
+        shelf = self.path / "quarantine"
+        mark = secrets.token_hex(4)
+        try:
+            shelf.mkdir(mode=0o750, exist_ok=True)
+            for companion in ("", "-wal", "-shm"):
+                old = path.with_name(path.name + companion)
+                if old.exists():
+                    self._disk.rename(old, shelf / f"{path.name}.{mark}{companion}")
+            self._disk.sync_directory(shelf)
+            self._disk.sync_directory(path.parent)
+        except OSError as error:
+            raise StorageError(f"cannot set the damaged {path} aside: {error.strerror}") from error
+        self.quarantined.append(
+            f"{path.name} was damaged ({reason}) and is now quarantine/{path.name}.{mark}"
+        )
+
+
+def _is_damage(error: StorageError) -> bool:
+    """Whether the file itself is at fault, not the disk around it (full, busy, read-only, no rights)."""
+    cause = error.__cause__
+    code = getattr(cause, "sqlite_errorcode", None)
+    if code is None:
+        return type(cause).__name__ == "DatabaseError"
+    return (code & 0xFF) in (_SQLITE_CORRUPT, _SQLITE_NOTADB, _SQLITE_ERROR)
+
+
+_SQLITE_ERROR = 1
+_SQLITE_CORRUPT = 11
+_SQLITE_NOTADB = 26

@@ -1,0 +1,88 @@
+"""``run/status.json``: what the agent does and why, for people and for ``lichen-agent status``."""
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edge_agent.outbox import OutboxCounts, read_counts
+from fl_protocol.clock import Clock
+from fl_protocol.errors import StorageError
+
+__all__ = ["StatusFile", "read_status", "status_path"]
+
+WRITE_EVERY_S = 1.0
+
+
+def status_path(state: Path) -> Path:
+    """Where the status of the agent with this state folder is."""
+    return state / "run" / "status.json"
+
+
+class StatusFile:
+    """Written when something changed, at most once a second; whole at any moment, but not durable."""
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        self._path = path
+        self._clock = clock
+        self._written: Mapping[str, Any] = {}
+        self._next = 0.0
+
+    def write(self, status: Mapping[str, Any], *, at_once: bool = False) -> float | None:
+        """Write ``status`` if it is news; seconds until it should be called again, if it is too early."""
+        if status == self._written:
+            return None
+        now = self._clock.monotonic()
+        if now < self._next and not at_once:
+            return self._next - now
+        self._next = now + WRITE_EVERY_S
+        temporary = self._path.with_name(".status.tmp")
+        # A status that cannot be written must not keep the agent from its work.
+        with contextlib.suppress(OSError):
+            temporary.write_text(json.dumps(status, indent=2) + "\n")
+            os.replace(temporary, self._path)
+            self._written = dict(status)
+        return None
+
+
+def read_status(state: Path) -> dict[str, Any]:
+    """The status as last written, with the outbox as it is now and whether the agent runs.
+
+    Raises:
+        StorageError: there is no such state folder yet, or it cannot be read.
+    """
+    try:
+        status: dict[str, Any] = json.loads(status_path(state).read_text())
+    except (OSError, ValueError) as error:
+        raise StorageError(
+            f"no status in {state}: {getattr(error, 'strerror', None) or error}",
+            hint="start the agent with `lichen-agent run`, or name its configuration with --config",
+        ) from None
+    status["running"] = _is_running(status.get("pid"))
+    if not status["running"]:
+        status["state"] = "stopped"
+    with contextlib.suppress(StorageError):
+        status |= counts_body(read_counts(state / "agent.db"))
+    return status
+
+
+def counts_body(counts: OutboxCounts) -> dict[str, Any]:
+    """``updates`` and ``outbox`` as the status shows them."""
+    return {
+        "updates": {name: getattr(counts, name) for name in ("created", "done", "refused", "expired")},
+        "outbox": {"count": counts.waiting, "bytes": counts.waiting_bytes},
+    }
+
+
+def _is_running(pid: object) -> bool:
+    if not isinstance(pid, int):
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,140 @@
+"""What training code is handed and gives back: the seam for PyTorch, Keras, scikit-learn, anything.
+
+A trainer never sees codec, network or files. It gets the published weights and the device's samples, and
+returns its own weights; the agent makes the delta, counts examples and encodes.
+"""
+
+import importlib
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.sample_form import Array
+from fl_protocol.errors import ConfigError
+from fl_protocol.plan import TrainingPlan
+
+__all__ = [
+    "ArraySamples",
+    "Samples",
+    "ShouldStop",
+    "Trainer",
+    "TrainingResult",
+    "Weights",
+    "load_trainer",
+    "planned_steps",
+    "shuffled_batches",
+]
+
+Weights: TypeAlias = Mapping[str, NDArray[np.float32]]
+"""Tensors by name, read-only where they are handed to a trainer."""
+ShouldStop: TypeAlias = Callable[[], bool]
+"""Ask before each step; once true, return what there is: a training cut short counts for its share."""
+
+
+class Samples(Protocol):
+    """Samples to train on or to evaluate with."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        ...
+
+    def batches(self, batch_size: int, *, epochs: int = 1, seed: int = 0) -> Iterator[tuple[Array, Array]]:
+        """Yield ``(x, y)`` of at most ``batch_size`` rows, shuffled anew in each epoch, all rows in each.
+
+        The same seed gives the same order. ``y`` has shape ``(rows, 0)`` where samples have no label.
+        """
+        ...
+
+    def all(self) -> tuple[Array, Array]:
+        """Every ``(x, y)`` at once, in the order they were added."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """Trained weights, and the number of optimizer steps taken."""
+
+    weights: Weights
+    steps: int
+
+
+@runtime_checkable
+class Trainer(Protocol):
+    """Training code: a class whose instances are made without arguments."""
+
+    def train(
+        self, weights: Weights, samples: Samples, plan: TrainingPlan, should_stop: ShouldStop
+    ) -> TrainingResult:
+        """Train from ``weights`` (copy what you change) under ``plan``, whose ``seed`` is this device's.
+
+        The result holds the same tensors, of the same shapes.
+        """
+        ...
+
+    def evaluate(self, weights: Weights, samples: Samples) -> Mapping[str, float]:
+        """Sums over ``samples`` (never means), so that devices can be added up."""
+        ...
+
+
+class ArraySamples:
+    """Samples in memory: ``x`` [n, ...] and ``y`` [n, ...]."""
+
+    def __init__(self, x: Array, y: Array) -> None:
+        self._x = x
+        self._y = y
+
+    def __len__(self) -> int:
+        return len(self._x)
+
+    def batches(self, batch_size: int, *, epochs: int = 1, seed: int = 0) -> Iterator[tuple[Array, Array]]:
+        """See ``Samples.batches``."""
+        for rows in shuffled_batches(len(self), batch_size, epochs=epochs, seed=seed):
+            yield self._x[rows], self._y[rows]
+
+    def all(self) -> tuple[Array, Array]:
+        """See ``Samples.all``."""
+        return self._x, self._y
+
+
+def shuffled_batches(count: int, batch_size: int, *, epochs: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Yield row numbers, a batch at a time: each epoch is a new permutation of ``range(count)``."""
+    if batch_size < 1:
+        raise ValueError("a batch has at least one row")
+    for epoch in range(epochs):
+        order = np.random.default_rng([seed, epoch]).permutation(count)
+        for start in range(0, count, batch_size):
+            yield order[start : start + batch_size]
+
+
+def planned_steps(plan: TrainingPlan, examples: int) -> int:
+    """Steps of a full training on ``examples`` samples."""
+    steps = plan.epochs * math.ceil(examples / plan.batch_size)
+    return min(steps, plan.max_steps) if plan.max_steps else steps
+
+
+def load_trainer(name: str, folder: str = "") -> Trainer:
+    """Make the trainer ``module:Class``, from Python's path or else from ``folder``.
+
+    Raises:
+        ConfigError: no such module or class, one that fails as it is made, or one that is no trainer.
+    """
+    module_name, _, class_name = name.partition(":")
+    if not module_name or not class_name:
+        raise ConfigError(f"{name!r} names no trainer", hint="write trainer = module:Class")
+    if folder and folder not in sys.path:
+        sys.path.append(folder)  # last, so that a folder called models or tests hides nothing
+    try:
+        made: object = getattr(importlib.import_module(module_name), class_name)()
+    except Exception as error:  # whatever a user's module raises as it is loaded is our caller's news
+        raise ConfigError(
+            f"the trainer {name!r} cannot be made: {type(error).__name__}: {error}",
+            hint=f"python looks for it in {folder or 'its own path'} and needs its packages installed",
+        ) from error
+    if not isinstance(made, Trainer):
+        raise ConfigError(f"{name!r} is no trainer", hint="a trainer has the methods train and evaluate")
+    return made

@@ -1,0 +1,196 @@
+"""The codec ``eden``: rotate, keep the signs, and one scale per block that makes the mean error zero.
+
+Vargaftik et al.: EDEN: Communication-Efficient and Robust Distributed Mean Estimation for Federated
+Learning (ICML 2022), with one bit, blocks of at most 1024 and a seeded mask for fractional rates.
+
+A block's scale is ``|x|^2 / <rotated x, codes>``: the decoded block then has its whole error at right
+angles to x, and over many rotations that error averages out.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fl_protocol.codec.blocks import BATCH, Run, Span, payload_parts, spans
+from fl_protocol.codec.bounds import bounded_scales, check_length, check_scales, check_values, fitting_vector
+from fl_protocol.codec.hadamard import BLOCK, rotate, spread_bits, unrotate
+from fl_protocol.codec.mask import kept_count, kept_positions
+from fl_protocol.codec.segments import longest_segment
+from fl_protocol.codec.spec import CodecSpec
+from fl_protocol.codec.streams import MASK, SIGN1, SIGN2, Stream
+from fl_protocol.codec.update_codec import Piece, blank_payload
+from fl_protocol.layout import TensorLayout
+
+__all__ = ["Eden"]
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Octets = npt.NDArray[np.uint8]
+Signs = tuple[Octets, Octets]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Eden:
+    """Unbiased: one bit per kept parameter, four bytes per block; ``keep`` in (0, 1] is the share kept."""
+
+    keep: float = 1.0
+
+    @property
+    def spec(self) -> CodecSpec:
+        """``eden(bits=1)``, with ``keep`` where it is below 1."""
+        masked = {} if self.keep == 1 else {"keep": self.keep}
+        return CodecSpec(name="eden", options={"bits": 1.0, **masked})
+
+    def size(self, layout: TensorLayout) -> int:
+        """Four bytes per block, then one bit per element of each block."""
+        scales, octets = payload_parts(layout, self.keep)
+        return 4 * scales + octets
+
+    def encode(self, delta: Floats, layout: TensorLayout, seed: bytes) -> bytes:
+        """Rotate, take the signs, and fit one scale per block."""
+        vector = fitting_vector(delta, layout)
+        count, octets = payload_parts(layout, self.keep)
+        scales = np.zeros(count, "<f4")
+        streams = _Streams(seed)
+        work, scratch = _room(layout), _room(layout)
+        wide = np.empty(len(work))
+        payload = blank_payload(4 * count + octets)
+        payload.seek(4 * count)
+        for span in spans(layout, self.keep):
+            segment = span.segment
+            values = vector[segment.start : segment.start + segment.size]
+            check_values(values, "the delta")
+            if self.keep < 1:
+                values = values[kept_positions(streams.mask, segment.size, span.kept)]
+            signs = streams.signs(span.octets)
+            fitted = np.empty(span.blocks)
+            for run in span.runs():
+                blocks = work[: run.elements]
+                np.copyto(blocks[: run.values], values[run.first : run.first + run.values])
+                blocks[run.values :] = 0
+                blocks = blocks.reshape(run.blocks, run.width)
+                fitted[run.scales] = _rotate_and_fit(blocks, run, signs, scratch, wide)
+                payload.write(np.packbits(blocks >= 0, bitorder="little").data)
+            # the kept values stand for the others too; the factor travels inside the scale
+            fitted *= segment.size / span.kept
+            scales[span.scale : span.scale + span.blocks] = bounded_scales(fitted)
+        payload.seek(0)
+        payload.write(scales.data)
+        return payload.getvalue()
+
+    def check(self, payload: bytes, layout: TensorLayout) -> None:
+        """Verify the length and the scales; every pattern of code bits is valid."""
+        count, octets = payload_parts(layout, self.keep)
+        check_length(payload, 4 * count + octets)
+        check_scales(np.frombuffer(payload, "<f4", count))
+
+    def norm(self, payload: bytes, layout: TensorLayout, seed: bytes) -> np.float32:
+        """The L2 norm of the decoded update: from the scales alone, but for padded blocks."""
+        source = _Source(payload, layout, self.keep, seed)
+        energy = 0.0
+        for span in source.spans:
+            signs = source.streams.signs(span.octets)
+            for run in span.runs():
+                if run.values == run.elements:
+                    scales = source.scales_of(run, span).astype(np.float64)
+                    energy += float(scales @ scales) * run.width**3
+                else:
+                    values = np.empty(run.values, np.float32)
+                    source.decode(run, span, signs, out=values)
+                    exact = values.astype(np.float64)
+                    energy += float(exact @ exact)
+        return np.float32(math.sqrt(energy))
+
+    def expected_inflation(self, layout: TensorLayout) -> float:
+        """``sqrt(pi / 2 / keep)`` for long tensors, less where blocks are padded."""
+        energy = 0.0
+        for span in spans(layout, self.keep):
+            for run in span.runs():
+                # the error has pi/2 - 1 times the block's energy; its share in the padding is dropped
+                error = (math.pi / 2 - 1) * run.values / run.elements
+                energy += (1 + error) * run.values * (span.segment.size / span.kept) ** 2
+        return math.sqrt(energy / layout.size)
+
+    def pieces(self, payload: bytes, layout: TensorLayout, seed: bytes) -> Iterator[Piece]:
+        """Rotate the codes back and scale them, segment by segment."""
+        source = _Source(payload, layout, self.keep, seed)
+        longest = longest_segment(layout)
+        piece = np.empty(longest, np.float32)
+        room = np.empty(kept_count(longest, self.keep), np.float32)
+        for span in source.spans:
+            segment = span.segment
+            values = piece[: segment.size]
+            kept = room[: span.kept] if self.keep < 1 else values
+            signs = source.streams.signs(span.octets)
+            for run in span.runs():
+                source.decode(run, span, signs, out=kept[run.first : run.first + run.values])
+            if self.keep < 1:
+                values.fill(0)
+                values[kept_positions(source.streams.mask, segment.size, span.kept)] = kept
+            yield segment.start, values
+
+
+class _Streams:
+    """The random streams of one update."""
+
+    def __init__(self, seed: bytes) -> None:
+        self.mask = Stream(seed, MASK)
+        self._sign1 = Stream(seed, SIGN1)
+        self._sign2 = Stream(seed, SIGN2)
+
+    def signs(self, octets: int) -> Signs:
+        """The next ``octets`` bytes of both sign streams."""
+        return self._sign1.octets(octets), self._sign2.octets(octets)
+
+
+class _Source:
+    """A checked payload, with the room to decode its blocks."""
+
+    def __init__(self, payload: bytes, layout: TensorLayout, keep: float, seed: bytes) -> None:
+        self.spans = tuple(spans(layout, keep))
+        count = self.spans[-1].scale + self.spans[-1].blocks
+        self.streams = _Streams(seed)
+        self._scales = np.frombuffer(payload, "<f4", count)
+        self._codes = np.frombuffer(payload, np.uint8, offset=4 * count)
+        self._work, self._scratch = _room(layout), _room(layout)
+
+    def scales_of(self, run: Run, span: Span) -> Floats:
+        """The scales of a run of blocks: float32[blocks]."""
+        return self._scales[span.scale : span.scale + span.blocks][run.scales]
+
+    def decode(self, run: Run, span: Span, signs: Signs, *, out: Floats) -> None:
+        """Write the kept values of a run of blocks to ``out``: float32[values]."""
+        flat = self._work[: run.elements]
+        blocks = flat.reshape(run.blocks, run.width)
+        sign1, sign2 = signs
+        spread_bits(self._codes[span.code : span.code + span.octets][run.octets], blocks)
+        unrotate(blocks, sign1[run.octets], sign2[run.octets], self._scratch)
+        np.multiply(blocks, self.scales_of(run, span)[:, np.newaxis], out=blocks)
+        # the sign of a zero depends on the order of summation: adding +0 makes every zero +0
+        np.add(flat[: run.values], np.float32(0), out=out)
+
+
+def _rotate_and_fit(blocks: Floats, run: Run, signs: Signs, scratch: Floats, wide: Doubles) -> Doubles:
+    """Rotate ``blocks`` in place and return the unbiased scale of each; an all-zero block has scale 0.
+
+    Sums are taken in float64, in ``wide``: exact for whole-numbered blocks, and nothing overflows.
+    """
+    sign1, sign2 = signs
+    exact = wide[: run.elements].reshape(blocks.shape)
+    np.copyto(exact, blocks)
+    energy = np.matmul(exact[:, np.newaxis, :], exact[:, :, np.newaxis]).reshape(run.blocks)
+    rotate(blocks, sign1[run.octets], sign2[run.octets], scratch)
+    np.copyto(exact, np.abs(blocks, out=scratch[: run.elements].reshape(blocks.shape)))
+    inner = np.matmul(exact, np.ones(run.width))
+    scales = np.zeros(run.blocks)
+    np.divide(energy, inner, out=scales, where=inner > 0)
+    return scales
+
+
+def _room(layout: TensorLayout) -> Floats:
+    """Room for one batch of blocks of any segment of the layout."""
+    blocks = min(BATCH, -(-longest_segment(layout) // BLOCK))
+    return np.empty(blocks * BLOCK, np.float32)

@@ -1,0 +1,57 @@
+"""The codec ``float32``: values as they are, little-endian."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fl_protocol.codec.bounds import check_length, check_values, fitting_vector
+from fl_protocol.codec.segments import longest_segment, segments
+from fl_protocol.codec.spec import CodecSpec
+from fl_protocol.codec.update_codec import Piece, norm_of_pieces
+from fl_protocol.layout import TensorLayout
+
+__all__ = ["Float32"]
+
+
+@dataclass(frozen=True, slots=True)
+class Float32:
+    """Lossless; four bytes per parameter."""
+
+    @property
+    def spec(self) -> CodecSpec:
+        """``float32``."""
+        return CodecSpec(name="float32")
+
+    def size(self, layout: TensorLayout) -> int:
+        """Four bytes per element."""
+        return 4 * layout.size
+
+    def encode(self, delta: npt.NDArray[np.float32], layout: TensorLayout, seed: bytes) -> bytes:
+        """Copy float32[n]; the seed is not used."""
+        values = fitting_vector(delta, layout)
+        check_values(values, "the delta")
+        return values.astype("<f4", copy=False).tobytes()
+
+    def check(self, payload: bytes, layout: TensorLayout) -> None:
+        """Verify the length and that every value is finite and at most 2^100 in magnitude."""
+        check_length(payload, self.size(layout))
+        check_values(np.frombuffer(payload, "<f4"), "the payload")
+
+    def norm(self, payload: bytes, layout: TensorLayout, seed: bytes) -> np.float32:
+        """The L2 norm of the update."""
+        return norm_of_pieces(self.pieces(payload, layout, seed))
+
+    def expected_inflation(self, layout: TensorLayout) -> float:
+        """Exactly 1."""
+        return 1.0
+
+    def pieces(self, payload: bytes, layout: TensorLayout, seed: bytes) -> Iterator[Piece]:
+        """Copy segment by segment."""
+        encoded = np.frombuffer(payload, "<f4")
+        piece = np.empty(longest_segment(layout), np.float32)
+        for segment in segments(layout):
+            values = piece[: segment.size]
+            np.copyto(values, encoded[segment.start : segment.start + segment.size])
+            yield segment.start, values

@@ -1,0 +1,59 @@
+"""The registry: from a codec's specification to the codec."""
+
+import difflib
+
+from fl_protocol.codec.eden import Eden
+from fl_protocol.codec.float32 import Float32
+from fl_protocol.codec.int8 import Int8
+from fl_protocol.codec.spec import CodecSpec
+from fl_protocol.codec.update_codec import UpdateCodec
+from fl_protocol.errors import CodecError
+
+__all__ = ["codec_for"]
+
+_OPTIONS = {"eden": ("bits", "keep"), "float32": (), "int8": ()}
+
+
+def codec_for(spec: str | CodecSpec) -> UpdateCodec:
+    """The codec that ``spec`` names: ``float32``, ``int8``, ``eden(bits=1)``, ``eden(bits=1,keep=0.25)``.
+
+    Raises:
+        CodecError: not a specification, an unknown name or option, or a value that the codec does not
+            have; the hint names the nearest valid one.
+    """
+    parsed = CodecSpec.parse(spec) if isinstance(spec, str) else spec
+    known = _OPTIONS.get(parsed.name)
+    if known is None:
+        raise _unknown_name(parsed.name)
+    for option, value in parsed.options.items():
+        if option not in known:
+            raise _unknown_option(parsed.name, option, value)
+    if parsed.name == "float32":
+        return Float32()
+    if parsed.name == "int8":
+        return Int8()
+    return _eden(parsed)
+
+
+def _eden(spec: CodecSpec) -> Eden:
+    bits = spec.options.get("bits", 1.0)
+    if bits != 1:
+        raise CodecError(f"bits={bits:g}: eden knows bits=1", hint="write eden(bits=1)")
+    keep = spec.options.get("keep", 1.0)
+    if not 0 < keep <= 1:
+        nearest = "keep=1" if keep > 1 else "keep=0.01, or leave it out to keep all"
+        raise CodecError(f"keep={keep:g}: eden keeps a share above 0 and at most 1", hint=f"write {nearest}")
+    return Eden(keep=float(keep))
+
+
+def _unknown_name(name: str) -> CodecError:
+    close = difflib.get_close_matches(name, _OPTIONS, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]}?" if close else "the default is eden(bits=1)"
+    return CodecError(f"{name}: no such codec; there are {', '.join(_OPTIONS)}", hint=hint)
+
+
+def _unknown_option(name: str, option: str, value: float) -> CodecError:
+    options = _OPTIONS[name]
+    has = f"has only {' and '.join(options)}" if options else "has no options"
+    hint = f"write eden(bits=1,{option}={value:g})" if option in _OPTIONS["eden"] else f"write {name}"
+    return CodecError(f"{option}={value:g}: {name} {has}", hint=hint)

@@ -1,0 +1,29 @@
+"""Seeds: where a codec's random bits come from, as plain integers.
+
+Needs no array library. The derivations are part of the wire format and frozen by test vectors.
+"""
+
+import hashlib
+
+__all__ = ["SEED_BYTES", "codec_seed", "stream_state"]
+
+SEED_BYTES = 16
+
+
+def codec_seed(update_id: bytes) -> bytes:
+    """The 16-byte codec seed of an update: the start of ``sha256("codec" | update_id)``."""
+    return hashlib.sha256(b"codec" + update_id).digest()[:SEED_BYTES]
+
+
+def stream_state(seed: bytes, purpose: bytes) -> tuple[int, int]:
+    """The PCG64 ``(state, increment)`` that one random stream of an update starts from, below 2^128.
+
+    They are the halves, little-endian, of ``sha256(seed | purpose)``; the increment's lowest bit is set.
+
+    Raises:
+        ValueError: ``seed`` is not 16 bytes long.
+    """
+    if len(seed) != SEED_BYTES:
+        raise ValueError(f"a codec seed has {SEED_BYTES} bytes, not {len(seed)}")
+    digest = hashlib.sha256(seed + purpose).digest()
+    return int.from_bytes(digest[:16], "little"), int.from_bytes(digest[16:], "little") | 1

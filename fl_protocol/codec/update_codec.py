@@ -1,0 +1,90 @@
+"""The contract of update codecs, and what follows from it for all of them."""
+
+import io
+import math
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fl_protocol.codec.spec import CodecSpec
+from fl_protocol.layout import TensorLayout
+
+__all__ = ["Piece", "UpdateCodec", "blank_payload", "decode", "norm_of_pieces"]
+
+Piece = tuple[int, npt.NDArray[np.float32]]
+"""``(start, values)``: elements ``[start, start + len(values))`` of the flat vector."""
+
+
+class UpdateCodec(Protocol):
+    """Turns the delta of a model update into payload bytes and back.
+
+    A payload's length follows from codec and layout alone. Decoding gives the same bits on every
+    machine; encoding need not. Codecs hold no state between updates.
+    """
+
+    @property
+    def spec(self) -> CodecSpec:
+        """The canonical specification: :func:`codec_for` of it gives an equal codec."""
+
+    def size(self, layout: TensorLayout) -> int:
+        """Exact payload length in bytes."""
+
+    def encode(self, delta: npt.NDArray[np.float32], layout: TensorLayout, seed: bytes) -> bytes:
+        """Encode float32[n]; ``seed`` is the update's :func:`codec_seed`.
+
+        Raises:
+            LayoutError: ``delta`` is not float32[layout.size].
+            CodecError: a value is NaN, infinite, or above 2^100 in magnitude.
+        """
+
+    def check(self, payload: bytes, layout: TensorLayout) -> None:
+        """Verify that ``payload`` decodes, to finite values.
+
+        Raises:
+            CodecError: wrong length, or a number out of bounds. Never anything else.
+        """
+
+    def norm(self, payload: bytes, layout: TensorLayout, seed: bytes) -> np.float32:
+        """The L2 norm of the decoded update, within 1e-5; ``payload`` has passed :meth:`check`.
+
+        Not bit-exact between machines: compute once and keep.
+        """
+
+    def expected_inflation(self, layout: TensorLayout) -> float:
+        """About how many times the decoded update's norm exceeds the delta's; at least 1."""
+
+    def pieces(self, payload: bytes, layout: TensorLayout, seed: bytes) -> Iterator[Piece]:
+        """Decode in wire order, covering ``[0, n)`` exactly once, at most 65,536 elements at a time.
+
+        ``payload`` has passed :meth:`check`. Each array is valid until the next piece is asked for,
+        and its owner may write to it.
+        """
+
+
+def decode(codec: UpdateCodec, payload: bytes, layout: TensorLayout, seed: bytes) -> npt.NDArray[np.float32]:
+    """Check and decode a whole payload: float32[n].
+
+    Raises:
+        CodecError: the payload does not pass the codec's check.
+    """
+    codec.check(payload, layout)
+    decoded = np.empty(layout.size, np.float32)
+    for start, values in codec.pieces(payload, layout, seed):
+        decoded[start : start + len(values)] = values
+    return decoded
+
+
+def norm_of_pieces(pieces: Iterable[Piece]) -> np.float32:
+    """The L2 norm of what ``pieces`` make up; squares are summed in float64."""
+    energy = sum(float(np.einsum("i,i->", values, values, dtype=np.float64)) for _, values in pieces)
+    return np.float32(math.sqrt(energy))
+
+
+def blank_payload(size: int) -> io.BytesIO:
+    """A stream of ``size`` (>= 1) bytes to fill; its ``getvalue`` hands the bytes out without a copy."""
+    payload = io.BytesIO()
+    payload.seek(size - 1)
+    payload.write(b"\0")
+    return payload

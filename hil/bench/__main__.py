@@ -1,0 +1,52 @@
+"""``python -m hil.bench``: measure, and write docs/benchmarks.json and docs/benchmarks.md.
+
+Sections that were not asked for keep their last figures.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fl_protocol.errors import LichenError
+from hil.bench.demos import seeds, traffic
+from hil.bench.footprint import footprint
+from hil.bench.ingest import ingest
+from hil.bench.page import page
+
+__all__ = ["main"]
+
+
+def main(words: list[str] | None = None) -> int:
+    """Measure the sections that are asked for; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m hil.bench", description=__doc__)
+    parser.add_argument("--only", action="append", choices=["demo", "traffic", "footprint", "ingest"])
+    parser.add_argument("--seeds", type=int, default=10, help="demos of the section demo")
+    parser.add_argument("--updates", type=int, default=100_000, help="updates of the section ingest")
+    parser.add_argument("--docs", type=Path, default=Path("docs"), help="where benchmarks.json and .md lie")
+    options = parser.parse_args(words)
+    sections: Mapping[str, Callable[[], Any]] = {
+        "demo": lambda: seeds(options.seeds),
+        "traffic": lambda: list(traffic()),
+        "footprint": lambda: [footprint("onnx"), footprint("numpy")],
+        "ingest": lambda: ingest(options.updates),
+    }
+    book = options.docs / "benchmarks.json"
+    figures: dict[str, Any] = json.loads(book.read_text()) if book.exists() else {}
+    for name in options.only or sections:
+        sys.stderr.write(f"measuring {name}\n")
+        try:
+            figures[name] = sections[name]()
+        except LichenError as error:
+            sys.stderr.write(f"error: {name}: {error}\n")
+            return 1
+        sys.stderr.write(json.dumps(figures[name]) + "\n")
+        book.write_text(json.dumps(figures, indent=2, sort_keys=True) + "\n")
+        (options.docs / "benchmarks.md").write_text(page(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

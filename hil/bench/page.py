@@ -1,0 +1,121 @@
+"""docs/benchmarks.md from the figures: a table per section, the bound it must hold, the command."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+__all__ = ["page"]
+
+_HEAD = """\
+# Benchmarks
+
+Written by `make bench`. The machine has two shared cores, so times vary from run to run: trust bytes,
+counts, memory and ratios more than seconds.
+
+Flower's figures, for comparison, were measured with Flower 1.41 on the same digits and kind of machine: ten IID clients, 20 rounds, accuracy 0.9222; 6.8 s a round; 34 to 40 KB up per client and round;
+257 MiB idle and 385 MiB in training, all processes.
+"""
+
+_DEMO = """
+## The demo at its defaults
+
+`make bench ARGS="--only demo --seeds {seeds}"`: `lichen demo --seed N`, N from 1 to {seeds}, on {broker}.
+
+| figure | median | min | max | bound |
+| --- | --- | --- | --- | --- |
+{rows}
+
+Against float32 it sends {ratio_all:.1f} times less with every MQTT byte counted, and {ratio_payload:.1f} times
+less payload. Updates lost: {lost}; counted twice: {duplicated}.
+"""
+
+_TRAFFIC = """
+## Bytes up per update
+
+`make bench ARGS="--only traffic"`: one demo each. "All" is every MQTT byte that the devices sent, counted at
+their sockets (connecting, fetching the model and all else included), per accepted update.
+
+| model and codec | float32 | payload | all | smaller, payload | smaller, all | accuracy |
+| --- | --- | --- | --- | --- | --- | --- |
+{rows}
+
+Bounds: 2,410 parameters at one bit <= 800; 76,810 at one bit <= 11,000, with `keep=0.25` <= 4,000.
+"""
+
+_FOOTPRINT = """
+## What an agent costs its device
+
+`make bench ARGS="--only footprint"`: one agent of a real fleet, digits; resident memory (RSS) summed over its
+processes, so that shared pages count more than once.
+
+| runtime | supervisor at rest, MiB | peak of training, MiB | CPU s, first update | of it training |
+| --- | --- | --- | --- | --- |
+{rows}
+
+At rest: connected, {rest_s:.0f} s after its first update, no worker left. The peak sums all processes. The CPU
+is everything from the start of the agent to its first receipt: interpreter, connection, download, golden
+steps, both processes. Bounds: <= 30 MiB at rest, <= 110 MiB at the peak, <= 0.7 s of CPU beyond training.
+"""
+
+_INGEST = """
+## The coordinator under load
+
+`make bench ARGS="--only ingest"`: {updates:,} real updates of 1,000 devices on {broker}, each
+decoded, journalled, folded and receipted; and what the same broker delivers to an empty QoS 1 subscriber in the same
+run, one publisher each.
+
+| figure | value |
+| --- | --- |
+| accepted updates per second | {accepted_per_s:,} |
+| messages the broker delivers per second | {broker_per_s:,} |
+| share | {share:.2f} |
+| RSS of the coordinator, first and last, MiB | {rss_first_mib}, {rss_last_mib} |
+| slope of RSS, KiB per 1,000 updates, first fifth left out | {slope_kib_per_1000} |
+"""
+
+
+def page(figures: Mapping[str, Any]) -> str:
+    """The whole page; a section without figures is left out."""
+    parts = [_HEAD]
+    if "demo" in figures:
+        parts.append(_DEMO.format(rows=_table(_demo_rows(figures["demo"])), **figures["demo"]))
+    if "traffic" in figures:
+        parts.append(_TRAFFIC.format(rows=_table(_traffic_rows(figures["traffic"]))))
+    if "footprint" in figures:
+        cells = figures["footprint"]
+        parts.append(_FOOTPRINT.format(rows=_table(_footprint_rows(cells)), rest_s=cells[0]["rest_s"]))
+    if "ingest" in figures:
+        parts.append(_INGEST.format(**figures["ingest"]))
+    return "".join(parts)
+
+
+def _table(rows: Iterator[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _demo_rows(figures: Mapping[str, Any]) -> Iterator[Sequence[str]]:
+    for key, name, form, bound in (
+        ("accuracy", "accuracy on 360 held-out digits, version 20", "{:.4f}", "median >= 0.945"),
+        ("seconds", "seconds from the command to the table", "{:.1f}", "<= 60"),
+        ("bytes_up_per_update", "MQTT bytes a device sends per update", "{:.0f}", "<= 800"),
+    ):
+        values = [form.format(figures[f"{key}_{kind}"]) for kind in ("median", "min", "max")]
+        yield [name, *values, bound]
+
+
+def _traffic_rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[str]]:
+    for row in rows:
+        yield [
+            row["case"],
+            f"{row['float32']:,}",
+            f"{row['payload']:,}",
+            f"{row['all']:,.0f}",
+            f"{row['ratio_payload']:.1f}x",
+            f"{row['ratio_all']:.1f}x",
+            f"{row['accuracy']:.3f}",
+        ]
+
+
+def _footprint_rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[str]]:
+    for row in rows:
+        names = ("runtime", "supervisor_mib", "peak_mib", "cpu_s", "training_cpu_s")
+        yield ["n/a" if row[name] is None else str(row[name]) for name in names]

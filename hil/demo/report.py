@@ -1,0 +1,128 @@
+"""The demo's report: ``report.json`` and one page that needs nothing else."""
+
+import json
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+
+from hil.demo.figures import Figures
+from hil.plots import Points, bar_chart, line_chart
+
+__all__ = ["write_report"]
+
+_STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;color:#26302b;background:#f6f7f4;margin:0}
+main{max-width:1180px;margin:0 auto;padding:32px 20px 60px}
+h1{font-size:28px;margin:0 0 4px}.sub{color:#69756e;margin:0 0 24px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(170px,1fr));gap:12px;margin:0 0 20px}
+.tile{background:#fff;border:1px solid #e1e5df;border-radius:10px;padding:14px 16px}
+.tile b{display:block;font-size:26px;line-height:1.2}.tile span{color:#69756e;font-size:13px}
+.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(460px,1fr));gap:12px}
+.plot{background:#fff;border:1px solid #e1e5df;border-radius:10px;padding:12px}
+.plot svg{width:100%;height:auto;display:block}
+table{border-collapse:collapse;background:#fff;border:1px solid #e1e5df;border-radius:10px;width:100%}
+table{margin-top:20px}
+td,th{padding:6px 14px;text-align:right;border-top:1px solid #eef0ec;font-variant-numeric:tabular-nums}
+th{border-top:0;color:#69756e;font-weight:600;font-size:13px}td:first-child,th:first-child{text-align:left}
+"""
+
+
+def write_report(folder: Path, figures: Figures) -> Path:
+    """Write both files into ``folder``; the path of the page."""
+    (folder / "report.json").write_text(json.dumps(figures.to_body(), indent=2) + "\n")
+    page = folder / "report.html"
+    page.write_text("\n".join(_page(figures)), encoding="utf-8")
+    return page
+
+
+def _page(figures: Figures) -> Iterator[str]:
+    summary = figures.summary
+    yield "<!doctype html>"
+    yield '<html lang="en"><head><meta charset="utf-8">'
+    yield '<meta name="viewport" content="width=device-width,initial-scale=1">'
+    yield f"<title>Lichen demo</title><style>{_STYLE}</style></head><body><main>"
+    yield "<h1>Lichen demo</h1>"
+    yield (
+        f'<p class="sub">{summary["devices"]} devices as real processes trained '
+        f"{summary['parameters']:,} parameters on handwritten digits over {escape(str(summary['broker']))}; "
+        f"{escape(str(summary['codec']))}, {escape(str(summary['partition']))}, seed {summary['seed']}.</p>"
+    )
+    yield f'<div class="tiles">{"".join(_tiles(figures))}</div>'
+    yield '<div class="plots">'
+    for plot in _plots(figures):
+        yield f'<div class="plot">{plot}</div>'
+    yield "</div>"
+    yield from _table(figures)
+    yield "</main></body></html>"
+
+
+def _tiles(figures: Figures) -> Iterator[str]:
+    summary = figures.summary
+    accuracy = summary["accuracy"]
+    tiles = [
+        (f"{accuracy:.3f}" if accuracy is not None else "-", "accuracy, 360 held-out digits"),
+        (str(summary["versions"]), f"versions in {summary['seconds']:.0f} s"),
+        (str(summary["updates_accepted"]), f"updates accepted, {summary['updates_refused']} refused"),
+        (
+            f"{summary['bytes_up_per_update']:.0f} B" if summary["bytes_up_per_update"] else "n/a",
+            "sent per update, every MQTT byte",
+        ),
+        (
+            f"{summary['ratio_all']:.1f}x" if summary["ratio_all"] else "n/a",
+            f"smaller than float32 ({summary['ratio_payload']:.1f}x the payload)",
+        ),
+        (f"{summary['lost']} / {summary['duplicated']}", "updates lost / counted twice"),
+    ]
+    for value, label in tiles:
+        yield f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
+
+
+def _plots(figures: Figures) -> Iterator[str]:
+    scored = [point for point in figures.versions if point.accuracy is not None]
+    accuracies = [point.accuracy or 0.0 for point in scored]
+    reported = [point for point in figures.versions if point.device_accuracy is not None]
+    yield line_chart(
+        [
+            Points(name="held-out file", x=[float(point.version) for point in scored], y=accuracies),
+            Points(
+                name="devices' own held-out samples",
+                x=[float(point.version) for point in reported],
+                y=[point.device_accuracy or 0.0 for point in reported],
+            ),
+        ],
+        title="Accuracy over versions",
+        x_label="version",
+        y_label="accuracy",
+    )
+    yield line_chart(
+        [Points(name="accuracy", x=[point.bytes_up / 1000 for point in scored], y=accuracies)],
+        title="Accuracy over bytes",
+        x_label="KB sent by all devices, every MQTT byte",
+        y_label="accuracy",
+    )
+    levels = range(max(figures.staleness, default=0) + 1)
+    yield bar_chart(
+        [str(level) for level in levels],
+        [float(figures.staleness.get(level, 0)) for level in levels],
+        title="Staleness",
+        x_label="versions committed since the update's base",
+        y_label="updates",
+    )
+    yield bar_chart(
+        [share.device for share in figures.devices],
+        [float(share.updates) for share in figures.devices],
+        title="Contribution per device",
+        x_label="device",
+        y_label="updates folded",
+    )
+
+
+def _table(figures: Figures) -> Iterator[str]:
+    headings = ("device", "training examples", "updates folded", "bytes sent")
+    yield f"<table><tr>{''.join(f'<th>{heading}</th>' for heading in headings)}</tr>"
+    for share in figures.devices:
+        yield (
+            f"<tr><td>{escape(share.device)}</td><td>{share.examples}</td><td>{share.updates}</td>"
+            f"<td>{share.bytes_up:,}</td></tr>"
+        )
+    yield "</table>"

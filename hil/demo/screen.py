@@ -1,0 +1,125 @@
+"""What a person sees while the demo runs, and the table at its end."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from hil.demo.course import Moment
+from hil.demo.figures import Figures
+
+__all__ = ["Screen"]
+
+SPARKS = "▁▂▃▄▅▆▇█"
+
+
+class Screen:
+    """Live progress on a terminal; a line per version where the output is no terminal."""
+
+    def __init__(self, console: Console, *, versions: int, devices: int, float32_bytes: int) -> None:
+        self._console = console
+        self._versions = versions
+        self._devices = devices
+        self._float32_bytes = float32_bytes
+        self._accuracies: list[float] = []
+        self._version = 0
+        self._live: Live | None = None
+
+    @contextmanager
+    def running(self, title: str) -> Iterator[None]:
+        """Show progress while the block runs."""
+        if not self._console.is_terminal:
+            self._console.print(title, highlight=False)
+            yield
+            return
+        with Live(Text(title), console=self._console, refresh_per_second=8, transient=True) as live:
+            self._live = live
+            yield
+        self._live = None
+
+    def show(self, moment: Moment) -> None:
+        """Show a moment."""
+        if moment.version > self._version and moment.accuracy is not None:
+            self._accuracies += [moment.accuracy] * (moment.version - self._version)
+            self._version = moment.version
+            if self._live is None:
+                self._console.print(self._line(moment), highlight=False)
+        if self._live is not None:
+            self._live.update(self._panel(moment))
+
+    def finish(self, figures: Figures) -> None:
+        """The table at the end."""
+        table = Table(
+            title="What happened", title_justify="left", show_header=False, box=None, padding=(0, 2)
+        )
+        for name, value in _rows(figures.summary):
+            table.add_row(Text(name, style="dim"), value)
+        self._console.print(table)
+
+    def _line(self, moment: Moment) -> str:
+        accuracy = f"{moment.accuracy:.3f}" if moment.accuracy is not None else "-"
+        return (
+            f"version {moment.version:>3}/{self._versions}  accuracy {accuracy}  "
+            f"devices {moment.devices_online}/{self._devices}  updates {moment.updates}  "
+            f"sent {_size(moment.bytes_up)} ({self._smaller(moment)})  {moment.seconds:.0f} s"
+        )
+
+    def _panel(self, moment: Moment) -> Panel:
+        grid = Table.grid(padding=(0, 2))
+        grid.add_row("version", f"{moment.version} of {self._versions}")
+        accuracy = f"{moment.accuracy:.3f}" if moment.accuracy is not None else "waiting for the first one"
+        grid.add_row("accuracy", Text.assemble((accuracy, "bold green"), "  ", _sparkline(self._accuracies)))
+        grid.add_row("devices on line", f"{moment.devices_online} of {self._devices}")
+        grid.add_row("updates", f"{moment.updates} accepted, {moment.refused} refused")
+        grid.add_row("sent by devices", f"{_size(moment.bytes_up)}, {self._smaller(moment)}")
+        grid.add_row("time", f"{moment.seconds:.0f} s")
+        bar = ProgressBar(total=self._versions, completed=moment.version, width=60)
+        return Panel(Group(grid, Text(""), bar), title="lichen demo", title_align="left", width=78)
+
+    def _smaller(self, moment: Moment) -> str:
+        if not moment.bytes_up or not moment.updates:
+            return "nothing yet"
+        return f"{self._float32_bytes * moment.updates / moment.bytes_up:.1f} times smaller than float32"
+
+
+def _rows(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    accuracy = summary["accuracy"]
+    yield "accuracy", f"{accuracy:.4f} on 360 held-out digits" if accuracy is not None else "none"
+    yield "versions", f"{summary['versions']} in {summary['seconds']:.1f} s"
+    yield "devices", f"{summary['devices']} processes, {summary['runtime']} runtime, {summary['partition']}"
+    yield "updates", f"{summary['updates_accepted']} accepted, {summary['updates_refused']} refused"
+    if summary["bytes_up_total"]:
+        total, each = _size(summary["bytes_up_total"]), summary["bytes_up_per_update"]
+        yield "sent by devices", f"{total} in all, {each:.0f} bytes an update with every MQTT byte counted"
+        yield (
+            "against float32",
+            f"{summary['ratio_all']:.1f} times smaller with all overhead, "
+            f"{summary['ratio_payload']:.1f} times the payload alone",
+        )
+    yield "broker", str(summary["broker"])
+    yield (
+        "books",
+        f"{summary['lost']} lost, {summary['duplicated']} counted twice; "
+        f"{summary['versions_replayed']} versions replayed "
+        + ("bit for bit" if summary["replay_ok"] else "WITH DIFFERENCES"),
+    )
+
+
+def _sparkline(values: list[float], width: int = 40) -> str:
+    shown = values[-width:]
+    if not shown:
+        return ""
+    low, span = min(shown), (max(shown) - min(shown)) or 1.0
+    return "".join(SPARKS[round((value - low) / span * (len(SPARKS) - 1))] for value in shown)
+
+
+def _size(count: int) -> str:
+    if count >= 1_000_000:
+        return f"{count / 1_000_000:.2f} MB"
+    return f"{count / 1000:.1f} KB"

@@ -1,0 +1,43 @@
+"""The gates of a demo: ``python -m hil.gate FIGURES.json`` fails if a figure is out of its bounds.
+
+The bounds are those a single seed must hold; what ten seeds reach stands in docs/benchmarks.md.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["faults", "main"]
+
+LOWEST_ACCURACY = 0.91
+MOST_BYTES_PER_UPDATE = 800
+
+
+def faults(figures: Mapping[str, Any]) -> list[str]:
+    """What is out of bounds, a sentence each; empty if all is well."""
+    found = []
+    if (figures["accuracy"] or 0.0) < LOWEST_ACCURACY:
+        found.append(f"accuracy {figures['accuracy']} is below {LOWEST_ACCURACY}")
+    if figures["bytes_up_per_update"] is not None and figures["bytes_up_per_update"] > MOST_BYTES_PER_UPDATE:
+        found.append(f"{figures['bytes_up_per_update']} bytes an update, more than {MOST_BYTES_PER_UPDATE}")
+    if figures["lost"] or figures["duplicated"] or not figures["balanced"]:
+        found.append(f"{figures['lost']} updates lost, {figures['duplicated']} duplicated")
+    if not figures["replay_ok"]:
+        found.append("a version was not reproduced bit for bit")
+    return found
+
+
+def main(words: list[str]) -> int:
+    """Check one file of figures; the exit code."""
+    if len(words) != 1:
+        sys.stderr.write("usage: python -m hil.gate FIGURES.json\n")
+        return 2
+    found = faults(json.loads(Path(words[0]).read_text()))
+    sys.stdout.write("\n".join(found or ["all gates of the demo hold"]) + "\n")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

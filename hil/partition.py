@@ -1,0 +1,51 @@
+"""How a data set is dealt out to devices.
+
+Dirichlet partition: Hsu, Qi, Brown: Measuring the Effects of Non-Identical Data Distribution for
+Federated Visual Classification (2019).
+"""
+
+import re
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_protocol.errors import ConfigError
+
+__all__ = ["partition"]
+
+FEWEST = 20
+
+
+def partition(labels: NDArray[np.int32], devices: int, *, scheme: str, seed: int) -> list[NDArray[np.intp]]:
+    """Deal the indices of ``labels`` out to ``devices``, each index once.
+
+    ``iid`` shuffles; ``dirichlet:a`` draws each label's shares from a Dirichlet distribution of
+    concentration ``a`` (0.1: nearly one label a device, 100: nearly even). Every device gets at least
+    20 samples.
+
+    Raises:
+        ConfigError: an unknown scheme, or fewer than 20 samples a device.
+    """
+    if len(labels) < FEWEST * devices:
+        raise ConfigError(
+            f"{len(labels)} samples are too few for {devices} devices",
+            hint=f"at most {len(labels) // FEWEST} devices",
+        )
+    random = np.random.default_rng(seed)
+    if scheme == "iid":
+        return [np.sort(part) for part in np.array_split(random.permutation(len(labels)), devices)]
+    match = re.fullmatch(r"dirichlet:(\d+(?:\.\d+)?)", scheme)
+    if match is None or float(match[1]) <= 0:
+        raise ConfigError(f"partition {scheme!r} is unknown", hint="write iid or dirichlet:1.0")
+    parts: list[list[int]] = [[] for _ in range(devices)]
+    for label in np.unique(labels):
+        members = random.permutation(np.flatnonzero(labels == label))
+        shares = random.dirichlet(np.full(devices, float(match[1])))
+        cuts = np.floor(np.cumsum(shares)[:-1] * len(members)).astype(int)
+        for part, dealt in zip(parts, np.split(members, cuts), strict=True):
+            part.extend(dealt.tolist())
+    for part in parts:
+        while len(part) < FEWEST:
+            largest = max(parts, key=len)
+            part.append(largest.pop(int(random.integers(len(largest)))))
+    return [np.sort(np.array(part, dtype=np.intp)) for part in parts]

@@ -1,0 +1,162 @@
+"""Plots as SVG text, for pages that must stand alone: points, lines, bars, axes, and nothing to load."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+__all__ = ["Points", "bar_chart", "line_chart"]
+
+WIDTH, HEIGHT = 560, 300
+LEFT, RIGHT, TOP, BOTTOM = 62, 16, 40, 48
+COLOURS = ("#2f6f4f", "#c2703d", "#4f6fa8", "#8a6fb0")
+_INK, _GRID = "#3b423e", "#e3e6e2"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Points:
+    """A named row of points, joined by a line or, with ``scattered``, drawn as dots."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    scattered: bool = False
+
+
+def line_chart(
+    rows: Sequence[Points],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    target: float | None = None,
+) -> str:
+    """Lines over a common pair of axes; ``target`` draws a dashed horizontal line."""
+    xs = [value for row in rows for value in row.x]
+    ys = [value for row in rows for value in row.y] + ([target] if target is not None else [])
+    if not xs:
+        return _frame(title, x_label, y_label, ['<text x="280" y="150" class="label">no data</text>'])
+    x_ticks, y_ticks = _ticks(min(xs), max(xs)), _ticks(min(ys), max(ys))
+    across = _Scale(x_ticks[0], x_ticks[-1], LEFT, WIDTH - RIGHT)
+    down = _Scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
+    marks = _axes(x_ticks, y_ticks, across, down)
+    if target is not None:
+        at = f"{down(target):.1f}"
+        marks.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at}" y2="{at}" class="target"/>')
+    for number, row in enumerate(rows):
+        marks += _draw(row, COLOURS[number % len(COLOURS)], across, down)
+    return _frame(title, x_label, y_label, marks + (_legend(rows) if len(rows) > 1 else []))
+
+
+def bar_chart(
+    names: Sequence[str], values: Sequence[float], *, title: str, x_label: str, y_label: str
+) -> str:
+    """One bar for each name, its value above it."""
+    if not names:
+        return _frame(title, x_label, y_label, ['<text x="280" y="150" class="label">no data</text>'])
+    ticks = _ticks(0.0, max(*values, 1.0))
+    down = _Scale(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
+    marks = _axes([], ticks, _Scale(0.0, 1.0, 0.0, 1.0), down)
+    step = (WIDTH - LEFT - RIGHT) / len(names)
+    for number, (name, value) in enumerate(zip(names, values, strict=True)):
+        x, y = LEFT + step * number + step * 0.14, down(value)
+        height = HEIGHT - BOTTOM - y
+        middle = x + step * 0.36
+        marks.append(
+            f'<rect x="{x:.1f}" y="{y:.1f}" width="{step * 0.72:.1f}" height="{height:.1f}" rx="2" '
+            f'fill="{COLOURS[0]}"><title>{escape(name)}: {_number(value)}</title></rect>'
+        )
+        if len(names) <= 24:
+            marks.append(
+                f'<text x="{middle:.1f}" y="{y - 5:.1f}" class="tick middle">{_number(value)}</text>'
+            )
+            marks.append(
+                f'<text x="{middle:.1f}" y="{HEIGHT - BOTTOM + 16}" class="tick middle">{escape(name)}</text>'
+            )
+    return _frame(title, x_label, y_label, marks)
+
+
+def _draw(row: Points, colour: str, across: "_Scale", down: "_Scale") -> list[str]:
+    spots = [(across(x), down(y)) for x, y in zip(row.x, row.y, strict=True)]
+    dots = [
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{colour}" fill-opacity="0.75">'
+        f"<title>{escape(row.name)}: {_number(value_x)}, {_number(value_y)}</title></circle>"
+        for (x, y), value_x, value_y in zip(spots, row.x, row.y, strict=True)
+    ]
+    if row.scattered:
+        return dots
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
+    return [f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>', *dots]
+
+
+def _axes(x_ticks: Sequence[float], y_ticks: Sequence[float], across: "_Scale", down: "_Scale") -> list[str]:
+    marks = []
+    for value in y_ticks:
+        y = f"{down(value):.1f}"
+        marks.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}" class="grid"/>')
+        marks.append(f'<text x="{LEFT - 8}" y="{y}" dy="0.32em" class="tick end">{_number(value)}</text>')
+    for value in x_ticks:
+        x = f"{across(value):.1f}"
+        marks.append(f'<text x="{x}" y="{HEIGHT - BOTTOM + 16}" class="tick middle">{_number(value)}</text>')
+    return marks
+
+
+def _legend(rows: Sequence[Points]) -> list[str]:
+    marks, x = [], LEFT + 6.0
+    for number, row in enumerate(rows):
+        colour = COLOURS[number % len(COLOURS)]
+        marks.append(f'<rect x="{x:.0f}" y="{TOP - 14}" width="10" height="10" rx="2" fill="{colour}"/>')
+        marks.append(f'<text x="{x + 15:.0f}" y="{TOP - 5}" class="tick">{escape(row.name)}</text>')
+        x += 34 + 6.4 * len(row.name)
+    return marks
+
+
+def _frame(title: str, x_label: str, y_label: str, marks: Sequence[str]) -> str:
+    middle, centre = (LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2
+    style = (
+        f".title{{font:600 14px sans-serif;fill:{_INK}}}"
+        f".label{{font:12px sans-serif;fill:{_INK};text-anchor:middle}}"
+        f".tick{{font:11px sans-serif;fill:#6b746e}}.middle{{text-anchor:middle}}.end{{text-anchor:end}}"
+        f".grid{{stroke:{_GRID}}}.target{{stroke:#b0463c;stroke-dasharray:5 4}}"
+    )
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+            f'aria-label="{escape(title)}">',
+            f"<style>{style}</style>",
+            f'<text x="{LEFT}" y="18" class="title">{escape(title)}</text>',
+            *marks,
+            f'<text x="{middle}" y="{HEIGHT - 10}" class="label">{escape(x_label)}</text>',
+            f'<text transform="translate(15 {centre}) rotate(-90)" class="label">{escape(y_label)}</text>',
+            "</svg>",
+        ]
+    )
+
+
+class _Scale:
+    """Maps a range of values onto a range of pixels."""
+
+    def __init__(self, low: float, high: float, first: float, last: float) -> None:
+        self._low, self._first = low, first
+        self._slope = (last - first) / ((high - low) or 1.0)
+
+    def __call__(self, value: float) -> float:
+        return self._first + (value - self._low) * self._slope
+
+
+def _ticks(low: float, high: float, wanted: int = 5) -> list[float]:
+    """Round numbers that enclose ``[low, high]``."""
+    span = (high - low) or abs(high) or 1.0
+    raw = span / wanted
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(number * step, 10) for number in range(first, max(last, first + 1) + 1)]
+
+
+def _number(value: float) -> str:
+    if abs(value) >= 1_000_000:
+        return f"{value / 1_000_000:g}M"
+    if abs(value) >= 10_000:
+        return f"{value / 1000:g}k"
+    return f"{value:.4g}"

@@ -1,0 +1,5 @@
+"""``python -m lichen``."""
+
+from lichen.command import main
+
+main()

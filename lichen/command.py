@@ -1,0 +1,83 @@
+"""The ``lichen`` command: which package serves which word. No logic lives here."""
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+try:
+    import click
+except ImportError:  # the device's installation has no operator side
+    sys.exit("error: the lichen command needs an extra\n  hint: pip install 'lichen[coordinator]'")
+
+from fl_protocol.errors import ConfigError, LichenError
+from lichen import __version__
+
+__all__ = ["main"]
+
+_HOMES = {
+    "audit": "broker_coordinator.command",
+    "backup": "broker_coordinator.command",
+    "coordinator": "broker_coordinator.command",
+    "demo": "hil.demo.command",
+    "devices": "broker_coordinator.command",
+    "export": "broker_coordinator.command",
+    "models": "models.build.command",
+    "status": "broker_coordinator.command",
+    "versions": "broker_coordinator.command",
+}
+
+
+class LazyCommands(click.Group):
+    """Commands that are imported when they are called, or when help lists them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All words, sorted."""
+        return sorted(_HOMES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command behind a word."""
+        if cmd_name not in _HOMES:
+            return None
+        command: click.Command = getattr(_load(_HOMES[cmd_name]), cmd_name)
+        return command
+
+
+@click.group(cls=LazyCommands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="lichen")
+def lichen() -> None:
+    """Federated learning that survives anywhere: coordinator, models, demo."""
+
+
+def main() -> None:
+    """Run the command; exit 0 ok, 1 failed at run time, 2 usage, 78 bad configuration."""
+    try:
+        lichen(standalone_mode=True)
+    except ConfigError as error:
+        _end(error, 78)
+    except LichenError as error:
+        _end(error, 1)
+
+
+def _end(error: LichenError, code: int) -> None:
+    click.echo(f"error: {error}", err=True)
+    sys.exit(code)
+
+
+def _load(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        found = importlib.util.find_spec(package)
+        origin = Path(found.origin).parent if found and found.origin else None
+        ours = Path(__file__).parent.parent / package
+        if origin is not None and origin.resolve() != ours.resolve():
+            raise LichenError(
+                f"a folder of yours hides Lichen's package {package!r}: {origin}",
+                hint="rename that folder, or start the command from another one",
+            ) from error
+        raise LichenError(
+            f"{module} cannot be loaded: {error}", hint="pip install 'lichen[coordinator,models,onnx]'"
+        ) from error

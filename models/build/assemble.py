@@ -1,0 +1,93 @@
+"""The three graphs of an artifact from one forward graph; their names are the contract of docs/protocol.md.
+
+    step   w.* v.* a.* x y sample_weight lr momentum mu clip -> w.*.new v.*.new loss weight correct grad_norm
+    eval   w.* x y sample_weight -> loss weight correct
+    infer  w.* x -> output
+
+``loss`` and ``correct`` are sums over the rows, each times its sample weight; ``weight`` is the sum of the
+sample weights. The gradient is that of ``loss / max(weight, 1e-12)``.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from fl_protocol.errors import ArtifactError
+from models.build.backward import backward
+from models.build.graph import BATCH, WorkingGraph
+from models.build.lift import Forward
+from models.build.losses import LOSSES, METRICS
+from models.build.optimizers import OPTIMIZERS
+from models.build.transforms import clip_by_global_norm, pull_to_anchor
+
+__all__ = ["EXTRA_HYPER", "assemble"]
+
+EXTRA_HYPER: Mapping[str, float] = {"mu": 0.0, "clip": 0.0}
+"""Scalars that every step graph has beside its optimizer's, with their defaults."""
+_LEAST_WEIGHT = 1e-12
+_ROWS = ("x", "y", "sample_weight")
+
+
+def assemble(forward: Forward, *, loss: str, optimizer: str, metrics: Sequence[str]) -> dict[str, bytes]:
+    """Build ``step.onnx``, ``eval.onnx`` and ``infer.onnx``.
+
+    Raises:
+        ArtifactError: an unknown loss, metric or optimizer, or a model that cannot be trained.
+    """
+    for kind, name, known in [
+        ("loss", loss, LOSSES),
+        ("optimizer", optimizer, OPTIMIZERS),
+        *(("metric", metric, METRICS) for metric in metrics),
+    ]:
+        if name not in known:
+            raise ArtifactError(f"there is no {kind} {name!r}", hint=f"there are {', '.join(known)}")
+    weights = [f"w.{name}" for name in forward.parameters]
+    judged = forward.graph.copy()
+    sums = _sums(judged, forward.output, loss, metrics)
+    return {
+        "step.onnx": _step(forward, judged.copy(), sums, optimizer),
+        "eval.onnx": judged.finish("eval", [*weights, *_ROWS], sums),
+        "infer.onnx": forward.graph.copy().finish("infer", [*weights, "x"], {"output": forward.output}),
+    }
+
+
+def _sums(graph: WorkingGraph, output: str, loss: str, metrics: Sequence[str]) -> dict[str, str]:
+    chosen = LOSSES[loss]
+    y = graph.input("y", chosen.label_shape(graph.shape(output)), chosen.label)
+    sample_weight = graph.input("sample_weight", [BATCH])
+    rows = {"loss": chosen.rows(graph, output, y)}
+    rows |= {METRICS[metric].total: METRICS[metric].rows(graph, output, y) for metric in metrics}
+    sums = {
+        name: graph.op("ReduceSum", graph.op("Mul", value, sample_weight), keepdims=0)
+        for name, value in rows.items()
+    }
+    return {"loss": sums.pop("loss"), "weight": graph.op("ReduceSum", sample_weight, keepdims=0), **sums}
+
+
+def _step(forward: Forward, graph: WorkingGraph, sums: Mapping[str, str], optimizer: str) -> bytes:
+    chosen = OPTIMIZERS[optimizer]
+    names = list(forward.parameters)
+    weights = {name: f"w.{name}" for name in names}
+    least = graph.constant(_LEAST_WEIGHT)
+    mean = graph.op("Div", sums["loss"], graph.op("Max", sums["weight"], least))
+    graph.infer()
+    by_input = backward(graph, {mean: graph.constant(1)}, list(weights.values()))
+    gradients = {name: by_input[weights[name]] for name in names}
+
+    hyper = [graph.input(name, []) for name in [*chosen.hyper, *EXTRA_HYPER]]
+    anchors = {name: graph.input(f"a.{name}", graph.shape(weights[name])) for name in names}
+    slots = {
+        name: {slot: graph.input(f"{slot}.{name}", graph.shape(weights[name])) for slot in chosen.slots}
+        for name in names
+    }
+    gradients, norm = clip_by_global_norm(graph, gradients, "clip")
+    gradients = pull_to_anchor(graph, gradients, weights, anchors)
+    updated = {name: chosen.update(graph, weights[name], gradients[name], slots[name]) for name in names}
+
+    slot_inputs = [slots[name][slot] for slot in chosen.slots for name in names]
+    inputs = [*weights.values(), *slot_inputs, *anchors.values(), *_ROWS, *hyper]
+    outputs = {f"w.{name}.new": updated[name][0] for name in names}
+    outputs |= {f"{slot}.{name}.new": updated[name][1][slot] for slot in chosen.slots for name in names}
+    outputs |= {**sums, "grad_norm": norm}
+    taken = set(inputs) & outputs.keys()
+    if taken or len(inputs) != len(set(inputs)):
+        raise ArtifactError(f"parameter names that collide: {sorted(taken)}", hint="rename the parameter")
+    return graph.finish("step", inputs, outputs)

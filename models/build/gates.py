@@ -1,0 +1,161 @@
+"""The gates: a build ends only if what it made is right, on this very model.
+
+Each gate raises ``ArtifactError``; none of them trusts the part that it checks.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from fl_protocol.errors import ArtifactError
+from models.build.lift import Forward
+from models.runtime.artifact import TrainingArtifact
+from models.runtime.choose import RUNTIMES, RuntimeTrial, try_runtime
+from models.runtime.flat import split_flat
+from models.runtime.numpy_runtime import NumpyRuntime
+from models.runtime.session import Batch, zero_slots
+
+__all__ = ["check_gradients", "check_parameters", "check_runtimes", "check_same_model"]
+
+_OUTPUT_TOLERANCE = 1e-4
+_GRADIENT_TOLERANCE = 1e-4
+_DIFFERENCE = 1e-6
+_ROWS = 5
+_REPORT = "this is a defect of the builder: please report it with the model"
+
+Array = NDArray[Any]
+
+
+def check_parameters(parameters: Mapping[str, Array], expected: int | None) -> None:
+    """The model has as many parameters as its owner believes."""
+    count = sum(array.size for array in parameters.values())
+    if expected is not None and count != expected:
+        listed = "\n".join(f"  {name} {list(array.shape)}" for name, array in parameters.items())
+        raise ArtifactError(
+            f"the model has {count} parameters, not {expected}:\n{listed}",
+            hint="an exporter may have folded or dropped some: export without optimisation",
+        )
+
+
+def check_same_model(forward: Forward, artifact: TrainingArtifact) -> None:
+    """``infer.onnx`` computes what the source model computes, and row by row."""
+    weights = split_flat(artifact.initial_weights(), artifact.layout)
+    session = NumpyRuntime().open(artifact)
+    name, rows = _source_input(forward.source)
+    x = draw_rows(artifact, np.random.PCG64(1), rows)
+    try:
+        theirs = _run_source(forward.source, {name: x})
+    except Exception as error:  # whatever the runtime makes of a foreign model
+        raise ArtifactError(
+            f"the source model does not run with {rows} rows: {error}",
+            hint="export it with a dynamic batch dimension",
+        ) from None
+    ours = session.infer(weights, x)
+    if ours.shape != theirs.shape or not _close(ours, theirs):
+        raise ArtifactError("the artifact does not compute what the source model computes", hint=_REPORT)
+    x = draw_rows(artifact, np.random.PCG64(4), _ROWS)
+    together = session.infer(weights, x)
+    alone = np.concatenate([session.infer(weights, x[row : row + 1]) for row in range(_ROWS)])
+    if not _close(together, alone):
+        raise ArtifactError(
+            "the model mixes the rows of a batch: a row's output depends on its neighbours",
+            hint="rows must be independent, or padded rows would count",
+        )
+
+
+def check_gradients(artifact: TrainingArtifact) -> None:
+    """The step's gradient is the slope of the loss that ``eval.onnx`` computes, for every parameter.
+
+    Double precision, central differences along one random direction per tensor, at weights moved a
+    little off the initial ones: zero biases would put a whole layer on the kink of its ReLU.
+    """
+    session = NumpyRuntime(np.float64).open(artifact)
+    bits = np.random.PCG64(2)
+    draw = np.random.Generator(bits)
+    weights: dict[str, Array] = {
+        name: tensor.astype(np.float64) + 0.01 * draw.standard_normal(tensor.shape)
+        for name, tensor in split_flat(artifact.initial_weights(), artifact.layout).items()
+    }
+    batch = draw_batch(artifact, bits, _ROWS)
+    plain = dict.fromkeys(artifact.manifest.hyper, 0.0) | {"lr": 1.0}
+    stepped = session.step(weights, zero_slots(artifact), batch, plain, weights).weights
+
+    def mean_loss(moved: Mapping[str, Array]) -> float:
+        sums = session.evaluate(moved, batch)
+        return sums["loss"] / sums["weight"]
+
+    for name, tensor in weights.items():
+        direction = draw.standard_normal(tensor.shape)
+        there, back = (
+            mean_loss({**weights, name: tensor + sign * _DIFFERENCE * direction}) for sign in (1, -1)
+        )
+        slope = (there - back) / (2 * _DIFFERENCE)
+        gradient = float(((tensor - stepped[name]) * direction).sum())
+        scale = max(abs(slope), abs(gradient), 1e-3)
+        if not abs(slope - gradient) <= _GRADIENT_TOLERANCE * scale:
+            raise ArtifactError(
+                f"the gradient of {name!r} is {gradient:.6g} along a direction where the loss's slope is "
+                f"{slope:.6g}",
+                hint=_REPORT,
+            )
+
+
+def check_runtimes(artifact: TrainingArtifact) -> list[RuntimeTrial]:
+    """Every runtime that is installed here reproduces the golden steps."""
+    trials = [try_runtime(name, artifact) for name in RUNTIMES]
+    for trial in trials:
+        if trial.installed and trial.reason:
+            raise ArtifactError(f"the {trial.runtime} runtime: {trial.reason}", hint=_REPORT)
+    return trials
+
+
+def draw_rows(artifact: TrainingArtifact, bits: np.random.PCG64, count: int) -> Array:
+    """Random inputs: float32[count, ...], multiples of 1/8 in [-2, 2)."""
+    shape = artifact.manifest.inputs[0].shape[1:]
+    return ((_below(32, bits, count, *shape) - 16) / 8).astype(np.float32)
+
+
+def draw_batch(artifact: TrainingArtifact, bits: np.random.PCG64, count: int) -> Batch:
+    """A random batch with labels of the model's classes and weights of 0.5, 1, 1.5 or 2; row 1 weighs 0."""
+    weights = split_flat(artifact.initial_weights(), artifact.layout)
+    x = draw_rows(artifact, bits, count)
+    classes = NumpyRuntime().open(artifact).infer(weights, x[:1]).shape[-1]
+    sample_weight = ((_below(4, bits, count) + 1) / 2).astype(np.float32)
+    sample_weight[1:2] = 0
+    return Batch(x=x, y=_below(classes, bits, count).astype(np.int32), sample_weight=sample_weight)
+
+
+def _below(bound: int, bits: np.random.PCG64, *shape: int) -> Array:
+    # Raw output is the same in every version of NumPy; what its distributions make of it is not.
+    raw = bits.random_raw(int(np.prod(shape, dtype=np.int64)))
+    return ((raw >> np.uint64(11)) % np.uint64(bound)).astype(np.int64).reshape(shape)
+
+
+def _source_input(model: onnx.ModelProto) -> tuple[str, int]:
+    """The name of the source model's input, and how many rows it takes."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    value = next(value for value in model.graph.input if value.name not in constants)
+    return value.name, value.type.tensor_type.shape.dim[0].dim_value or _ROWS
+
+
+def _run_source(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> Array:
+    try:
+        import onnxruntime
+    except ImportError:
+        from onnx.reference import ReferenceEvaluator
+
+        return np.asarray(ReferenceEvaluator(model).run(None, feeds)[0])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return np.asarray(session.run(None, dict(feeds))[0])
+
+
+def _close(a: Array, b: Array) -> bool:
+    return bool(np.allclose(a, b, rtol=_OUTPUT_TOLERANCE, atol=_OUTPUT_TOLERANCE))

@@ -1,0 +1,268 @@
+"""From an exported forward graph to a working graph whose parameters are inputs.
+
+Parameters are taken out *before* constants are folded: folding renames, reshapes and merges what it takes
+for constants (a GroupNorm weight came out as ``val_21``).
+"""
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, inliner, numpy_helper, version_converter
+
+from fl_protocol.errors import ArtifactError, RuntimeUnavailable
+from models.build.graph import BATCH, WorkingGraph, described
+from models.build.lower import LOWERINGS, lower
+from models.runtime.numpy_ops import KERNELS
+from models.runtime.onnx_reader import MAX_NAME_BYTES, OPSET
+
+__all__ = ["Forward", "lift", "load_model"]
+
+_MAX_NAME_CHARS = 128
+_NESTED = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+_NOTHING_TO_FOLD = frozenset(KERNELS.keys() | LOWERINGS.keys()) - {"Shape", "Size"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forward:
+    """A forward model ready to be differentiated.
+
+    ``graph`` has the inputs ``x`` and ``w.<parameter>``; ``output`` is the value the model computes;
+    ``parameters`` maps names to float32 arrays in wire order; ``source`` is the model as it was given.
+    """
+
+    graph: WorkingGraph
+    output: str
+    parameters: dict[str, NDArray[np.float32]]
+    source: onnx.ModelProto
+
+
+def load_model(source: onnx.ModelProto | Path | str) -> onnx.ModelProto:
+    """Read and check a model, from a file or as it is; the model given is not changed.
+
+    Raises:
+        ArtifactError: the file is missing or is no valid ONNX model.
+    """
+    try:
+        if isinstance(source, Path | str):
+            model = onnx.load(str(source))
+        else:
+            model = onnx.ModelProto()
+            model.CopyFrom(source)
+        onnx.checker.check_model(model)
+    except OSError as error:
+        raise ArtifactError(f"cannot read {source}: {error.strerror or error}") from None
+    except Exception as error:  # protobuf, the checker and the loader share no base class
+        raise ArtifactError(f"not a valid ONNX model: {error}") from None
+    return model
+
+
+def lift(model: onnx.ModelProto, *, patterns: Sequence[str] | None = None) -> Forward:
+    """Make the working graph of a checked model.
+
+    Parameters are the float32 initializers of at least one dimension, or those whose name matches one of
+    ``patterns`` (shell style); all others stay constants of the graph.
+
+    Raises:
+        ArtifactError: the model cannot become a training artifact; the message names the node and why.
+    """
+    _refuse_foreign(model)
+    converted = _to_opset(inliner.inline_local_functions(model) if model.functions else model)
+    parameters = _parameters(converted, patterns)
+    source_input = _one_input(converted)
+    output = _one_output(converted)
+    converted = _folded(_with_free_batch(converted, source_input.name), parameters)
+    graph, value = _working_graph(converted, parameters, source_input, output)
+    value = lower(graph, value)
+    graph.prune(value)
+    _check_nodes(graph)
+    _check_batch(graph, value)
+    return Forward(graph=graph, output=value, parameters=parameters, source=model)
+
+
+def _refuse_foreign(model: onnx.ModelProto) -> None:
+    graph = model.graph
+    if graph.sparse_initializer:
+        raise ArtifactError("the model has sparse parameters", hint="export it with dense ones")
+    local = {(function.domain, function.name) for function in model.functions}
+    for node in graph.node:
+        where = f"node {node.name or node.output[0]!r} ({node.op_type})"
+        if node.domain not in ("", "ai.onnx") and (node.domain, node.op_type) not in local:
+            raise ArtifactError(
+                f"{where} is of the foreign operator domain {node.domain!r}",
+                hint="export with standard operators only, or cut the graph in front of this node",
+            )
+        if any(entry.type in _NESTED for entry in node.attribute):
+            raise ArtifactError(
+                f"{where} runs a graph inside the graph, whose steps depend on the data",
+                hint="export with the loop unrolled and the branch chosen",
+            )
+    for tensor in graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            raise ArtifactError(
+                f"the tensor {tensor.name!r} lies in another file",
+                hint="give the path of the .onnx file, beside which the other one lies",
+            )
+
+
+def _to_opset(model: onnx.ModelProto) -> onnx.ModelProto:
+    version = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+    converted = onnx.ModelProto()
+    converted.CopyFrom(model)
+    if version < OPSET:
+        try:
+            converted = version_converter.convert_version(converted, OPSET)
+        except Exception as error:  # the converter's C++ side raises RuntimeError and worse
+            raise ArtifactError(
+                f"the model's operator set {version} cannot be brought to {OPSET}: {error}",
+                hint=f"export it again with opset {OPSET}",
+            ) from None
+    # Downwards there is no converter; the checker and the comparison with the source tell if it matters.
+    del converted.opset_import[:]
+    converted.opset_import.append(helper.make_opsetid("", OPSET))
+    converted.ir_version = min(converted.ir_version, 9)
+    return converted
+
+
+def _parameters(model: onnx.ModelProto, patterns: Sequence[str] | None) -> dict[str, NDArray[np.float32]]:
+    parameters: dict[str, NDArray[np.float32]] = {}
+    for tensor in model.graph.initializer:
+        wanted = (
+            any(fnmatch.fnmatchcase(tensor.name, pattern) for pattern in patterns)
+            if patterns is not None
+            else tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 0
+        )
+        if not wanted:
+            continue
+        if tensor.data_type != TensorProto.FLOAT or len(tensor.name) > _MAX_NAME_CHARS:
+            kind = TensorProto.DataType.Name(tensor.data_type)
+            raise ArtifactError(
+                f"the parameter {tensor.name[:_MAX_NAME_CHARS]!r} is {kind}, or has too long a name",
+                hint=f"parameters are float32 and their names at most {_MAX_NAME_CHARS} characters",
+            )
+        parameters[tensor.name] = np.array(numpy_helper.to_array(tensor), np.float32)
+        if not np.isfinite(parameters[tensor.name]).all():
+            raise ArtifactError(f"the parameter {tensor.name!r} holds a value that is not finite")
+    if not parameters:
+        raise ArtifactError(
+            "the model has no parameters to train" + (f" that match {list(patterns)}" if patterns else ""),
+            hint="export with the weights as initializers, not folded into constants",
+        )
+    return parameters
+
+
+def _one_input(model: onnx.ModelProto) -> Any:
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    if len(inputs) != 1:
+        raise ArtifactError(f"the model has {len(inputs)} inputs: {[value.name for value in inputs]}, not 1")
+    tensor = inputs[0].type.tensor_type
+    if tensor.elem_type != TensorProto.FLOAT:
+        kind = TensorProto.DataType.Name(tensor.elem_type)
+        raise ArtifactError(f"the input {inputs[0].name!r} is {kind}", hint="the input must be float32")
+    free = [index for index, dim in enumerate(tensor.shape.dim) if index and not dim.dim_value > 0]
+    if len(tensor.shape.dim) < 2 or free:
+        raise ArtifactError(
+            f"the input {inputs[0].name!r} must be [batch, sizes...]; {_spelt(tensor)} is not",
+            hint="export the model with fixed sizes in every dimension but the first",
+        )
+    return inputs[0]
+
+
+def _one_output(model: onnx.ModelProto) -> str:
+    outputs = [value.name for value in model.graph.output]
+    if len(outputs) != 1:
+        raise ArtifactError(
+            f"the model has {len(outputs)} outputs: {outputs}", hint="export with the logits as only output"
+        )
+    return str(outputs[0])
+
+
+def _with_free_batch(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    for value in model.graph.input:
+        if value.name == name:
+            value.type.tensor_type.shape.dim[0].dim_param = BATCH
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    del model.graph.value_info[:]
+    return model
+
+
+def _folded(model: onnx.ModelProto, parameters: dict[str, NDArray[np.float32]]) -> onnx.ModelProto:
+    """Turn parameters into inputs, then fold the exporter's shape arithmetic where there is any."""
+    kept = [tensor for tensor in model.graph.initializer if tensor.name not in parameters]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    declared = {value.name for value in model.graph.input}
+    for name, array in parameters.items():
+        if name not in declared:
+            model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, array.shape))
+    if all(node.op_type in _NOTHING_TO_FOLD for node in model.graph.node):
+        return model
+    try:
+        from onnxscript import optimizer  # half a second to import, and most models need no folding
+    except ImportError as error:
+        raise RuntimeUnavailable(
+            f"this model's constants must be folded first: {error}", hint="pip install 'lichen[models]'"
+        ) from None
+    return optimizer.optimize(model, num_iterations=3)
+
+
+def _working_graph(
+    model: onnx.ModelProto,
+    parameters: dict[str, NDArray[np.float32]],
+    source_input: Any,
+    output: str,
+) -> tuple[WorkingGraph, str]:
+    graph = WorkingGraph()
+    dims = source_input.type.tensor_type.shape.dim
+    rename = {source_input.name: graph.input("x", [BATCH, *(dim.dim_value for dim in dims[1:])])}
+    for name, array in parameters.items():
+        rename[name] = graph.input(f"w.{name}", array.shape)
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        rename[tensor.name] = graph.constant(array, array.dtype)
+    for node in model.graph.node:
+        clean = onnx.NodeProto()
+        clean.CopyFrom(node)
+        del clean.metadata_props[:]
+        clean.doc_string = ""
+        clean.name = f"fwd.{node.name or node.output[0]}"[:MAX_NAME_BYTES]
+        for index, name in enumerate(node.input):
+            clean.input[index] = rename.get(name, name)
+        for index, name in enumerate(node.output):
+            if name:
+                rename[name] = clean.output[index] = f"fwd.{name}"
+        graph.nodes.append(clean)
+    return graph, rename.get(output, output)
+
+
+def _check_nodes(graph: WorkingGraph) -> None:
+    graph.infer()
+    for node in graph.nodes:
+        if node.op_type not in KERNELS:
+            raise ArtifactError(
+                f"{described(node)}: the operator is not supported",
+                hint=f"there are {', '.join(sorted(KERNELS.keys() | LOWERINGS.keys()))}",
+            )
+        if len(node.output) > 1 and any(node.output[1:]):
+            raise ArtifactError(f"{described(node)} has more than one output")
+        graph.shape(node.output[0])
+
+
+def _check_batch(graph: WorkingGraph, output: str) -> None:
+    shape = graph.shape(output)
+    if not shape or shape[0] != BATCH:
+        raise ArtifactError(
+            f"the model's output has the shape {list(shape)}, whose first dimension is not the batch",
+            hint="export with a dynamic batch dimension: the number of rows is built into this graph",
+        )
+
+
+def _spelt(tensor: Any) -> list[int | str]:
+    return [dim.dim_value or dim.dim_param or "?" for dim in tensor.shape.dim]

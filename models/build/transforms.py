@@ -1,0 +1,43 @@
+"""What happens to gradients between the backward pass and the optimizer."""
+
+from collections.abc import Mapping
+
+from models.build.graph import WorkingGraph
+
+__all__ = ["clip_by_global_norm", "pull_to_anchor"]
+
+_TINY = 1e-12
+
+
+def clip_by_global_norm(
+    graph: WorkingGraph, gradients: Mapping[str, str], limit: str
+) -> tuple[dict[str, str], str]:
+    """Scale all gradients so that their common norm is at most ``limit``; 0 or less does not clip.
+
+    Pascanu, Mikolov, Bengio: On the difficulty of training recurrent neural networks (2013), section 3.2.
+    Returns the gradients and the norm before clipping.
+    """
+    squares = [
+        graph.op("ReduceSum", graph.op("Mul", gradient, gradient), keepdims=0)
+        for gradient in gradients.values()
+    ]
+    norm = graph.op("Sqrt", graph.op("Sum", *squares) if len(squares) > 1 else squares[0])
+    one = graph.constant(1)
+    ratio = graph.op("Div", limit, graph.op("Max", norm, graph.constant(_TINY)))
+    clips = graph.op("Greater", limit, graph.constant(0))
+    scale = graph.op("Where", clips, graph.op("Min", ratio, one), one)
+    return {name: graph.op("Mul", gradient, scale) for name, gradient in gradients.items()}, norm
+
+
+def pull_to_anchor(
+    graph: WorkingGraph, gradients: Mapping[str, str], weights: Mapping[str, str], anchors: Mapping[str, str]
+) -> dict[str, str]:
+    """Add the gradient of ``mu / 2 * |w - anchor|^2``: FedProx.
+
+    Li et al.: Federated Optimization in Heterogeneous Networks (2020). Added after clipping, so that the
+    limit bounds what the data can do and not the pull back.
+    """
+    return {
+        name: graph.op("Add", gradient, graph.op("Mul", "mu", graph.op("Sub", weights[name], anchors[name])))
+        for name, gradient in gradients.items()
+    }

@@ -1,0 +1,164 @@
+"""The ``numpy`` runtime: interprets an artifact's graphs in plain NumPy.
+
+Slow beside an ML runtime, but it runs wherever NumPy does and is the reference for the others. In double
+precision it is what golden steps are recorded with.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_protocol.errors import ArtifactError
+from models.runtime.artifact import TrainingArtifact
+from models.runtime.numpy_ops import KERNELS
+from models.runtime.onnx_reader import Attribute, Graph, Node, Value, read_model
+from models.runtime.session import Array, GraphRunner, GraphSession, Session
+
+__all__ = ["NumpyGraph", "NumpyRuntime"]
+
+_ONNX_FLOAT, _ONNX_DOUBLE = 1, 11
+# What a kernel raises on arrays or attributes that do not fit each other.
+_MISFITS = (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError, MemoryError)
+
+
+class NumpyRuntime:
+    """Opens artifacts in NumPy; ``precision`` is float32, or float64 to record or to check with."""
+
+    def __init__(self, precision: type[np.floating[Any]] = np.float32) -> None:
+        self._precision = precision
+
+    @property
+    def name(self) -> str:
+        """``numpy``."""
+        return "numpy"
+
+    def open(self, artifact: TrainingArtifact) -> Session:
+        """See ``Runtime.open``."""
+        return GraphSession(self.name, artifact, self._load)
+
+    def _load(self, file: str, content: bytes) -> GraphRunner:
+        try:
+            return NumpyGraph(read_model(content), precision=self._precision)
+        except ArtifactError as error:
+            raise ArtifactError(f"{file}: {error}") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Call:
+    """One operator, its names resolved to places; ``done_with`` is what nobody reads afterwards."""
+
+    node: Node
+    function: Callable[..., Array]
+    reads: tuple[int | None, ...]
+    writes: int
+    done_with: tuple[int, ...]
+
+
+class NumpyGraph:
+    """A graph made ready to run: names resolved once, intermediates freed after their last use.
+
+    Raises:
+        ArtifactError: an operator without a kernel, or nodes that are not in topological order.
+    """
+
+    def __init__(self, graph: Graph, *, precision: type[np.floating[Any]] = np.float32) -> None:
+        self._inputs = graph.inputs
+        self._precision = np.dtype(precision)
+        self._places: dict[str, int] = {}
+        constants = {name: self._widen(array) for name, array in graph.constants.items()}
+        for name in [value.name for value in graph.inputs] + list(constants):
+            if name in self._places:
+                raise ArtifactError(f"the value {name!r} is defined twice")
+            self._places[name] = len(self._places)
+        self._start: list[Array | None] = [None] * len(graph.inputs) + list(constants.values())
+        resolved = [self._resolve(node) for node in graph.nodes]
+        try:
+            self._outputs = [(value.name, self._places[value.name]) for value in graph.outputs]
+        except KeyError as missing:
+            raise ArtifactError(f"nothing computes the output {missing}") from None
+        self._calls = self._with_ends_of_life(resolved)
+        self._start += [None] * (len(self._places) - len(self._start))
+
+    def __call__(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the graph.
+
+        Raises:
+            ArtifactError: an input is missing, of another type or shape, or an operator fails.
+        """
+        values = list(self._start)
+        for place, declared in enumerate(self._inputs):
+            values[place] = self._widen(_checked(declared, feeds.get(declared.name)))
+        with np.errstate(all="ignore"):
+            for call in self._calls:
+                try:
+                    values[call.writes] = call.function(
+                        *[None if place is None else values[place] for place in call.reads]
+                    )
+                except _MISFITS as error:
+                    raise ArtifactError(f"node {call.node.name!r} ({call.node.op}): {error}") from None
+                for place in call.done_with:
+                    values[place] = None
+        return {name: np.asarray(values[place]) for name, place in self._outputs}
+
+    def _resolve(self, node: Node) -> _Call:
+        kernel = KERNELS.get(node.op)
+        if kernel is None:
+            raise ArtifactError(
+                f"node {node.name!r}: the numpy runtime has no operator {node.op!r}",
+                hint="train with the onnx runtime here: pip install 'lichen[onnx]'",
+            )
+        try:
+            reads = tuple(self._places[name] if name else None for name in node.inputs)
+        except KeyError as missing:
+            raise ArtifactError(f"node {node.name!r} reads {missing} before anything computes it") from None
+        if len(node.outputs) != 1 or node.outputs[0] in self._places:
+            raise ArtifactError(f"node {node.name!r} must compute one value that nothing else computes")
+        attributes = {key: self._widen_attribute(node.op, key, it) for key, it in node.attributes.items()}
+        writes = self._places[node.outputs[0]] = len(self._places)
+        return _Call(
+            node=node, function=partial(kernel, attributes), reads=reads, writes=writes, done_with=()
+        )
+
+    def _with_ends_of_life(self, calls: Sequence[_Call]) -> list[_Call]:
+        kept = set(range(len(self._start))) | {place for _, place in self._outputs}
+        ended: list[_Call] = []
+        for call in reversed(calls):
+            done_with = {place for place in call.reads if place is not None and place not in kept}
+            kept |= done_with
+            ended.append(
+                _Call(
+                    node=call.node,
+                    function=call.function,
+                    reads=call.reads,
+                    writes=call.writes,
+                    done_with=tuple(sorted(done_with)),
+                )
+            )
+        return ended[::-1]
+
+    def _widen(self, array: Array) -> Array:
+        return array.astype(self._precision) if array.dtype == np.float32 != self._precision else array
+
+    def _widen_attribute(self, op: str, key: str, attribute: Attribute) -> Attribute:
+        if self._precision != np.float32 and op == "Cast" and key == "to" and attribute == _ONNX_FLOAT:
+            return _ONNX_DOUBLE
+        return attribute
+
+
+def _checked(declared: Value, array: NDArray[Any] | None) -> NDArray[Any]:
+    if array is None:
+        raise ArtifactError(f"the graph needs the input {declared.name!r}, which was not given")
+    wide = declared.dtype == np.float32 and array.dtype == np.float64
+    fits = len(array.shape) == len(declared.shape) and all(
+        size in (None, given) for size, given in zip(declared.shape, array.shape, strict=True)
+    )
+    if not fits or (array.dtype != declared.dtype and not wide):
+        raise ArtifactError(
+            f"the input {declared.name!r} is {array.dtype}{list(array.shape)}, the graph wants "
+            f"{declared.dtype}{[size if size is not None else 'any' for size in declared.shape]}"
+        )
+    return array

@@ -1,0 +1,80 @@
+"""The bounded queues on both sides of the connection."""
+
+import pytest
+
+from broker_coordinator import inbox as inbox_module
+from broker_coordinator import outgoing as outgoing_module
+from broker_coordinator.inbox import Inbox
+from broker_coordinator.outgoing import Outgoing
+from fl_protocol.transport import Connected, Received
+
+
+def message(token, size=1):
+    return Received("t", bytes(size), False, token)
+
+
+def test_the_inbox_drops_counts_and_acknowledges_what_is_too_much():
+    """By bytes; a dropped message must not hold a place in the broker's window."""
+    rejected = []
+    inbox = Inbox(100, rejected.append)
+    inbox.put(message(1, 60))
+    inbox.put(message(2, 60))
+    inbox.put(Connected(False))
+    assert (rejected, inbox.dropped, len(inbox)) == ([2], 1, 2)
+    assert [type(event) for event in inbox.take(9)] == [Received, Connected]
+    inbox.put(message(3, 60))
+    assert [event.token for event in inbox.take(9)] == [3]
+
+
+def test_the_inbox_is_bounded_by_number_too(monkeypatch):
+    """Empty messages cost memory as well."""
+    monkeypatch.setattr(inbox_module, "MAX_MESSAGES", 2)
+    inbox = Inbox(100, lambda token: None)
+    for token in range(3):
+        inbox.put(message(token, 0))
+    assert (len(inbox), inbox.dropped) == (2, 1)
+    assert [event.token for event in inbox.take(1)] == [0]
+    inbox.put(message(9, 0))
+    assert [event.token for event in inbox.take(9)] == [1, 9]
+
+
+class Window:
+    """A transport with room for so many publishes."""
+
+    def __init__(self, room):
+        self.room = room
+        self.sent = []
+
+    def publish(self, topic, payload, *, retain=False):
+        if len(self.sent) >= self.room:
+            return None
+        self.sent.append(topic)
+        return len(self.sent)
+
+
+def test_outgoing_messages_keep_their_order():
+    """What waits goes before what is new."""
+    wire = Window(1)
+    outgoing = Outgoing(wire)
+    for topic in "abc":
+        outgoing.send(topic, b"")
+    assert (wire.sent, len(outgoing)) == (["a"], 2)
+    wire.room = 2
+    assert not outgoing.flush()
+    wire.room = 9
+    outgoing.send("d", b"")
+    assert outgoing.flush()
+    assert wire.sent == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize(("name", "bound"), [("MAX_MESSAGES", 2), ("MAX_BYTES", 20)])
+def test_outgoing_drops_the_oldest_and_counts(monkeypatch, name, bound):
+    """Memory stays bounded, by number and by bytes."""
+    monkeypatch.setattr(outgoing_module, name, bound)
+    wire = Window(0)
+    outgoing = Outgoing(wire)
+    for topic in "abc":
+        outgoing.send(topic, bytes(10))
+    wire.room = 9
+    outgoing.flush()
+    assert (wire.sent, outgoing.dropped) == (["b", "c"], 1)

@@ -1,0 +1,123 @@
+"""The state folder: one holder, a lasting identity, and work goes on after damage."""
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+from simulated_disk import PowerCut, SimulatedDisk
+
+from edge_agent.state_folder import StateFolder
+from fl_protocol.clock import ManualClock
+from fl_protocol.errors import StorageError
+
+
+def open_outbox(folder):
+    return folder.open_outbox(max_bytes=1 << 20, max_age_s=1e6, clock=ManualClock())
+
+
+def test_the_identity_lasts(tmp_path):
+    """Incarnation and seed are random, and the same in every life."""
+    with StateFolder(tmp_path / "a") as first, StateFolder(tmp_path / "b") as other:
+        identity = first.incarnation, first.device_seed
+        assert first.incarnation != other.incarnation
+        assert first.device_seed != other.device_seed
+    with StateFolder(tmp_path / "a") as again:
+        assert (again.incarnation, again.device_seed) == identity
+        assert again.quarantined == []
+    assert (tmp_path / "a" / "identity.json").stat().st_mode & 0o077 == 0
+
+
+def test_one_agent_at_a_time(tmp_path):
+    """A second agent is told which process holds the folder."""
+    with StateFolder(tmp_path):
+        with pytest.raises(StorageError, match=f"process {os.getpid()}"):
+            StateFolder(tmp_path)
+        program = "import sys; from pathlib import Path; from edge_agent.state_folder import StateFolder\n"
+        program += "try: StateFolder(Path(sys.argv[1]))\nexcept Exception as e: print(type(e).__name__)"
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == "StorageError"
+    StateFolder(tmp_path).close()
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
+    """The message names the folder."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="file/state"):
+        StateFolder(tmp_path / "file" / "state")
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"incarnation": "zz"}', b"\xff", b"[1]", b"null"])
+def test_a_damaged_identity_is_set_aside(tmp_path, content):
+    """A new incarnation, and the operator is told."""
+    (tmp_path / "identity.json").write_bytes(content)
+    with StateFolder(tmp_path) as folder:
+        assert len(folder.incarnation) == 8
+        assert "identity.json was damaged" in folder.quarantined[0]
+        assert json.loads((tmp_path / "identity.json").read_text())["incarnation"] == folder.incarnation.hex()
+    assert [file.read_bytes() for file in (tmp_path / "quarantine").iterdir()] == [content]
+
+
+@pytest.mark.parametrize("damage", ["garbage", "truncated", "scribbled", "foreign"])
+def test_a_damaged_outbox_is_set_aside_and_work_goes_on(tmp_path, damage):
+    """The history is lost, so the folder is another incarnation from now on."""
+    with StateFolder(tmp_path) as folder:
+        box = open_outbox(folder)
+        for number in range(200):
+            box.remember(f"fact {number}", bytes(500))
+        box.close()
+        before = folder.incarnation
+    database = tmp_path / "agent.db"
+    content = bytearray(database.read_bytes())
+    if damage == "garbage":
+        content[:] = b"no database at all" * 1000
+    elif damage == "truncated":
+        del content[len(content) // 2 :]
+    elif damage == "scribbled":
+        content[4096:8192] = b"\xa5" * 4096
+    else:
+        database.unlink()
+        db = sqlite3.connect(database)
+        db.execute("CREATE TABLE outbox (other INTEGER)")
+        db.commit()
+        db.close()
+        content[:] = database.read_bytes()
+    database.write_bytes(content)
+    with StateFolder(tmp_path) as folder:
+        box = open_outbox(folder)
+        assert folder.incarnation != before
+        assert "agent.db was damaged" in folder.quarantined[0]
+        box.remember("fact", b"new")
+        box.close()
+        again = folder.incarnation
+    with StateFolder(tmp_path) as folder:
+        box = open_outbox(folder)
+        assert (folder.incarnation, folder.quarantined, box.recall("fact")) == (again, [], b"new")
+        box.close()
+    assert any(file.read_bytes() == content for file in (tmp_path / "quarantine").iterdir())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_power_cut_while_the_identity_is_written_leaves_one_or_none(tmp_path, seed):
+    """Whatever moment it comes at; and the identity that a life went on with is never lost."""
+    cut = 1
+    while True:
+        disk = SimulatedDisk(seed=seed, cut=cut)
+        path = tmp_path / str(cut)
+        try:
+            with StateFolder(path, disk=disk) as folder:
+                went_on_with = folder.incarnation
+        except PowerCut:
+            went_on_with = None
+        disk.crash()
+        with StateFolder(path, disk=disk) as folder:
+            assert folder.quarantined == []
+            assert went_on_with in (None, folder.incarnation)
+        if went_on_with is not None:
+            break
+        cut += 1
+    assert cut == 5

@@ -1,0 +1,99 @@
+"""What each codec can represent comes back as it was."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fl_protocol.codec import codec_for, codec_seed, decode
+from fl_protocol.codec.hadamard import rotate, unrotate
+from fl_protocol.codec.mask import kept_count, kept_positions
+from fl_protocol.codec.streams import MASK, Stream
+from fl_protocol.layout import TensorLayout
+
+SEED = codec_seed(bytes(range(16)))
+
+
+@given(bits=st.lists(st.floats(width=32, min_value=-(2.0**100), max_value=2.0**100), min_size=6, max_size=6))
+def test_float32_returns_the_very_bits(bits):
+    """Every finite value within bounds, denormal and -0 included."""
+    layout, codec, x = TensorLayout.of([("w", [2, 3])]), codec_for("float32"), np.array(bits, np.float32)
+    assert decode(codec, codec.encode(x, layout, SEED), layout, SEED).tobytes() == x.tobytes()
+
+
+@given(
+    scale=st.floats(min_value=2.0**-60, max_value=2.0**60),
+    codes=st.lists(st.integers(-127, 127), min_size=1, max_size=300),
+    number=st.integers(0, 2**64),
+)
+@settings(deadline=None)
+def test_int8_does_not_round_what_is_a_multiple_of_its_scale(scale, codes, number):
+    """Stochastic rounding leaves whole numbers alone, whatever the dither."""
+    layout, seed = TensorLayout.of([("w", [len(codes) + 1])]), codec_seed(number.to_bytes(16, "big"))
+    x = np.array([*codes, 127], np.float32) * np.float32(scale)
+    payload = codec_for("int8").encode(x, layout, seed)
+    assert list(np.frombuffer(payload, np.int8, offset=4)) == [*codes, 127]
+
+
+@given(
+    codes=st.binary(min_size=512, max_size=512),
+    exponents=st.lists(st.integers(-40, 40), min_size=6, max_size=6),
+)
+@settings(deadline=None)
+def test_eden_encodes_a_decoded_payload_to_the_same_payload(codes, exponents):
+    """Where no block is padded, decoded values are representable, to the last bit."""
+    layout = TensorLayout.of([("w", [2, 1024]), ("b", [1024]), ("c", [512]), ("d", [256]), ("e", [256])])
+    codec = codec_for("eden(bits=1)")
+    payload = np.exp2(exponents).astype("<f4").tobytes() + codes
+    assert codec.encode(decode(codec, payload, layout, SEED), layout, SEED) == payload
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 31, 33, 1023, 1024, 1025])
+def test_eden_errs_only_at_right_angles(size):
+    """The decoded update's projection on the delta is the delta: a lone value comes back as it was."""
+    x = np.random.default_rng(size).standard_normal(size).astype(np.float32)
+    layout, codec = TensorLayout.of([("w", [size])]), codec_for("eden(bits=1)")
+    decoded = decode(codec, codec.encode(x, layout, SEED), layout, SEED).astype(np.float64)
+    assert decoded @ x == pytest.approx(float(x.astype(np.float64) @ x), rel=1e-5)
+
+
+@pytest.mark.parametrize("keep", [0.01, 0.25, 0.9])
+def test_only_the_kept_share_of_each_segment_travels(keep):
+    """``ceil(keep * m)`` of each segment; the mask has a word for every element, of whole segments too."""
+    layout, codec = TensorLayout.of([("b", [7]), ("w", [70_000])]), codec_for(f"eden(bits=1,keep={keep})")
+    decoded = decode(codec, codec.encode(np.ones(layout.size, np.float32), layout, SEED), layout, SEED)
+    mask, start = Stream(SEED, MASK), 0
+    for size in (7, 65_536, 70_000 - 65_536):
+        kept = start + kept_positions(mask, size, kept_count(size, keep))
+        assert np.count_nonzero(decoded[kept]) > 0.9 * len(kept)
+        decoded[kept] = 0
+        start += size
+    assert not decoded.any()
+
+
+@given(size=st.integers(1, 700), share=st.floats(0.001, 1), number=st.integers(0, 2**64))
+@settings(deadline=None)
+def test_the_kept_positions_are_those_of_the_smallest_keys(size, share, number):
+    """The partition agrees with a full sort in whole numbers."""
+    seed, count = codec_seed(number.to_bytes(16, "big")), kept_count(size, share)
+    words = [int(word) for word in Stream(seed, MASK).words(size)]
+    keys = sorted((word >> 16, position) for position, word in enumerate(words))
+    expected = sorted(position for _, position in keys[:count])
+    assert kept_positions(Stream(seed, MASK), size, count).tolist() == expected
+
+
+@pytest.mark.parametrize("width", [64, 128, 256, 512, 1024])
+def test_the_rotation_is_the_one_that_is_written_down(width):
+    """Both directions agree with the matrix ``(-1)^(bits of i and j)``, in whole numbers."""
+    random = np.random.default_rng(width)
+    index = np.arange(width)
+    parity = np.array([[bin(i & j).count("1") & 1 for j in index] for i in index])
+    hadamard = 1 - 2 * parity
+    octets = random.integers(0, 256, (3, 3 * width // 8), np.uint8)
+    codes, d1, d2 = (np.unpackbits(bits, bitorder="little").reshape(3, width) * 2.0 - 1 for bits in octets)
+    blocks, scratch = codes.astype(np.float32), np.empty(3 * width, np.float32)
+    unrotate(blocks, octets[1], octets[2], scratch)
+    decoded = d1 * ((d2 * (codes @ hadamard)) @ hadamard)
+    assert np.array_equal(blocks, decoded)
+    rotate(blocks, octets[1], octets[2], scratch)
+    assert np.array_equal(blocks, codes * width**2)

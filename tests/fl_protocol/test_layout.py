@@ -1,0 +1,43 @@
+"""Layouts: the meaning of a flat vector, and its fingerprint."""
+
+import pytest
+
+from fl_protocol.errors import LayoutError
+from fl_protocol.layout import MAX_TENSORS, TensorLayout
+
+
+def test_tensors_follow_one_another():
+    """Offsets are sums of sizes; a scalar has one element."""
+    layout = TensorLayout.of([("w", (3, 4)), ("b", (4,)), ("s", ())])
+    assert layout.size == 17
+    assert [(tensor.name, start) for tensor, start in layout.offsets()] == [("w", 0), ("b", 12), ("s", 16)]
+
+
+def test_the_fingerprint_tells_names_shapes_and_order_apart():
+    """Whatever would give the numbers another meaning."""
+    layouts = [
+        [("w", (3, 4)), ("b", (4,))],
+        [("b", (4,)), ("w", (3, 4))],
+        [("w", (4, 3)), ("b", (4,))],
+        [("w", (12,)), ("b", (4,))],
+        [("v", (3, 4)), ("b", (4,))],
+    ]
+    assert len({TensorLayout.of(tensors).fingerprint for tensors in layouts}) == len(layouts)
+    assert len(TensorLayout.of(layouts[0]).fingerprint) == 8
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        [],
+        [("w", (3,)), ("w", (3,))],
+        [("w", (0,))],
+        [("w", (-1, -1))],
+        [("w", (1 << 16, 1 << 16))],
+        [(str(index), (1,)) for index in range(MAX_TENSORS + 1)],
+    ],
+)
+def test_a_layout_without_meaning_is_refused(tensors):
+    """Nothing, twice the same, empty, too large."""
+    with pytest.raises(LayoutError):
+        TensorLayout.of(tensors)

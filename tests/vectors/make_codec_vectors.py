@@ -1,0 +1,230 @@
+"""Write the frozen codec vectors again. They pin the wire format: a change here is a change of protocol.
+
+    python tests/vectors/make_codec_vectors.py
+
+Inputs are small multiples of 1/64, so that even the encoder's sums are exact and its payloads can be pinned.
+"""
+
+import base64
+import hashlib
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from fl_protocol.codec import codec_for, codec_seed, decode, decode_model, encode_model, model_size
+from fl_protocol.codec.seed import stream_state
+from fl_protocol.codec.streams import Stream
+from fl_protocol.layout import TensorLayout
+
+FOLDER = Path(__file__).parent / "codec"
+
+SMALL = [["w", [4, 7]], ["b", [3]], ["s", []]]
+ODD = [[f"t{size}", [size]] for size in (1, 2, 3, 31, 33, 63, 64, 65)]
+DIGITS = [["hidden.weight", [64, 32]], ["hidden.bias", [32]], ["out.weight", [32, 10]], ["out.bias", [10]]]
+EDGES = [[f"t{size}", [size]] for size in (1023, 1024, 1025)]
+LONG = [["long", [65_536 + 1025]], ["short", [5]]]
+ROWS = [["w", [10, 32]], ["narrow", [100, 3]], ["b", [255]], ["flat", [260]], ["k", [8, 3, 3, 5]], ["s", []]]
+
+LAYOUTS = {
+    "float32": {"small": SMALL, "odd": ODD},
+    "int8": {"small": SMALL, "odd": ODD, "digits": DIGITS},
+    "eden(bits=1)": {"small": SMALL, "odd": ODD, "digits": DIGITS, "edges": EDGES, "long": LONG},
+    "eden(bits=1,keep=0.25)": {"small": SMALL, "odd": ODD, "digits": DIGITS, "edges": EDGES, "long": LONG},
+    "eden(bits=1,keep=0.9)": {"small": SMALL, "odd": ODD, "edges": EDGES},
+}
+
+
+def layout_of(tensors):
+    """The layout of ``[[name, [dim, ...]], ...]``."""
+    return TensorLayout.of((name, shape) for name, shape in tensors)
+
+
+def input_of(size, every=1):
+    """``((40503 i + 12345) mod 251 - 125) / 64`` at each ``every``-th position i, else 0: float32[size]."""
+    i = np.arange(size, dtype=np.int64)
+    values = ((40503 * i + 12345) % 251 - 125).astype(np.float32) / np.float32(64)
+    return np.where(i % every == 0, values, np.float32(0))
+
+
+def octets_of(name, count):
+    """``count`` octets that look random: sha256 of the name and a counter."""
+    blocks = (hashlib.sha256(f"{name} {block}".encode()).digest() for block in range(count // 32 + 1))
+    return b"".join(blocks)[:count]
+
+
+def update_id_of(name):
+    """The 16-byte update id of a case."""
+    return hashlib.sha256(name.encode()).digest()[:16]
+
+
+def text_of(payload):
+    """Base64."""
+    return base64.b64encode(payload).decode()
+
+
+def case_of(codec, name, tensors, payload, every=None):
+    """One case; ``every`` tells the input, None where the payload was made by hand."""
+    update_id = update_id_of(name)
+    layout = layout_of(tensors)
+    decoded = decode(codec_for(codec), payload, layout, codec_seed(update_id)).tobytes()
+    source = {} if every is None else {"input_every": every}
+    return {
+        "name": name,
+        "layout": tensors,
+        "update_id": update_id.hex(),
+        **source,
+        "payload": text_of(payload),
+        "decoded_sha256": hashlib.sha256(decoded).hexdigest(),
+        "decoded_first": decoded[:32].hex(),
+    }
+
+
+def encoded_case(codec, name, tensors, every=1):
+    """A case that was encoded from the formula's input."""
+    layout = layout_of(tensors)
+    seed = codec_seed(update_id_of(name))
+    payload = codec_for(codec).encode(input_of(layout.size, every), layout, seed)
+    return case_of(codec, name, tensors, payload, every)
+
+
+def scaled_payload(codec, layout, scales, name):
+    """A payload made by hand: the given scales, then octets that look random and are never -128."""
+    head = struct.pack(f"<{len(scales)}f", *scales)
+    return head + octets_of(name, codec_for(codec).size(layout) - len(head)).replace(b"\x80", b"\x7f")
+
+
+def refused_case(name, tensors, payload):
+    """A case that must be refused."""
+    return {
+        "name": name,
+        "layout": tensors,
+        "update_id": update_id_of(name).hex(),
+        "payload": text_of(payload),
+    }
+
+
+def bad_numbers():
+    """Float32 bit patterns that are no scale, by name."""
+    patterns = {
+        "nan": 0x7FC00000,
+        "infinity": 0x7F800000,
+        "negative": 0xBF800000,
+        "negative zero": 0x80000000,
+        "denormal": 0x00000001,
+        "below 2^-100": 0x0D7FFFFF,
+        "above 2^100": 0x71800001,
+    }
+    return {name: struct.pack("<I", bits) for name, bits in patterns.items()}
+
+
+def refusals(codec):
+    """Payloads of wrong length and with numbers out of bounds."""
+    layout = layout_of(SMALL)
+    good = codec_for(codec).encode(input_of(layout.size), layout, codec_seed(bytes(16)))
+    lengths = {"empty": b"", "a byte short": good[:-1], "a byte long": good + b"\0"}
+    numbers = {name: good[:4] + bits + good[8:] for name, bits in bad_numbers().items()}
+    if codec == "float32":
+        for fine in ("negative", "negative zero", "denormal", "below 2^-100"):
+            del numbers[fine]
+    codes = {"code -128": good[:-1] + b"\x80"} if codec == "int8" else {}
+    return [refused_case(name, SMALL, payload) for name, payload in {**lengths, **numbers, **codes}.items()]
+
+
+def update_file(codec):
+    """The vectors of one update codec."""
+    cases = [encoded_case(codec, name, tensors) for name, tensors in LAYOUTS[codec].items()]
+    if codec == "float32":
+        edges = struct.pack("<5f", 0.0, -0.0, 2.0**100, -(2.0**100), 2.0**-149)
+        cases.append(case_of(codec, "extremes", [["x", [5]]], edges))
+    elif codec == "int8":
+        scales = (0.0, 2.0**-100, 2.0**100, 1 / 3)
+        tensors = [[f"t{i}", [40]] for i in range(len(scales))]
+        payload = scaled_payload(codec, layout_of(tensors), scales, "extremes")
+        cases.append(case_of(codec, "extremes", tensors, payload))
+    elif codec == "eden(bits=1)":
+        cases.append(encoded_case(codec, "sparse", EDGES, every=341))
+        scales = (0.0, 2.0**-100, 2.0**100, 1 / 3, 1e-5)
+        tensors = [["w", [3, 1024]], ["b", [100]], ["s", []]]
+        payload = scaled_payload(codec, layout_of(tensors), scales, "extremes")
+        cases.append(case_of(codec, "extremes", tensors, payload))
+    return {"codec": codec, "cases": cases, "refused": refusals(codec)}
+
+
+def model_case(name, tensors, content, every=None):
+    """One case of the model codec."""
+    decoded = decode_model(content, layout_of(tensors)).tobytes()
+    return {
+        "name": name,
+        "layout": tensors,
+        **({} if every is None else {"input_every": every}),
+        "payload": text_of(content),
+        "decoded_sha256": hashlib.sha256(decoded).hexdigest(),
+        "decoded_first": decoded[:32].hex(),
+    }
+
+
+def model_file():
+    """The vectors of the model codec."""
+    cases = []
+    for name, tensors, every in (("digits", DIGITS, 1), ("rows", ROWS, 1), ("zero rows", ROWS, 200)):
+        layout = layout_of(tensors)
+        cases.append(model_case(name, tensors, encode_model(input_of(layout.size, every), layout), every))
+    tensors = [["w", [4, 64]], ["b", [2]]]
+    head = struct.pack("<6f", 0.0, 2.0**-100, 2.0**100, 1 / 3, -0.0, 2.0**-149)
+    octets = octets_of("extremes", model_size(layout_of(tensors)) - len(head)).replace(b"\x80", b"\x7f")
+    cases.append(model_case("extremes", tensors, head + octets))
+    good = head + octets
+    bad = {
+        "empty": b"",
+        "a byte short": good[:-1],
+        "a byte long": good + b"\0",
+        "code -128": good[:-1] + b"\x80",
+    }
+    bad |= {f"scale {name}": good[:4] + bits + good[8:] for name, bits in bad_numbers().items()}
+    bad |= {f"weight {name}": good[:16] + bad_numbers()[name] + good[20:] for name in ("nan", "above 2^100")}
+    refused = [
+        {"name": name, "layout": tensors, "payload": text_of(content)} for name, content in bad.items()
+    ]
+    return {"codec": "int8 rows", "cases": cases, "refused": refused}
+
+
+def stream_file():
+    """The first words of random streams."""
+    streams = []
+    for update_id in (bytes(16), bytes(range(16)), b"\xff" * 16):
+        seed = codec_seed(update_id)
+        for purpose in ("mask", "sign1", "sign2", "round"):
+            state, increment = stream_state(seed, purpose.encode())
+            streams.append(
+                {
+                    "update_id": update_id.hex(),
+                    "seed": seed.hex(),
+                    "purpose": purpose,
+                    "state": f"{state:032x}",
+                    "increment": f"{increment:032x}",
+                    "words": [f"{int(word):016x}" for word in Stream(seed, purpose.encode()).words(5)],
+                }
+            )
+    return {"streams": streams}
+
+
+def main():
+    """Write all files."""
+    files = {
+        "float32.json": update_file("float32"),
+        "int8.json": update_file("int8"),
+        "eden.json": update_file("eden(bits=1)"),
+        "eden-keep-0.25.json": update_file("eden(bits=1,keep=0.25)"),
+        "eden-keep-0.9.json": update_file("eden(bits=1,keep=0.9)"),
+        "model.json": model_file(),
+        "stream.json": stream_file(),
+    }
+    FOLDER.mkdir(exist_ok=True)
+    for name, content in files.items():
+        (FOLDER / name).write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
