@@ -13,7 +13,7 @@ from fl_protocol.errors import StorageError
 
 __all__ = ["StatusFile", "read_status", "status_path"]
 
-WRITE_EVERY_S = 1.0
+WRITE_EVERY_S = 0.25
 
 
 def status_path(state: Path) -> Path:
@@ -22,7 +22,7 @@ def status_path(state: Path) -> Path:
 
 
 class StatusFile:
-    """Written when something changed, at most once a second; whole at any moment, but not durable."""
+    """Written when something changed, at most four times a second; whole at any moment, but not durable."""
 
     def __init__(self, path: Path, clock: Clock) -> None:
         self._path = path

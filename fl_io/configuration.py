@@ -6,7 +6,6 @@ without a default must be there; a key without a field is a fault.
 """
 
 import dataclasses
-import difflib
 import math
 import re
 import tomllib
@@ -59,6 +58,8 @@ class _Reading:
         fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
         faults_before = len(self.faults)
         for key in (key for key in table if key not in fields):
+            import difflib  # only a faulty file needs it, and the agent's memory is counted
+
             near = difflib.get_close_matches(key, fields, 1)
             self._fault((*where, key), "unknown key" + (f", did you mean {near[0]!r}?" if near else ""))
         values = {}
