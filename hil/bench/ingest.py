@@ -87,7 +87,7 @@ class _Load:
         self._spec = fleet.options.codec
         codec = codec_for(self._spec)
         delta = np.random.default_rng(1).normal(0, 0.01, layout.size).astype(np.float32)
-        self._payload = codec.encode(delta, layout, b"load")
+        self._payload = codec.encode(delta, layout, bytes(16))
         self._events: queue.SimpleQueue[TransportEvent] = queue.SimpleQueue()
         self._transport = MqttTransport(BrokerAddress.parse(fleet.broker_url), "load", window=2 * WINDOW)
         self._manifest: TaskManifest | None = None

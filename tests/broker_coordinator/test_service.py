@@ -265,3 +265,15 @@ def test_a_challenge_of_a_silent_fleet_passes(broker):
     assert transport.publish(topics.coordinator, gone.pack(), retain=True) is not None
     transport.stop()
     challenge(BrokerAddress.parse(broker), "silent")
+
+
+def test_recovery_is_for_a_coordinator_that_was_rolled_back(folder, fleet_of):
+    """Refused where no device has shown that it is needed, unless it is forced."""
+    fleet_of().start()
+    state = folder / "state0"
+    assert state.exists()
+    (folder / "fleet.toml").write_text((folder / "fleet.toml").read_text().replace('"state"', '"state0"'))
+    with pytest.raises(StorageError, match="not rolled back"):
+        run("coordinator", "recover", folder / "fleet.toml")
+    code, output = run("coordinator", "recover", folder / "fleet.toml", "--force")
+    assert (code, output) == (0, "epoch 2 is open; start the coordinator again\n")
