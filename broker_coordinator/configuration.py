@@ -264,7 +264,7 @@ class FleetConfiguration:
     """A whole FLEET.toml. Paths are absolute.
 
     ``broker`` is a URL, ``auto`` or ``auto:PORT``. ``held_out`` is an npz file with arrays ``x`` and ``y``.
-    ``stop_after_versions`` 0 goes on for ever.
+    ``stop_after_versions`` 0 goes on for ever; a run that stops takes the updates under way first.
     """
 
     fleet: str

@@ -47,6 +47,9 @@ LONGEST_IDLE_S = 1.0
 PRUNE_EVERY_S = 10.0
 """Pruning looks at the whole journal: not for every version where many close in a second."""
 _log = logging.getLogger("lichen.coordinator")
+QUIET_S = 1.0
+LAST_WORD_S = 10.0
+"""A run that is to end takes the updates under way: until none has come for a second, at most ten."""
 INBOX_WINDOWS = 4
 """The inbox holds this many ingest windows of payload."""
 
@@ -112,6 +115,7 @@ class Coordinator:
         )
         self._files = files
         self._next_prune = 0.0
+        self._committed_at = self._accepted_at = clock.monotonic()
         self._state = "connecting"
         self._connections = 0
         self.http_url = ""
@@ -176,9 +180,12 @@ class Coordinator:
 
     @property
     def finished(self) -> bool:
-        """Whether the last version that was asked for is made, evaluated, and out."""
+        """Whether the last version that was asked for is made, evaluated, and out, and its devices quiet."""
+        now = self._clock.monotonic()
+        quiet = now >= min(self._accepted_at + QUIET_S, self._committed_at + LAST_WORD_S)
         return (
             self._model.final
+            and quiet
             and self._publisher.settled
             and not len(self._assessment)
             and not self._pending
@@ -346,6 +353,7 @@ class Coordinator:
                 self._publisher.halt()
                 _log.error("devices know a newer manifest than this store: `lichen coordinator recover`")
             if batch.accepted:
+                self._accepted_at = self._clock.monotonic()
                 self._leasing.dirty = True
                 self._close_versions()
         if self._reception.successor is not None:
@@ -369,6 +377,7 @@ class Coordinator:
         version = self._model.close_if_due()
         if version is not None:
             self._folded += version.updates
+            self._committed_at = self._clock.monotonic()
             _log.info("version %d from %d updates (%s)", version.number, version.updates, version.closed_by)
             self._announce(version)
             self._tidy()

@@ -26,7 +26,7 @@ from models.runtime import TrainingArtifact
 __all__ = ["STATUS_FILE", "is_running", "read_status", "run_coordinator"]
 
 STATUS_FILE = Path("run") / "status.json"
-STATUS_EVERY_S = 0.5
+STATUS_EVERY_S = 0.25
 STALLED_S = 60.0
 PUBLISH_WINDOW = 64
 KEEPALIVE_S = 60

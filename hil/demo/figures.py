@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from broker_coordinator.audit import audit
-
 from broker_coordinator.sqlite_store import SqliteStore
 from fl_protocol.codec import codec_for
 from fl_protocol.update import UpdateHeader

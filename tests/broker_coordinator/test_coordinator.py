@@ -108,7 +108,7 @@ def test_publishing_may_be_slower_than_committing(fleet_of):
 
 
 def test_it_stops_at_the_last_version_that_was_asked_for(artifact, fleet_of):
-    """Finished means: made, evaluated, published; what comes later is accepted and waits."""
+    """Finished means: made, evaluated, published, and quiet; what comes later is accepted and waits."""
     fleet = fleet_of(stop_after_versions=1)
 
     def evaluate(weights):
@@ -118,6 +118,8 @@ def test_it_stops_at_the_last_version_that_was_asked_for(artifact, fleet_of):
     devices = [fleet.device(f"d{number}") for number in range(5)]
     assert not fleet.coordinator.finished
     contribute(fleet, *devices)
+    assert not fleet.coordinator.finished, "updates may be under way"
+    fleet.settle(1.1)
     assert fleet.coordinator.finished
     assert fleet.coordinator.version.number == 1
     assert [v.metrics["accuracy"] for v in fleet.store.versions()] == [0.75, 0.75]
