@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := onnx,coordinator,models
+EXTRAS := onnx,litert,coordinator,models
 
 .PHONY: setup demo test check bench format clean
 
@@ -23,8 +23,8 @@ test: setup
 	$(BIN)/python -m pytest $(ARGS)
 
 check: setup
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check --no-cache .
+	$(BIN)/ruff format --no-cache --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

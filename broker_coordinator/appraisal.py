@@ -18,6 +18,7 @@ from broker_coordinator.scalars import to_raw
 from broker_coordinator.version_state import VersionState
 from fl_protocol.codec import UpdateCodec, codec_for, codec_seed
 from fl_protocol.errors import CodecError
+from fl_protocol.layout import TensorLayout
 from fl_protocol.update import UpdateHeader
 
 __all__ = ["Appraisal", "appraise", "cached_codec"]
@@ -55,7 +56,7 @@ def appraise(
     except CodecError as error:
         return Refusal(reason="codec", message=str(error))
     decoded_norm = codec.norm(payload, rules.layout, codec_seed(update_id))
-    norm = np.float32(decoded_norm / np.float32(codec.expected_inflation(rules.layout)))
+    norm = np.float32(decoded_norm / _inflation(header.codec, rules.layout))
     staleness = max(0, state.number - header.base.number)
     context = UpdateContext(device=device, staleness=staleness, norm=norm)
     claimed = replace(header, num_examples=min(header.num_examples, rules.max_examples))
@@ -70,6 +71,11 @@ def appraise(
     if not (math.isfinite(heaviest) and weight >= 0 and heaviest <= _MOST):
         return Refusal(reason="not_finite", message=f"weight {weight} times norm {decoded_norm} is no number")
     return Appraisal(weight=to_raw(weight), scale=to_raw(scale), norm=to_raw(norm), staleness=staleness)
+
+
+@lru_cache(maxsize=8)
+def _inflation(spec: str, layout: TensorLayout) -> np.float32:
+    return np.float32(cached_codec(spec).expected_inflation(layout))
 
 
 @lru_cache(maxsize=64)

@@ -20,6 +20,10 @@ Evaluate: TypeAlias = Callable[[NDArray[np.float32]], Evaluation]
 """Measures published weights, float32[n]."""
 
 
+MOST_WAITING = 4
+"""Beyond so many an evaluation is urgent: versions that wait hold memory, and blobs on the disk."""
+
+
 class Assessment:
     """Evaluates versions one at a time, when there is nothing more urgent."""
 
@@ -36,6 +40,11 @@ class Assessment:
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    @property
+    def urgent(self) -> bool:
+        """Whether versions come faster than they are evaluated."""
+        return len(self._waiting) > MOST_WAITING
 
     def add(self, version: VersionRecord) -> None:
         """A new version; without a held-out file of ours, devices' reports on the one before count."""

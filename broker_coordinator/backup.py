@@ -1,9 +1,11 @@
 """Backup: a consistent copy of a coordinator's state while it runs.
 
 The copy holds the private signing key: keep it as you keep the original. A coordinator that is restored
-from it recognises by its devices that time has gone on, and waits for ``lichen coordinator recover``.
+from it recognises by its devices that time has gone on, and waits for ``lichen coordinator recover``. Its
+terms begin far above those of the original, so that devices obey it, and the original gives way.
 """
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,14 +64,15 @@ def _copy(folder: Path, out: Path, disk: Disk) -> Backup:
     finally:
         store.close()
     version, names = _needed(folder, part)
-    copied = sum(_copy_file(folder / name, out / name, disk) for name in names)
+    copied = [_copy_file(folder / name, out / name, disk) for name in names]
+    copied += _copy_blobs(folder, out, disk)
     size = database.stat().st_size
     disk.sync(database)
     disk.rename(database, out / DATABASE_NAME)
     part.rmdir()
     disk.sync_directory(out)
     disk.sync_directory(out.parent)
-    return Backup(path=out, version=version, files=len(names) + 1, bytes=copied + size)
+    return Backup(path=out, version=version, files=len(copied) + 1, bytes=sum(copied) + size)
 
 
 def _needed(folder: Path, copy: Path) -> tuple[int | None, list[str]]:
@@ -82,9 +85,17 @@ def _needed(folder: Path, copy: Path) -> tuple[int | None, list[str]]:
         names += [f"payloads/{update_id.hex()}" for update_id in store.payload_files()]
     finally:
         store.close()
-    names += [f"blobs/{path.name}" for path in sorted(folder.glob("blobs/" + "?" * 64))]
     names += [name for name in _KEYS if (folder / name).exists()]
     return (versions[-1].number if versions else None), names
+
+
+def _copy_blobs(folder: Path, out: Path, disk: Disk) -> list[int]:
+    """Copy what is published. One that goes meanwhile is no loss: a coordinator makes it again."""
+    copied = []
+    for path in sorted(folder.glob("blobs/" + "?" * 64)):
+        with contextlib.suppress(_Moved):
+            copied.append(_copy_file(path, out / "blobs" / path.name, disk))
+    return copied
 
 
 def _copy_file(source: Path, copy: Path, disk: Disk) -> int:

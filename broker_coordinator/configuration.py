@@ -30,6 +30,8 @@ __all__ = [
     "read_fleet",
 ]
 
+MOST = 10**9
+"""Of any count that devices get to read."""
 IN_FLIGHT_PER_K = 3
 """A full step at high staleness diverges: in flight stays near three buffers."""
 
@@ -53,8 +55,8 @@ class PlanTable:
             (1 <= self.batch_size <= 1 << 20, "batch_size must be from 1 to 1048576"),
             (0 <= self.lr <= 1e6, "lr must be from 0 to 1e6"),
             (0 <= self.momentum <= 1, "momentum must be from 0 to 1"),
-            (self.mu >= 0 and self.clip >= 0, "mu and clip must not be negative"),
-            (self.max_steps >= 0, "max_steps must not be negative"),
+            (0 <= self.mu <= 1e6 and 0 <= self.clip <= 1e6, "mu and clip must be from 0 to 1e6"),
+            (0 <= self.max_steps <= MOST, f"max_steps must be from 0 to {MOST}"),
             (1 <= self.deadline_s <= 7 * 86400, "deadline_s must be from 1 second to 7 days"),
         )
 
@@ -81,7 +83,7 @@ class UpdateTable:
     max_examples: int = 100_000
 
     def __post_init__(self) -> None:
-        _check((self.max_examples >= 1, "max_examples must be at least 1"))
+        _check((1 <= self.max_examples <= MOST, f"max_examples must be from 1 to {MOST}"))
         try:
             CodecSpec.parse(self.codec)
         except CodecError as error:
@@ -123,7 +125,7 @@ class BufferTable:
     """``[buffer]``: a version closes at ``size`` updates, or after ``flush_after_s`` with ``min_updates``."""
 
     size: int = 10
-    flush_after_s: float = 0.0
+    flush_after_s: float = 600.0
     min_updates: int = 1
 
     def __post_init__(self) -> None:

@@ -7,7 +7,6 @@ and clock are arguments: a simulator calls both itself, ``run`` is the loop for 
 import logging
 import os
 import secrets
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +18,9 @@ from broker_coordinator.configuration import FleetConfiguration
 from broker_coordinator.edition import Editor
 from broker_coordinator.global_model import GlobalModel
 from broker_coordinator.inbox import Inbox
-from broker_coordinator.ingest import Batch, Ingest, commit_then_answer, recover_uploads
+from broker_coordinator.ingest import Ingest
+from broker_coordinator.inquiry import Inquiry
+from broker_coordinator.intake import Intake
 from broker_coordinator.keys import Signing
 from broker_coordinator.leasing import Commands, Leasing
 from broker_coordinator.metrics import Figures
@@ -28,14 +29,13 @@ from broker_coordinator.publisher import Publisher
 from broker_coordinator.reception import Reception
 from broker_coordinator.records import VersionRecord
 from broker_coordinator.retention import RetentionPolicy, prune
-from broker_coordinator.selection import LeaseSelection, OpenSelection, Selection
+from broker_coordinator.selection import selection_for
 from broker_coordinator.shelf import BlobShelf
 from broker_coordinator.sqlite_store import SqliteStore
 from broker_coordinator.uploads import PayloadFiles
-from fl_io.disk import DISK, Disk
+from fl_io.disk import DISK, Disk, sweep_unfinished
 from fl_protocol.blob import address_of
 from fl_protocol.clock import Clock
-from fl_protocol.errors import TransportError
 from fl_protocol.presence import SESSION_BYTES, CoordinatorPresence
 from fl_protocol.topics import FleetTopics
 from fl_protocol.transport import Connected, Delivered, Disconnected, Received, Transport, TransportEvent
@@ -45,7 +45,6 @@ __all__ = ["Coordinator"]
 
 LONGEST_IDLE_S = 1.0
 PRUNE_EVERY_S = 10.0
-"""Pruning looks at the whole journal: not for every version where many close in a second."""
 _log = logging.getLogger("lichen.coordinator")
 QUIET_S = 1.0
 LAST_WORD_S = 10.0
@@ -88,10 +87,10 @@ class Coordinator:
         self._topics = FleetTopics(configuration.fleet)
         self._office = store.take_office()
         self._session = entropy(SESSION_BYTES)
+        sweep_unfinished(state, disk=disk)
         self._shelf = BlobShelf(state / "blobs", disk=disk)
         files = PayloadFiles(state, disk=disk)
         files.make_folders()
-        recover_uploads(store, files, store.payload_files())
         self._model = GlobalModel(
             configuration,
             artifact,
@@ -103,8 +102,9 @@ class Coordinator:
         )
         self._outgoing = Outgoing(transport)
         self._inbox = Inbox(INBOX_WINDOWS * configuration.ingest.window_bytes, transport.acknowledge)
-        self._build(artifact, files, signing, disk)
-        self._pending: deque[Received] = deque()
+        commands = Commands(self._topics, store, signing.sign)
+        self._build_publishing(artifact, signing, disk, commands)
+        self._build_intake(files, commands)
         self._assessment = Assessment(evaluate, store=store, shelf=self._shelf, layout=artifact.layout)
         self._journal = store.counts()
         self._folded = self._journal.folded + self._office.forgotten
@@ -115,6 +115,7 @@ class Coordinator:
         )
         self._files = files
         self._next_prune = 0.0
+        self._unpruned = True
         self._committed_at = self._accepted_at = clock.monotonic()
         self._state = "connecting"
         self._connections = 0
@@ -154,10 +155,12 @@ class Coordinator:
         if self._publisher.settled and not self._publisher.halted:
             waits.append(self._leasing.work(self._model.version.id))
         self._outgoing.flush()
-        if len(self._inbox):
-            return 0.0
-        if len(self._assessment):
+        self._prune_if_due()
+        busy = len(self._inbox) > 0
+        if self._assessment.urgent or (len(self._assessment) and not busy):
             self._assessment.evaluate_next()
+            return 0.0
+        if busy:
             return 0.0
         return min([LONGEST_IDLE_S, *(wait for wait in waits if wait is not None)])
 
@@ -188,7 +191,7 @@ class Coordinator:
             and quiet
             and self._publisher.settled
             and not len(self._assessment)
-            and not self._pending
+            and not len(self._intake)
             and not len(self._outgoing)
         )
 
@@ -245,9 +248,10 @@ class Coordinator:
 
     # Parts
 
-    def _build(self, artifact: TrainingArtifact, files: PayloadFiles, signing: Signing, disk: Disk) -> None:
+    def _build_publishing(
+        self, artifact: TrainingArtifact, signing: Signing, disk: Disk, commands: Commands
+    ) -> None:
         configuration, store = self._configuration, self._store
-        commands = Commands(self._topics, store, signing.sign)
         self._editor = Editor(
             configuration,
             artifact,
@@ -269,7 +273,7 @@ class Coordinator:
             presence=self._presence,
         )
         self._leasing = Leasing(
-            _selection(configuration),
+            selection_for(configuration.selection.pacing, configuration.in_flight),
             store=store,
             commands=commands,
             send=self._outgoing.send,
@@ -278,17 +282,16 @@ class Coordinator:
             entropy=self._entropy,
         )
 
-        def ask_evidence(batch: Batch, device: str) -> None:
-            batch.answers.append(commands.restate(device, evidence=True))
-
+    def _build_intake(self, files: PayloadFiles, commands: Commands) -> None:
+        store = self._store
         self._ingest = Ingest(
             topics=self._topics,
             store=store,
             files=files,
             model=self._model,
             clock=self._clock,
-            window_bytes=configuration.ingest.window_bytes,
-            ask_evidence=ask_evidence,
+            window_bytes=self._configuration.ingest.window_bytes,
+            ask_evidence=Inquiry(commands, self._clock).ask,
         )
         self._reception = Reception(
             topics=self._topics,
@@ -300,6 +303,14 @@ class Coordinator:
             leasing=self._leasing,
             outgoing=self._outgoing,
             presence=lambda challenge: self._presence(b"", challenge),
+        )
+        self._intake = Intake(
+            store=store,
+            transport=self._transport,
+            outgoing=self._outgoing,
+            ingest=self._ingest,
+            reception=self._reception,
+            model=self._model,
         )
 
     def _presence(self, marker: bytes, challenge: bytes = b"") -> CoordinatorPresence:
@@ -319,7 +330,7 @@ class Coordinator:
         """What happened on the connection, in order; messages wait for their commit."""
         for event in self._inbox.take(self._configuration.ingest.batch):
             if isinstance(event, Received):
-                self._pending.append(event)
+                self._intake.add(event)
             elif isinstance(event, Delivered):
                 self._publisher.delivered(event.token)
             elif isinstance(event, Connected):
@@ -342,10 +353,9 @@ class Coordinator:
 
     def _ingest_pending(self) -> None:
         """Commit by commit; a version closes between two of them, never inside one."""
-        while self._pending:
-            batch = commit_then_answer(self._store, self._transport, self._outgoing, self._take_in)
-            self._ingest.settle(batch)
-            self._reception.committed()
+        while len(self._intake):
+            batch = self._intake.commit()
+            self._unpruned = True
             for update in batch.accepted:
                 self._model.fold(update)
             if batch.rolled_back:
@@ -356,22 +366,7 @@ class Coordinator:
                 self._accepted_at = self._clock.monotonic()
                 self._leasing.dirty = True
                 self._close_versions()
-        if self._reception.successor is not None:
-            other = self._reception.successor
-            raise TransportError(
-                f"another coordinator of fleet {self._configuration.fleet!r} has taken office"
-                f" (session {other.session.hex()}, term {other.term})",
-                hint="run one coordinator for a fleet",
-            )
-
-    def _take_in(self, batch: Batch) -> None:
-        room = self._model.room
-        state = self._ingest.state()
-        while self._pending and (room is None or len(batch.accepted) < max(room, 1)):
-            if batch.rolled_back and not state.rolled_back:
-                state = self._ingest.state()
-            self._reception.take(batch, state, self._pending.popleft())
-        self._ingest.finish(batch, state)
+        self._reception.confirm_office()
 
     def _close_versions(self) -> None:
         version = self._model.close_if_due()
@@ -385,20 +380,18 @@ class Coordinator:
     def _tidy(self) -> None:
         """Let go of what no version needs any more."""
         self._ingest.drop_uploads_below(self._store.office().horizon)
-        if self._clock.monotonic() >= self._next_prune:
-            self._next_prune = self._clock.monotonic() + PRUNE_EVERY_S
-            prune(self._store, self._files, self._model.files, self._policy)
         wanted = self._assessment.needed() | {self._model.version.published_sha256}
         self._shelf.drop_all_but(self._publisher.needed() | {address_of(sha256) for sha256 in wanted})
+
+    def _prune_if_due(self) -> None:
+        """Also where no version closes: refusals are remembered too."""
+        now = self._clock.monotonic()
+        if self._unpruned and now >= self._next_prune:
+            self._next_prune = now + PRUNE_EVERY_S
+            self._unpruned = False
+            prune(self._store, self._files, self._model.files, self._policy)
 
     def _announce(self, version: VersionRecord) -> None:
         self._publisher.offer(version)
         self._leasing.dirty = True
         self._assessment.add(version)
-
-
-def _selection(configuration: FleetConfiguration) -> Selection:
-    pacing = configuration.selection.pacing
-    if not pacing.by_lease:
-        return OpenSelection(pacing=pacing)
-    return LeaseSelection(pacing=pacing, in_flight=configuration.in_flight)

@@ -11,7 +11,7 @@ from functools import singledispatch
 
 from broker_coordinator.records import Outcome, Upload
 from fl_protocol.layout import FINGERPRINT_BYTES
-from fl_protocol.ranges import ByteRanges
+from fl_protocol.ranges import MAX_RANGES, ByteRanges
 from fl_protocol.receipt import Receipt
 from fl_protocol.update import INLINE_BYTES, PLAIN, UpdateHeader
 from fl_protocol.version import VersionId
@@ -41,12 +41,14 @@ ROLLED_BACK_WAIT_S = 600.0
 NEWER_BASE_WAIT_S = 60.0
 BUSY_WAIT_S = 30.0
 MAX_UPLOADS_PER_DEVICE = 4
+MAX_CHUNK_BYTES = 120 << 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskState:
     """What every decision depends on; a few hundred bytes, whatever the fleet's size.
 
+    ``witnessed`` is the highest epoch in which a newer manifest of ours was proven, 0 where none was.
     ``codec`` is the codec's canonical text and ``payload_size`` the exact bytes of an update under it.
     """
 
@@ -54,11 +56,16 @@ class TaskState:
     term: int
     counter: int
     horizon: tuple[int, int]
-    rolled_back: bool
+    witnessed: int
     version: VersionId
     codec: str
     fingerprint: bytes
     payload_size: int
+
+    @property
+    def rolled_back(self) -> bool:
+        """Whether our store is older than the world."""
+        return self.witnessed > 0
 
     def __post_init__(self) -> None:
         if len(self.fingerprint) != FINGERPRINT_BYTES:
@@ -195,7 +202,9 @@ class AskEvidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RollBack:
-    """Our own signature is on a manifest newer than our store: we were restored from a backup."""
+    """Our own signature is on a manifest of ``epoch``, newer than our store: that is an old copy."""
+
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,10 +277,14 @@ def _chunk(event: ChunkArrived, state: TaskState) -> Sequence[Action]:
     if event.upload is None or event.upload.device != event.device:
         return (Count(reason="chunk_without_upload"),)
     end = event.start + len(event.content)
-    if not event.content or end > event.size:
+    if not 0 < len(event.content) <= MAX_CHUNK_BYTES or end > event.size:
         return (Count(reason="chunk_out_of_bounds"),)
+    ranges = event.upload.ranges.add(event.start, end)
+    if len(ranges) > MAX_RANGES:
+        # Lowest first, as chunks are asked for, there are never so many; each costs a row's rewriting.
+        return (Count(reason="chunk_scattered"),)
     put = PutRange(update_id=event.update_id, start=event.start, content=event.content)
-    if event.upload.ranges.add(event.start, end).missing(event.size):
+    if ranges.missing(event.size):
         return (put,)
     return (put, Finish(device=event.device, update_id=event.update_id))
 
@@ -284,7 +297,9 @@ def _order(event: OrderSeen, state: TaskState) -> Sequence[Action]:
     if event.order <= (state.epoch, state.counter) and not unknown:
         return ()
     if event.proven:
-        return () if state.rolled_back else (RollBack(),)
+        return (RollBack(epoch=event.order[0]),) if event.order[0] > state.witnessed else ()
+    if state.rolled_back:
+        return ()
     if event.device is None:
         return (Count(reason="unproven_order"),)
     return (AskEvidence(device=event.device),)

@@ -8,6 +8,7 @@ Really Backdoor Federated Learning? (2019).
 
 import hashlib
 from collections.abc import Iterable
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,14 +25,20 @@ def clip_factor(norm: np.float32, state: VersionState, rule: ClipRule) -> np.flo
     ``norm`` is the decoded update's over its codec's expected inflation, so that codecs can be compared.
     Only the window in ``state`` counts, not the updates that wait: a burst cannot move its own bound.
     """
+    bound = _bound(state, rule)
+    return np.float32(bound / norm) if 0 < bound < norm else np.float32(1)
+
+
+@lru_cache(maxsize=1)
+def _bound(state: VersionState, rule: ClipRule) -> np.float32:
+    """The longest norm that is not clipped; 0 while none is. Found once a version."""
     if (
         not rule.enabled
         or len(state.norms) < rule.minimum_updates
         or len(np.unique(state.witnesses)) < rule.minimum_devices
     ):
-        return np.float32(1)
-    bound = np.float32(rule.factor) * np.float32(np.median(state.norms))
-    return np.float32(bound / norm) if 0 < bound < norm else np.float32(1)
+        return np.float32(0)
+    return np.float32(rule.factor) * np.float32(np.median(state.norms))
 
 
 def extended(

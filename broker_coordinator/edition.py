@@ -113,6 +113,8 @@ class Editor:
             kept = self._path.read_bytes()
         except FileNotFoundError:
             kept = b""
+        except OSError as error:
+            raise StorageError(f"cannot read {self._path}: {error.strerror or error}") from error
         before = self.verified(kept)
         if before is not None and replace(before, counter=0, term=0) == wanted:
             return before, kept

@@ -99,9 +99,9 @@ class HeldOut:
 
 def _read(artifact: TrainingArtifact, path: Path) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as content, np.load(content, allow_pickle=False) as arrays:
             x, y = arrays["x"], arrays["y"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise ConfigError(
             f"held-out file {path}: {error}", hint="write it with numpy.savez(path, x=..., y=...)"
         ) from None

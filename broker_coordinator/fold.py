@@ -180,7 +180,7 @@ class OpenVersion:
         try:
             state = self._fold.close()
         except Exception as error:
-            for update in list(self._journal.waiting()):
+            for update in self._journal.waiting():
                 if update.accept_seq <= self._through:
                     self._journal.quarantine(update.accept_seq, _reason(error))
             self._rebuild()

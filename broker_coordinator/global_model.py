@@ -66,6 +66,7 @@ class GlobalModel:
     ) -> None:
         self.rules = fold_rules(configuration, artifact)
         self.files = VersionFiles(Path(configuration.state), disk=disk)
+        self.files.sweep()
         self._buffer = Buffer(
             size=configuration.buffer.size,
             flush_after_s=configuration.buffer.flush_after_s,
@@ -204,7 +205,7 @@ class GlobalModel:
     def _set_aside(self, reason: str) -> None:
         """Quarantine everything that waits: it makes no version that a device could read."""
         with self._store.transaction():
-            for update in list(self._store.waiting()):
+            for update in self._store.waiting():
                 self._store.quarantine(update.accept_seq, reason)
                 self.quarantined += 1
         self._open = self._reopen()

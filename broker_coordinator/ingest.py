@@ -5,7 +5,7 @@ commit makes a device forget an update that nobody has.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import singledispatchmethod
 
@@ -44,10 +44,9 @@ from fl_protocol.topics import BeginTopic, ChunkTopic, FleetTopics
 from fl_protocol.transport import Transport
 from fl_protocol.update import UpdateHeader, update_hash
 
-__all__ = ["Batch", "Ingest", "commit_then_answer", "recover_uploads"]
+__all__ = ["Batch", "Ingest", "commit_then_answer"]
 
 BUSY_WAIT_S = 2.0
-MAX_CHUNK_BYTES = 120 << 10
 
 
 @dataclass(slots=True)
@@ -61,6 +60,7 @@ class Batch:
     written: list[tuple[bytes, int, int]] = field(default_factory=list)
     finished: list[tuple[str, bytes]] = field(default_factory=list)
     discarded: list[bytes] = field(default_factory=list)
+    refused: Counter[str] = field(default_factory=Counter)
     rolled_back: bool = False
 
 
@@ -106,7 +106,9 @@ class Ingest:
         self._clock = clock
         self._ask_evidence = ask_evidence
         self._payload_size = codec_for(model.rules.codec).size(model.rules.layout)
-        self._uploading = {upload.update_id: upload.device for upload in store.uploads()}
+        self._uploading: dict[bytes, str] = {}
+        self._open_uploads: Counter[str] = Counter()
+        self.recall()
         self.credit = CreditWindow(window_bytes)
         self.accepted = 0
         self.refused: Counter[str] = Counter()
@@ -121,7 +123,7 @@ class Ingest:
             term=office.term,
             counter=office.counter,
             horizon=office.horizon,
-            rolled_back=office.rolled_back,
+            witnessed=office.witnessed,
             version=self._model.version.id,
             codec=self._model.rules.codec,
             fingerprint=self._model.rules.layout.fingerprint,
@@ -149,8 +151,25 @@ class Ingest:
             self._complete(batch, state, *batch.finished.pop(0))
 
     def settle(self, batch: Batch) -> None:
-        """After the commit: files that no row names any more go."""
+        """After the commit: it counts, and files that no row names any more go."""
+        self.accepted += len(batch.accepted)
+        self.refused.update(batch.refused)
         self._files.discard(batch.discarded)
+
+    def recall(self) -> None:
+        """At the start, and after a commit that did not come about: know of the uploads that the store
+        knows of, and have the files that it says are there."""
+        uploads = self._store.uploads()
+        for upload in uploads:
+            end = max((end for _, end in upload.ranges), default=0)
+            there = self._files.has_part(upload.update_id, end) or self._files.reopen(upload.update_id, end)
+            if end and not there:
+                self._store.reset_upload(upload.update_id)
+        self._files.sweep(
+            parts=[upload.update_id for upload in uploads], payloads=self._store.payload_files()
+        )
+        self._uploading = {upload.update_id: upload.device for upload in uploads}
+        self._open_uploads = Counter(self._uploading.values())
 
     def drop_uploads_below(self, horizon: tuple[int, int]) -> None:
         """Forget uploads whose update would be stale by now."""
@@ -163,8 +182,7 @@ class Ingest:
             for upload in stale:
                 self._store.close_upload(upload.update_id)
         for upload in stale:
-            self.credit.release(upload.update_id)
-            self._uploading.pop(upload.update_id, None)
+            self._ended(upload.update_id)
         self._files.discard(upload.update_id for upload in stale)
 
     def carry_out(self, batch: Batch, state: TaskState, event: Event) -> None:
@@ -195,7 +213,7 @@ class Ingest:
             counted=self._store.counted(device, header.base),
             base_known=self._store.base_known(header.base),
             upload=self._upload(batch, update_id),
-            uploads_open=sum(owner == device for owner in self._uploading.values()),
+            uploads_open=self._open_uploads[device],
         )
 
     def _chunk(self, batch: Batch, topic: ChunkTopic, payload: bytes) -> Event:
@@ -204,7 +222,7 @@ class Ingest:
             device=topic.device,
             update_id=topic.update_id,
             start=topic.offset,
-            content=payload[:MAX_CHUNK_BYTES],
+            content=payload,
             known=self._store.outcome(topic.update_id),
             upload=upload,
             size=UpdateHeader.unpack(upload.header)[0].size if upload is not None else 0,
@@ -236,7 +254,7 @@ class Ingest:
 
     @_do.register
     def _roll_back(self, action: RollBack, batch: Batch, state: TaskState) -> None:
-        self._store.set_rolled_back(True)
+        self._store.roll_back(action.epoch)
         batch.rolled_back = True
 
     @_do.register
@@ -259,6 +277,7 @@ class Ingest:
     @_do.register
     def _open(self, action: OpenUpload, batch: Batch, state: TaskState) -> None:
         self._uploading[action.upload.update_id] = action.upload.device
+        self._open_uploads[action.upload.device] += 1
         self._store.open_upload(action.upload)
         batch.uploads[action.upload.update_id] = action.upload
 
@@ -289,7 +308,7 @@ class Ingest:
             action.update_id, hash=action.hash, device=action.device, base=base, reason=action.reason
         )
         self._store.count_update(action.device, accepted=False, bytes_up=0)
-        self.refused[action.reason] += 1
+        batch.refused[action.reason] += 1
         if self._closed(batch, action.update_id):
             batch.discarded.append(action.update_id)
         receipt = Receipt(state="refused", epoch=state.epoch, term=state.term, reason=action.reason)
@@ -323,6 +342,7 @@ class Ingest:
             hash=action.hash,
             header=action.header.pack(),
             base=base,
+            size=len(action.payload),
             payload=None if as_file else action.payload,
             weight=appraisal.weight,
             scale=appraisal.scale,
@@ -333,7 +353,6 @@ class Ingest:
         self._store.count_update(action.device, accepted=True, bytes_up=len(action.payload), base=base.number)
         if action.header.lease is not None:
             self._store.end_lease(action.header.lease)
-        self.accepted += 1
         if self._closed(batch, action.update_id) and not as_file:
             batch.discarded.append(action.update_id)
         batch.accepted.append(AcceptedUpdate.of(update, accept_seq))
@@ -355,19 +374,17 @@ class Ingest:
 
     def _closed(self, batch: Batch, update_id: bytes) -> bool:
         """Forget an upload, if there is one; whether there was."""
-        self.credit.release(update_id)
         batch.uploads.pop(update_id, None)
-        return self._uploading.pop(update_id, None) is not None
+        return self._ended(update_id)
+
+    def _ended(self, update_id: bytes) -> bool:
+        self.credit.release(update_id)
+        device = self._uploading.pop(update_id, None)
+        if device is not None:
+            self._open_uploads[device] -= 1
+            if not self._open_uploads[device]:
+                del self._open_uploads[device]
+        return device is not None
 
     def _say(self, batch: Batch, device: str, update_id: bytes, receipt: Receipt) -> None:
         batch.answers.append((self._topics.receipt(device, update_id), receipt.pack()))
-
-
-def recover_uploads(store: Store, files: PayloadFiles, payload_ids: Iterable[bytes]) -> None:
-    """At the start: no file without a row, and no recorded range whose file is gone."""
-    uploads = store.uploads()
-    for upload in uploads:
-        end = max((end for _, end in upload.ranges), default=0)
-        if end and not files.has_part(upload.update_id, end):
-            store.reset_upload(upload.update_id)
-    files.sweep(parts=[upload.update_id for upload in uploads], payloads=payload_ids)

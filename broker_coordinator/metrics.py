@@ -43,6 +43,7 @@ class Figures:
     inbox_dropped: int = 0
     outgoing: int = 0
     outgoing_dropped: int = 0
+    status_failures: int = 0
     connections: int = 0
     bytes_sent: int | None = None
     bytes_received: int | None = None
@@ -77,6 +78,7 @@ _COUNTERS = {
     "quarantined": "Accepted updates that could not be folded",
     "inbox_dropped": "Messages dropped because the inbox was full",
     "outgoing_dropped": "Messages dropped because the outgoing queue was full",
+    "status_failures": "Times that run/status.json could not be written",
     "connections": "Connections to the broker",
     "bytes_sent": "Bytes sent to the broker",
     "bytes_received": "Bytes received from the broker",
@@ -106,8 +108,11 @@ def metric_families(figures: Callable[[], Figures]) -> Iterator[Any]:
         for reason, count in sorted(getattr(now, name).items()):
             family.add_metric([reason], count)
         yield family
-    yield GaugeMetricFamily("lichen_up", "Whether the broker connection stands", value=_up(now))
-
-
-def _up(figures: Figures) -> int:
-    return int(figures.state != "connecting")
+    yield GaugeMetricFamily(
+        "lichen_up", "Whether the broker connection stands", value=int(now.state != "connecting")
+    )
+    yield GaugeMetricFamily(
+        "lichen_rolled_back",
+        "Whether the store is older than the world: recover it",
+        value=int(now.state == "rolled_back"),
+    )

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from fl_io.disk import make_folder
 from fl_io.mqtt import BrokerAddress, MqttTransport, TlsFiles, reachable
 from fl_protocol.errors import MessageError, StorageError, TransportError
 from fl_protocol.presence import SESSION_BYTES, CoordinatorPresence
@@ -21,6 +22,8 @@ from fl_protocol.transport import Connected, Disconnected, Received, TransportEv
 
 __all__ = ["challenge", "locked"]
 
+LOCK_S = 1.0
+LOCK_EVERY_S = 0.05
 ANSWER_S = 2.0
 QUIET_S = 0.5
 CONNECT_S = 15.0
@@ -36,26 +39,39 @@ def locked(state: Path, *, write: bool = True) -> Iterator[None]:
         StorageError: another process holds it (the message names it), or the folder is not writable.
     """
     path = state / "lock"
+    if write:
+        make_folder(state)
     try:
-        state.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        descriptor = os.open(path, (os.O_RDWR | os.O_CREAT if write else os.O_RDONLY) | os.O_CLOEXEC, 0o640)
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror}", hint="is the folder writable by you?") from None
     try:
-        try:
-            fcntl.flock(descriptor, (fcntl.LOCK_EX if write else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        except BlockingIOError:
+        # Whoever only looks (`lichen status`) holds it for an instant: a start waits for that.
+        if not _hold(descriptor, exclusive=write, within_s=LOCK_S if write else 0.0):
             holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
             raise StorageError(
                 f"{state} is in use by process {holder or '(unknown)'}",
                 hint="one coordinator runs on a state folder; stop that one first",
-            ) from None
+            )
         if write:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(descriptor)
+
+
+def _hold(descriptor: int, *, exclusive: bool, within_s: float) -> bool:
+    until = time.monotonic() + within_s
+    while True:
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(LOCK_EVERY_S)
+        else:
+            return True
 
 
 def challenge(

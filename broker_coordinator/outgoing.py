@@ -21,7 +21,6 @@ class Outgoing:
         self._transport = transport
         self._queue: deque[tuple[str, bytes]] = deque()
         self._bytes = 0
-        self.sent = 0
         self.dropped = 0
 
     def __len__(self) -> int:
@@ -30,7 +29,6 @@ class Outgoing:
     def send(self, topic: str, payload: bytes) -> None:
         """Send now, or as soon as there is room."""
         if not self._queue and self._transport.publish(topic, payload) is not None:
-            self.sent += 1
             return
         self._queue.append((topic, payload))
         self._bytes += len(payload)
@@ -46,5 +44,4 @@ class Outgoing:
                 return False
             self._queue.popleft()
             self._bytes -= len(payload)
-            self.sent += 1
         return True

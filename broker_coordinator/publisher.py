@@ -6,6 +6,7 @@ published again: a broker that lost its memory is filled anew, one that kept it 
 """
 
 import enum
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable
 
@@ -16,7 +17,7 @@ from broker_coordinator.shelf import BlobShelf
 from broker_coordinator.store import Store
 from fl_io.crash import crash_point
 from fl_protocol.clock import Clock
-from fl_protocol.errors import MessageError
+from fl_protocol.errors import MessageError, StorageError
 from fl_protocol.presence import CoordinatorPresence
 from fl_protocol.topics import BlobTopic, FleetTopics
 from fl_protocol.transport import Transport
@@ -74,6 +75,7 @@ class Publisher:
         self._newest: VersionRecord | None = None
         self._edition: Edition | None = None
         self._recent = self._published_before()
+        self._unspoken = False
         self.halted = False
 
     @property
@@ -96,6 +98,8 @@ class Publisher:
     def needed(self) -> set[str]:
         """Addresses of the blobs that must stay on the shelf."""
         rows: list[Iterable[str]] = [self._editor.artifact_rows, *(rows for _, rows in self._recent)]
+        if self._edition is not None:
+            rows.append(self._edition.rows)
         if self._newest is not None:
             rows.append(self._editor.rows(self._newest))
         return {
@@ -111,7 +115,7 @@ class Publisher:
         self._queue.clear()
         if self._stage not in (_Stage.OFF, _Stage.READING):
             self._stage = _Stage.IDLE
-            self._speak(b"")
+            self._speak()
 
     # What happens on the connection
 
@@ -148,7 +152,11 @@ class Publisher:
 
     def work(self) -> float | None:
         """Go on as far as the window allows; seconds until there is more to do, None if that depends on
-        the connection or on a new version."""
+        the connection or on a new version.
+
+        Raises:
+            StorageError: a blob is damaged or gone, or the disk refuses.
+        """
         while True:
             now = self._clock.monotonic()
             if self._stage is _Stage.OFF:
@@ -158,6 +166,8 @@ class Publisher:
                     return self._read_until - now
                 self._compare()
             elif self._stage is _Stage.IDLE:
+                if self._unspoken:
+                    self._speak()
                 if self.halted or self._newest is None or self.settled:
                     return None
                 if now < self._next_edition_at:
@@ -185,7 +195,7 @@ class Publisher:
         self._found.clear()
         if self.halted or edition is None:
             self._stage = _Stage.IDLE
-            self._speak(b"")
+            self._speak()
         elif same:
             self._confirmed = set(edition.rows)
             self._enter(_Stage.MARKER)
@@ -278,11 +288,20 @@ class Publisher:
     def _chunk(self, topic: str) -> bytes:
         blob = self._topics.parse(topic)
         assert isinstance(blob, BlobTopic)
-        return self._shelf.chunk(blob.address, blob.chunk_bytes, blob.index) or b""
+        assert self._edition is not None
+        content = self._shelf.chunk(blob.address, blob.chunk_bytes, blob.index)
+        # An empty chunk would say that the blob is gone, a wrong one would be fetched again and again.
+        if content is None or hashlib.sha256(content).digest() != self._edition.rows[topic]:
+            raise StorageError(
+                f"chunk {blob.index} of blob {blob.address} is damaged or gone from the state folder",
+                hint="start the coordinator again: it makes anew what it publishes",
+            )
+        return content
 
-    def _speak(self, marker: bytes) -> None:
-        """Show our presence without a claim to what is retained."""
-        self._transport.publish(self._topics.coordinator, self._presence(marker).pack())
+    def _speak(self) -> None:
+        """Show our presence without a claim to what is retained, now or when there is room for it."""
+        token = self._transport.publish(self._topics.coordinator, self._presence(b"").pack())
+        self._unspoken = token is None
 
     def _forget(self) -> None:
         self._queue.clear()

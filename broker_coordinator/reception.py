@@ -14,7 +14,7 @@ from broker_coordinator.publisher import Publisher
 from broker_coordinator.shelf import BlobShelf
 from broker_coordinator.store import Store
 from fl_protocol.blob import CHUNK_BYTES
-from fl_protocol.errors import MessageError, ProtocolError
+from fl_protocol.errors import MessageError, ProtocolError, TransportError
 from fl_protocol.presence import CoordinatorPresence, DeviceEvent, DevicePresence, GetRequest
 from fl_protocol.task import TaskManifest
 from fl_protocol.topics import BeginTopic, BlobTopic, ChunkTopic, DeviceTopic, FleetTopics, NamedTopic
@@ -52,9 +52,8 @@ class Reception:
         self._outgoing = outgoing
         self._presence = presence
         self._came_online: list[str] = []
+        self._successor: CoordinatorPresence | None = None
         self.online: set[str] = set()
-        self.successor: CoordinatorPresence | None = None
-        """A coordinator of a later term that was heard: this one is not in office any more."""
 
     def take(self, batch: Batch, state: TaskState, message: Received) -> None:
         """Take one message in; its token is acknowledged after the commit, whatever it was."""
@@ -67,10 +66,29 @@ class Reception:
             self._reject("topic")
 
     def committed(self) -> None:
-        """After the commit: what must not be said before it."""
+        """After the commit: what must not be said before it, nor by a store that is older than the world."""
         for device in self._came_online:
-            self._leasing.came_online(device)
+            if not self._publisher.halted:
+                self._leasing.came_online(device)
         self._came_online.clear()
+
+    def undo(self) -> None:
+        """After a commit that did not come about."""
+        self._came_online.clear()
+
+    def confirm_office(self) -> None:
+        """Return if no coordinator of a later term was heard.
+
+        Raises:
+            TransportError: one was: this one is not in office any more.
+        """
+        other = self._successor
+        if other is not None:
+            raise TransportError(
+                f"another coordinator of fleet {self._topics.fleet!r} has taken office"
+                f" (session {other.session.hex()}, term {other.term})",
+                hint="run one coordinator for a fleet",
+            )
 
     def _route(self, batch: Batch, state: TaskState, message: Received) -> None:
         topic = self._topics.parse(message.topic)
@@ -153,7 +171,7 @@ class Reception:
         elif message.retained:
             self._publisher.read_back(message.topic, message.payload)
         elif (presence.epoch, presence.term) > (ours.epoch, ours.term):
-            self.successor = presence
+            self._successor = presence
 
     def _task(self, batch: Batch, state: TaskState, message: Received) -> None:
         """Our own manifest, read back: if it is newer than our store, the store is an old one."""
@@ -165,7 +183,10 @@ class Reception:
         self._publisher.read_back(message.topic, message.payload)
 
     def _seen(self, manifest: TaskManifest) -> OrderSeen:
-        known = self._store.base_known(manifest.version)
+        version = manifest.version
+        # Below the horizon versions are forgotten in time: not to know one says nothing there.
+        forgotten = (version.epoch, version.number) < self._store.office().horizon
+        known = forgotten or self._store.base_known(version)
         return OrderSeen(order=manifest.order, proven=True, version_known=known)
 
     def _reject(self, reason: str) -> None:

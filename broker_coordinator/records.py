@@ -30,7 +30,9 @@ __all__ = [
 class Office:
     """The coordinator's own small state.
 
-    ``term`` counts the starts, ``counter`` the manifests of all epochs, ``command_sequence`` the commands.
+    ``term`` counts the starts, and leaps with each backup and epoch; ``counter`` counts the manifests of
+    all epochs, ``command_sequence`` the commands. ``witnessed`` is the highest epoch in which devices have
+    proven that this state is an old one, 0 where none has: above 0 it is rolled back.
     An update whose base is below ``horizon`` = (epoch, number) is stale for ever. ``anchor`` is the number
     of the oldest version whose state file is kept: replay begins there. ``forgotten`` counts accepted
     updates whose rows were pruned. ``uptime_s`` is the time all terms together have run.
@@ -41,17 +43,22 @@ class Office:
     counter: int = 0
     command_sequence: int = 0
     horizon: tuple[int, int] = (0, 0)
-    rolled_back: bool = False
+    witnessed: int = 0
     anchor: int = 0
     forgotten: int = 0
     uptime_s: float = 0.0
+
+    @property
+    def rolled_back(self) -> bool:
+        """Whether the state is older than the world: nothing is published, nothing refused."""
+        return self.witnessed > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewUpdate:
     """An update about to be accepted; the fields are those of ``AcceptedUpdate``.
 
-    ``payload`` is None where the payload is a file (see ``PayloadFiles``), which is durable already.
+    ``payload`` has ``size`` bytes; it is None where it is a file (see ``PayloadFiles``), durable already.
     """
 
     update_id: bytes
@@ -59,6 +66,7 @@ class NewUpdate:
     hash: bytes
     header: bytes
     base: VersionId
+    size: int
     payload: bytes | None
     weight: bytes
     scale: bytes

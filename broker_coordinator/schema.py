@@ -14,7 +14,7 @@ CREATE TABLE office (
     command_sequence INTEGER NOT NULL,
     horizon_epoch INTEGER NOT NULL,
     horizon_number INTEGER NOT NULL,
-    rolled_back INTEGER NOT NULL,
+    witnessed INTEGER NOT NULL,
     anchor INTEGER NOT NULL,
     forgotten INTEGER NOT NULL,
     uptime_s REAL NOT NULL,

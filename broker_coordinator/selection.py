@@ -13,7 +13,7 @@ from broker_coordinator.records import DeviceRecord, Lease
 from fl_protocol.task import Pacing
 from fl_protocol.version import VersionId
 
-__all__ = ["LeaseSelection", "OpenSelection", "Selection", "expired"]
+__all__ = ["LeaseSelection", "OpenSelection", "Selection", "expired", "selection_for"]
 
 
 class Selection(Protocol):
@@ -71,6 +71,13 @@ class LeaseSelection:
             and record.last_base != version.number
         ]
         return sorted(ready, key=lambda device: _draw(device, version))[:free]
+
+
+def selection_for(pacing: Pacing, in_flight: int) -> Selection:
+    """The selection that a pacing calls for; ``in_flight`` leases at most, where there are any."""
+    if not pacing.by_lease:
+        return OpenSelection(pacing=pacing)
+    return LeaseSelection(pacing=pacing, in_flight=in_flight)
 
 
 def _draw(device: str, version: VersionId) -> bytes:

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,7 @@ class _Status:
         self._path = path
         self._clock = SystemClock()
         self._written: Figures | None = None
+        self._failures = 0
         self._next = 0.0
         self._beat = self._clock.monotonic()
         path.parent.mkdir(exist_ok=True)
@@ -142,14 +144,17 @@ class _Status:
 
     def write(self) -> None:
         """Write the file, if there is something new. Not durable: it tells of now."""
-        self.figures = self._coordinator.figures()
+        self.figures = replace(self._coordinator.figures(), status_failures=self._failures)
         if self.figures == self._written:
             return
-        self._written = self.figures
         temporary = self._path.with_name(f".{self._path.name}.tmp")
-        with contextlib.suppress(OSError):
+        try:
             temporary.write_text(json.dumps(self.figures.to_body()), encoding="utf-8")
             os.replace(temporary, self._path)
+        except OSError:
+            self._failures += 1
+        else:
+            self._written = self.figures
 
     def fault(self) -> str:
         """Why the coordinator is not well; empty if it is."""

@@ -1,9 +1,10 @@
 """The content of what is published: encoded once, kept under its hash, never made again."""
 
 import hashlib
+import os
 from pathlib import Path
 
-from fl_io.disk import DISK, Disk, write_file
+from fl_io.disk import DISK, Disk, make_folder, sweep_unfinished, write_file
 from fl_protocol.blob import BlobRef, address_of
 from fl_protocol.errors import StorageError
 
@@ -20,17 +21,18 @@ class BlobShelf:
     def __init__(self, folder: Path, *, disk: Disk = DISK) -> None:
         self._folder = folder
         self._disk = disk
+        make_folder(folder, disk=disk)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            sweep_unfinished(folder, disk=disk)
             self._by_address = {address_of(bytes.fromhex(path.name)): path for path in folder.glob("?" * 64)}
         except OSError as error:
             raise StorageError(f"{folder}: {error.strerror or error}") from error
 
     def put(self, content: bytes) -> BlobRef:
-        """Keep a blob, durable on return."""
+        """Keep a blob, durable on return; one that was damaged on the disk is whole again."""
         ref = BlobRef.of(content)
         path = self._folder / ref.sha256.hex()
-        if not (path.exists() and path.stat().st_size == ref.size):
+        if self._content(path, 0, None) != content:
             write_file(path, content, disk=self._disk)
         self._by_address[ref.address] = path
         return ref
@@ -61,6 +63,9 @@ class BlobShelf:
     def _content(self, path: Path, start: int, length: int | None) -> bytes | None:
         try:
             with path.open("rb") as stream:
+                # Devices ask for chunks by number: no disk can seek to where the largest would be.
+                if start > os.fstat(stream.fileno()).st_size:
+                    return b""
                 stream.seek(start)
                 return stream.read() if length is None else stream.read(length)
         except FileNotFoundError:

@@ -91,12 +91,13 @@ class Database:
                 raise self._failure(error) from error
             return cursor.rowcount, cursor.lastrowid or 0
 
-    def copy_to(self, path: Path) -> None:
-        """A consistent copy while others write; raises StorageError."""
+    def copy_to(self, path: Path, change: str) -> None:
+        """A consistent copy while others write, changed by a statement; raises StorageError."""
         try:
-            with contextlib.closing(sqlite3.connect(path)) as target:
+            with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as target:
                 self._connection.backup(target)
                 target.execute("PRAGMA journal_mode = DELETE")
+                target.execute(change)
         except sqlite3.Error as error:
             raise StorageError(f"cannot copy {self.path} to {path}: {error}") from error
 

@@ -19,6 +19,7 @@ _COLUMNS = (
     "accept_seq, update_id, device, hash, header, base_epoch, base_number, payload, weight, scale, norm,"
     " staleness, state, version, reason"
 )
+_WITHOUT_PAYLOAD = _COLUMNS.replace("payload", "NULL")
 
 
 class SqliteJournal:
@@ -46,7 +47,6 @@ class SqliteJournal:
 
     def accept(self, update: NewUpdate) -> int:
         """Append a row."""
-        header, _ = UpdateHeader.unpack(update.header)
         with self._database.transaction():
             _, accept_seq = self._database.change(
                 "INSERT INTO updates (update_id, device, hash, header, base_epoch, base_number, stored, size,"
@@ -60,7 +60,7 @@ class SqliteJournal:
                     update.base.epoch,
                     update.base.number,
                     "file" if update.payload is None else "row",
-                    header.size,
+                    update.size,
                     update.payload,
                     update.weight,
                     update.scale,
@@ -106,7 +106,7 @@ class SqliteJournal:
 
     def rows(self) -> Iterator[AcceptedUpdate]:
         """Every row, without its payload."""
-        return self._by_sequence("1", (), columns=_COLUMNS.replace("payload", "NULL"))
+        return self._by_sequence("1", (), columns=_WITHOUT_PAYLOAD)
 
     def payload(self, update: AcceptedUpdate) -> bytes | None:
         """The payload of a row, or of its file."""
@@ -127,14 +127,13 @@ class SqliteJournal:
 
     def device_evaluation(self, number: int) -> DeviceEvaluation:
         """Sums over the reports of one base version."""
-        rows = self._database.rows(
-            "SELECT header FROM updates WHERE base_number = ? AND state <> 'quarantined' ORDER BY accept_seq",
-            (number,),
+        rows = self._by_sequence(
+            "base_number = ? AND state <> 'quarantined'", (number,), columns=_WITHOUT_PAYLOAD
         )
         sums: dict[str, float] = {}
         devices = 0
-        for (packed,) in rows:
-            header, _ = UpdateHeader.unpack(packed)
+        for row in rows:
+            header, _ = UpdateHeader.unpack(row.header)
             before = {
                 name.removeprefix(_BEFORE): value
                 for name, value in header.metrics.items()

@@ -10,9 +10,9 @@ from broker_coordinator.records import Upload
 from broker_coordinator.sqlite_database import Database
 from broker_coordinator.sqlite_fleet import SqliteFleet
 from broker_coordinator.sqlite_journal import SqliteJournal
-from broker_coordinator.sqlite_versions import SqliteVersions
+from broker_coordinator.sqlite_versions import LEAP, SqliteVersions
 from broker_coordinator.uploads import PayloadFiles
-from fl_io.disk import DISK, Disk
+from fl_io.disk import DISK, Disk, make_folder
 from fl_protocol.errors import StorageError
 from fl_protocol.ranges import ByteRanges
 
@@ -37,10 +37,7 @@ class SqliteStore(SqliteJournal, SqliteVersions, SqliteFleet):
         Whoever opens it for writing holds the lock on the folder.
         """
         if not read_only:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise StorageError(f"cannot make the state folder {folder}: {error.strerror}") from None
+            make_folder(folder, disk=disk)
         return cls(Database(folder, read_only=read_only, durable=durable), PayloadFiles(folder, disk=disk))
 
     @property
@@ -53,8 +50,8 @@ class SqliteStore(SqliteJournal, SqliteVersions, SqliteFleet):
         return self._database.transaction()
 
     def copy_to(self, path: Path) -> None:
-        """Write a consistent copy of the database while others write."""
-        self._database.copy_to(path)
+        """Write a consistent copy of the database while others write, its term beyond our reach."""
+        self._database.copy_to(path, LEAP)
 
     def close(self) -> None:
         """Release the files."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,17 +11,21 @@ from broker_coordinator.sqlite_database import Database
 from fl_protocol.errors import StorageError
 from fl_protocol.version import DIGEST_BYTES, VersionId
 
-__all__ = ["SqliteVersions"]
+__all__ = ["LEAP", "SqliteVersions"]
 
 _OFFICE = (
-    "epoch, term, counter, command_sequence, horizon_epoch, horizon_number, rolled_back, anchor, forgotten,"
+    "epoch, term, counter, command_sequence, horizon_epoch, horizon_number, witnessed, anchor, forgotten,"
     " uptime_s"
 )
 _COLUMNS = (
     "number, epoch, digest, published_sha256, rules, through_seq, updates, closed_by, term, metrics,"
     " published, closed_at, uptime_s"
 )
-_FORGET_AT_ONCE = 10_000
+_FORGET_AT_ONCE = 1_000
+_TERM_LEAP = 1 << 20
+"""More terms than any coordinator begins between a backup and the day it is restored."""
+LEAP = f"UPDATE office SET term = term + {_TERM_LEAP}"
+"""For copies of the store: what goes on from one has terms above all that the original will reach."""
 
 
 class SqliteVersions:
@@ -34,7 +39,7 @@ class SqliteVersions:
         row = self._database.row(f"SELECT {_OFFICE} FROM office")
         if row is None:
             raise StorageError(f"{self._database.path} holds no office")
-        (epoch, term, counter, sequence, horizon_epoch, horizon_number, rolled_back, *rest) = row
+        (epoch, term, counter, sequence, horizon_epoch, horizon_number, witnessed, *rest) = row
         anchor, forgotten, uptime_s = rest
         return Office(
             epoch=epoch,
@@ -42,7 +47,7 @@ class SqliteVersions:
             counter=counter,
             command_sequence=sequence,
             horizon=(horizon_epoch, horizon_number),
-            rolled_back=bool(rolled_back),
+            witnessed=witnessed,
             anchor=anchor,
             forgotten=forgotten,
             uptime_s=uptime_s,
@@ -54,7 +59,9 @@ class SqliteVersions:
 
     def open_epoch(self) -> Office:
         """Begin a higher epoch."""
-        return self._office_after("UPDATE office SET epoch = epoch + 1, rolled_back = 0")
+        return self._office_after(
+            f"UPDATE office SET epoch = MAX(epoch, witnessed) + 1, witnessed = 0, term = term + {_TERM_LEAP}"
+        )
 
     def next_counter(self) -> int:
         """A new manifest counter."""
@@ -69,14 +76,14 @@ class SqliteVersions:
     def raise_horizon(self, to: tuple[int, int]) -> None:
         """Move the horizon up."""
         self._database.change(
-            "UPDATE office SET horizon_epoch = ?1, horizon_number = ?2"
-            " WHERE (horizon_epoch, horizon_number) < (?1, ?2)",
-            to,
+            "UPDATE office SET horizon_epoch = ?, horizon_number = ?"
+            " WHERE (horizon_epoch, horizon_number) < (?, ?)",
+            (*to, *to),
         )
 
-    def set_rolled_back(self, flag: bool) -> None:
-        """Enter or leave the rolled-back state."""
-        self._database.change("UPDATE office SET rolled_back = ?", (int(flag),))
+    def roll_back(self, epoch: int) -> None:
+        """Enter the rolled-back state."""
+        self._database.change("UPDATE office SET witnessed = MAX(witnessed, ?)", (epoch,))
 
     def add_uptime(self, seconds: float) -> None:
         """Count running time."""
@@ -181,37 +188,30 @@ class SqliteVersions:
         version = self.version(through)
         if version is None:
             raise StorageError(f"there is no version {through}: its payloads cannot be dropped")
+        files: list[bytes] = []
         with self._database.transaction():
-            self._database.change("UPDATE office SET anchor = ?1 WHERE anchor < ?1", (through,))
-            concerned = (
-                "stored <> 'dropped' AND (version <= ?1 OR (state = 'quarantined' AND accept_seq <= ?2))"
-            )
-            values = (through, version.through_seq)
-            files = self._database.rows(
-                f"SELECT update_id FROM updates WHERE stored = 'file' AND {concerned}", values
-            )
-            self._database.change(
-                f"UPDATE updates SET stored = 'dropped', payload = NULL WHERE {concerned}", values
-            )
-        return [row[0] for row in files]
+            self._database.change("UPDATE office SET anchor = ? WHERE anchor < ?", (through, through))
+            # One after the other: joined by OR they go through every row that was dropped before.
+            for concerned, bound in (
+                ("version <= ?", through),
+                ("state = 'quarantined' AND accept_seq <= ?", version.through_seq),
+            ):
+                kept = f"stored <> 'dropped' AND {concerned}"
+                rows = self._database.rows(
+                    f"SELECT update_id FROM updates WHERE {kept} AND stored = 'file'", (bound,)
+                )
+                files += [row[0] for row in rows]
+                self._database.change(
+                    f"UPDATE updates SET stored = 'dropped', payload = NULL WHERE {kept}", (bound,)
+                )
+        return files
 
     def forget(self, *, most: int) -> int:
         """Prune what is old, and below the horizon."""
+        forgotten = 0
+        while count := self._forget_updates(most):
+            forgotten += count
         with self._database.transaction():
-            old = self._database.rows(
-                "SELECT u.accept_seq, u.device FROM updates u, office o"
-                " WHERE u.accept_seq <= (SELECT MAX(accept_seq) FROM updates) - ?"
-                " AND u.stored = 'dropped'"
-                " AND (u.base_epoch, u.base_number) < (o.horizon_epoch, o.horizon_number)"
-                " ORDER BY u.accept_seq LIMIT ?",
-                (most, _FORGET_AT_ONCE),
-            )
-            for accept_seq, device in old:
-                self._database.change("DELETE FROM updates WHERE accept_seq = ?", (accept_seq,))
-                self._database.change(
-                    "UPDATE devices SET forgotten = forgotten + 1 WHERE device = ?", (device,)
-                )
-            self._database.change("UPDATE office SET forgotten = forgotten + ?", (len(old),))
             self._database.change(
                 "DELETE FROM refusals WHERE sequence <= (SELECT MAX(sequence) FROM refusals) - ?", (most,)
             )
@@ -220,6 +220,27 @@ class SqliteVersions:
                 " AND number < (SELECT MIN(anchor, horizon_number) FROM office)",
                 (most,),
             )
+        return forgotten
+
+    def _forget_updates(self, most: int) -> int:
+        """A part of the rows that may go, and their place in the counts; how many, 0 at the end."""
+        (newest,) = self._database.rows("SELECT COALESCE(MAX(accept_seq), 0) FROM updates")[0]
+        # The bounds are given as numbers: joined with the office, the planner goes through all dropped rows.
+        old = self._database.rows(
+            "SELECT accept_seq, device FROM updates WHERE accept_seq <= ? AND stored = 'dropped'"
+            " AND (base_epoch, base_number) < (?, ?) ORDER BY accept_seq LIMIT ?",
+            (newest - most, *self.office().horizon, _FORGET_AT_ONCE),
+        )
+        if not old:
+            return 0
+        with self._database.transaction():
+            for accept_seq, _ in old:
+                self._database.change("DELETE FROM updates WHERE accept_seq = ?", (accept_seq,))
+            for device, count in Counter(device for _, device in old).items():
+                self._database.change(
+                    "UPDATE devices SET forgotten = forgotten + ? WHERE device = ?", (count, device)
+                )
+            self._database.change("UPDATE office SET forgotten = forgotten + ?", (len(old),))
         return len(old)
 
     def _office_after(self, statement: str) -> Office:

@@ -116,7 +116,8 @@ class Store(Journal, Protocol):
         ...
 
     def open_epoch(self) -> Office:
-        """Begin a higher epoch, and leave the rolled-back state: an operator's decision."""
+        """Begin an epoch above this one and every one that devices have witnessed, and leave the rolled-back
+        state: an operator's decision. The term leaps too, above any that devices may have obeyed."""
         ...
 
     def next_counter(self) -> int:
@@ -131,8 +132,8 @@ class Store(Journal, Protocol):
         """Move the horizon up to (epoch, number); a lower one changes nothing."""
         ...
 
-    def set_rolled_back(self, flag: bool) -> None:
-        """Enter or leave the rolled-back state."""
+    def roll_back(self, epoch: int) -> None:
+        """Enter the rolled-back state: a device has proven a manifest of that epoch, newer than ours."""
         ...
 
     def add_uptime(self, seconds: float) -> None:

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from fl_io.disk import DISK, Disk
+from fl_io.disk import DISK, Disk, make_folder
 from fl_protocol.errors import StorageError
 
 __all__ = ["ROW_BYTES", "PayloadFiles"]
@@ -33,12 +33,8 @@ class PayloadFiles:
 
     def make_folders(self) -> None:
         """Create both folders, durably."""
-        try:
-            for folder in (self._parts, self._payloads):
-                folder.mkdir(parents=True, exist_ok=True)
-            self._disk.sync_directory(self._parts.parent)
-        except OSError as error:
-            raise _refused(self._parts.parent, error) from error
+        for folder in (self._parts, self._payloads):
+            make_folder(folder, disk=self._disk)
 
     def put(self, update_id: bytes, offset: int, content: bytes) -> None:
         """Write bytes of a part; not durable before ``sync``."""
@@ -85,6 +81,21 @@ class PayloadFiles:
             return False
         except OSError as error:
             raise _refused(part, error) from error
+        return True
+
+    def reopen(self, update_id: bytes, end: int) -> bool:
+        """Turn a payload back into a part, durably: ``finish`` was not followed by its accepting commit, and
+        what that would have recorded comes again. False if there is none that reaches byte ``end``."""
+        part, payload = self._part(update_id), self._payload(update_id)
+        try:
+            if payload.stat().st_size < end:
+                return False
+            self._disk.rename(payload, part)
+            self._disk.sync_directory(self._parts)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise _refused(payload, error) from error
         return True
 
     def read(self, update_id: bytes, size: int) -> bytes | None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker_coordinator.records import VersionRecord
-from fl_io.disk import DISK, Disk, write_file
+from fl_io.disk import DISK, Disk, make_folder, sweep_unfinished, write_file
 from fl_protocol.errors import MessageError, StorageError
 from fl_protocol.fields import pack, unpack
 from fl_protocol.layout import FINGERPRINT_BYTES, MAX_PARAMETERS
@@ -138,8 +138,7 @@ class VersionFiles:
             StorageError: the disk refuses.
         """
         content = state.pack()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._disk.sync_directory(self._folder.parent)
+        make_folder(self._folder, disk=self._disk)
         write_file(self.path(state.epoch, state.number), content, disk=self._disk)
         return hashlib.sha256(content).digest()
 
@@ -170,6 +169,10 @@ class VersionFiles:
         """(epoch, number) of every state file, in order."""
         names = [path.stem.split("-") for path in self._folder.glob("*-*.state")]
         return sorted((int(epoch), int(number)) for epoch, number in names)
+
+    def sweep(self) -> int:
+        """Remove what crashes have left unfinished; how many files. Only at the start."""
+        return sweep_unfinished(self._folder, disk=self._disk)
 
     def remove_below(self, number: int) -> int:
         """Remove the state files of versions below ``number``; how many."""

@@ -10,7 +10,6 @@ import logging
 import random
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgpack
@@ -18,7 +17,6 @@ import msgpack
 from edge_agent.cache import Cache
 from edge_agent.configuration import AgentConfiguration
 from edge_agent.download import Downloads
-from edge_agent.gates import Machine, shut_gate, surroundings
 from edge_agent.jobs import (
     Job,
     JobFailed,
@@ -27,16 +25,15 @@ from edge_agent.jobs import (
     Result,
     Trained,
     TrainJob,
-    Verified,
-    VerifyJob,
 )
+from edge_agent.lookout import LOOK_EVERY_S, Lookout
 from edge_agent.orders import Orders
 from edge_agent.outbox import Outbox, OutboxEntry
 from edge_agent.presence import AGENT_VERSION, is_older
-from edge_agent.sample_count import count_samples
+from edge_agent.setbacks import Setbacks
 from fl_io.crash import crash_point
 from fl_protocol.clock import Clock
-from fl_protocol.errors import ArtifactError, StorageError
+from fl_protocol.errors import ArtifactError, LichenError
 from fl_protocol.task import TaskManifest, participates
 from fl_protocol.topics import UPDATE_ID_BYTES
 from fl_protocol.update import UpdateHeader
@@ -44,25 +41,9 @@ from fl_protocol.version import VersionId
 
 __all__ = ["Assignment"]
 
-LOOK_EVERY_S = 30.0
-LEAVE_AFTER_S = 300.0
-REJOIN_WAIT_S = 3.0
-FIRST_RETRY_S = 30.0
-LONGEST_RETRY_S = 3600.0
-MAX_TRIES = 5
 FOREVER = 86400.0
 _PREPARED = "prepared"
 _log = logging.getLogger("lichen.agent")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Setback:
-    """Work on one manifest that failed; ``retry_at`` is ``None`` when only a newer one helps."""
-
-    order: tuple[int, int]
-    reason: str
-    tries: int
-    retry_at: float | None
 
 
 class Assignment:
@@ -84,8 +65,8 @@ class Assignment:
         cache: Cache,
         downloads: Downloads,
         outbox: Outbox,
+        lookout: Lookout,
         clock: Clock,
-        machine: Machine,
         incarnation: bytes,
         device_seed: bytes,
         created: Callable[[OutboxEntry], None],
@@ -96,8 +77,6 @@ class Assignment:
         self.state = "waiting"
         self.idle_reason = "no task has been published yet"
         self.wait_s = FOREVER
-        self.samples = 0
-        self.held_out = 0
         self.runtime = ""
         self.training_cpu_s = 0.0
         """CPU time that trainers took since this process began; evaluation and encoding not included."""
@@ -106,29 +85,21 @@ class Assignment:
         self._cache = cache
         self._downloads = downloads
         self._outbox = outbox
+        self._lookout = lookout
         self._clock = clock
-        self._machine = machine
         self._incarnation = incarnation
         self._device_seed = device_seed
         self._created = created
         self._report = report
         self._chance = chance or random.Random()
         self._entropy = entropy
-        self._look_at = 0.0
-        self._shut: str | None = None
-        self._shut_since: float | None = None
+        self._setbacks = Setbacks(clock, self._chance)
         self._start: tuple[VersionId, float] | None = None
-        self._setback: _Setback | None = None
-        self._training: TaskManifest | None = None
+        self._at_work: TaskManifest | None = None
         self._lease: bytes | None = None
         self._cancelled = False
-        self._count_samples()
-
-    @property
-    def left(self) -> bool:
-        """Whether the gates are shut for so long that new versions are of no use here."""
-        since = self._shut_since
-        return since is not None and self._clock.monotonic() - since >= LEAVE_AFTER_S
+        self._fetching: VersionId | None = None
+        self._mended: VersionId | None = None
 
     def next_job(self) -> Job | None:
         """The worker's next job, if there is one; else ``idle_reason`` says why not, and ``wait_s`` when
@@ -139,33 +110,30 @@ class Assignment:
         if manifest is None or obstacle is not None:
             self._wait(*(obstacle or ("", None)))
             return None
-        if not self._orders.verified:
-            return self._go("verifying", self._orders.manifest_check())
+        check = self._orders.manifest_check()
+        if check is not None:
+            return self._go("verifying", manifest, check)
         if not self._fetch(manifest):
             return None
         if not self._configuration.trainer and not self._is_prepared(manifest):
-            return self._go(
-                "preparing",
-                PrepareJob(
-                    artifact_dir=str(self._cache.artifact(manifest.artifact)),
-                    runtimes=self._configuration.runtimes,
-                ),
-            )
-        return self._go("training", self._train_job(manifest))
+            return self._go("preparing", manifest, self._prepare_job(manifest))
+        return self._go("training", manifest, self._train_job(manifest))
 
     def should_cancel(self) -> bool:
         """Whether a training under way must end now: paused, or a gate of the device shut."""
-        if not self._orders.paused and self._device_gate(in_training=True) is None:
-            self.wait_s = max(self._look_at - self._clock.monotonic(), 0.0)
+        if not self._orders.paused and self._lookout.shut(in_training=True) is None:
+            self.wait_s = max(self._lookout.next_at - self._clock.monotonic(), 0.0)
             return False
         self._cancelled = True
         self.wait_s = LOOK_EVERY_S
         return True
 
-    def finished(self, job: PrepareJob | TrainJob | VerifyJob, result: Result) -> None:
-        """Take what a job gave."""
-        manifest = self._training or self._orders.manifest
-        if manifest is None or isinstance(result, Verified):
+    def finished(self, job: Job, result: Result) -> None:
+        """Take what a job gave. It is about the manifest it was begun for, whatever came since."""
+        manifest, self._at_work = self._at_work, None
+        cancelled, self._cancelled = self._cancelled, False
+        self._lookout.look_again()
+        if manifest is None:
             return
         if isinstance(result, Prepared):
             self.runtime = result.runtime or "the trainer"
@@ -173,18 +141,15 @@ class Assignment:
                 _log.warning("a runtime is not used: %s", reason)
             self._outbox.remember(_PREPARED, self._preparation(manifest) + self.runtime.encode())
         elif isinstance(result, Trained) and isinstance(job, TrainJob):
-            self._training = None
             self.training_cpu_s += result.training_cpu_s
             try:
                 self._keep(manifest, job, result)
-            except StorageError as error:
-                self._fail(manifest, JobFailed(reason=str(error), retryable=True))
-        elif isinstance(result, JobFailed):
-            self._training = None
-            if not self._cancelled:
-                self._fail(manifest, result)
-        self._cancelled = False
-        self._look_at = 0.0
+            except LichenError as error:
+                self._fail(manifest, JobFailed(reason=f"{error.args[0]}", retryable=True))
+                raise
+            self._setbacks.succeed()
+        elif isinstance(result, JobFailed) and not cancelled:
+            self._fail(manifest, result)
 
     def _obstacle(self, manifest: TaskManifest | None) -> tuple[str, float | None] | None:
         """Why nothing is to be done now, and the moment at which that may have changed by itself."""
@@ -192,16 +157,15 @@ class Assignment:
             return self._orders.distrust or "no task has been published yet", None
         reason = self._task_gate(manifest)
         if reason is not None:
-            self._shut_since = None
+            self._lookout.unasked()
             return self._orders.distrust or reason, None
-        reason = self._device_gate()
+        reason = self._lookout.shut()
         if reason is not None:
-            return reason, self._look_at
+            return reason, self._lookout.next_at
         start = self._start_time(manifest)
         if start > self._clock.monotonic():
             return "waiting for its start, drawn at random", start
-        setback = self._pending_setback(manifest)
-        return (setback.reason, setback.retry_at) if setback else None
+        return self._setbacks.pending(manifest) or self._orders.manifest_respite()
 
     def _task_gate(self, manifest: TaskManifest) -> str | None:
         version = manifest.version
@@ -217,31 +181,6 @@ class Assignment:
         if not participates(self._configuration.device, version, manifest.pacing.participation):
             return f"not drawn for version {version.epoch}.{version.number}"
         return None
-
-    def _device_gate(self, *, in_training: bool = False) -> str | None:
-        now = self._clock.monotonic()
-        if now >= self._look_at:
-            self._look_at = now + LOOK_EVERY_S
-            self._count_samples()
-            around = surroundings(self._machine, self._clock, self.samples)
-            was_left = self.left
-            self._shut = shut_gate(self._configuration.gates, around, in_training=in_training)
-            if self._shut is None:
-                self._shut_since = None
-                if was_left:
-                    # The manifest in hand is old: the newest one comes with the subscription.
-                    self._shut = "back after a long pause, asking for the newest version"
-                    self._look_at = now + REJOIN_WAIT_S
-            elif self._shut_since is None:
-                self._shut_since = now
-        return self._shut
-
-    def _count_samples(self) -> None:
-        try:
-            self.samples, self.held_out = count_samples(self._configuration.samples_path)
-        except StorageError as error:
-            _log.warning("%s", error)
-            self.samples = self.held_out = 0
 
     def _start_time(self, manifest: TaskManifest) -> float:
         if manifest.pacing.by_lease or not manifest.pacing.spread_s:
@@ -259,11 +198,15 @@ class Assignment:
             self._fail(manifest, JobFailed(reason=str(error), retryable=False))
             self._wait(str(error), None)
             return False
+        version = manifest.version
+        if goals and self._fetching != version:
+            # Parts of versions that were overtaken on a slow link must not fill the card.
+            self._cache.drop_old(manifest)
+            self._fetching = version
         self._downloads.want(goals)
         if not goals:
             return True
         self.state = "fetching"
-        version = manifest.version
         self.idle_reason = (
             f"version {version.epoch}.{version.number} is no longer published; waiting for a newer one"
             if self._downloads.gone
@@ -271,10 +214,15 @@ class Assignment:
         )
         return False
 
+    def _prepare_job(self, manifest: TaskManifest) -> PrepareJob:
+        return PrepareJob(
+            artifact_dir=str(self._cache.artifact(manifest.artifact)),
+            runtimes=self._configuration.runtimes,
+        )
+
     def _train_job(self, manifest: TaskManifest) -> TrainJob:
         configuration = self._configuration
         self._cache.drop_old(manifest)
-        self._training = manifest
         self._lease = self._orders.lease_for(manifest.version) if manifest.pacing.by_lease else None
         return TrainJob(
             update_id=self._entropy(UPDATE_ID_BYTES),
@@ -326,40 +274,29 @@ class Assignment:
         return manifest.artifact.sha256 + f" {AGENT_VERSION} {packages} {runtimes} ".encode()
 
     def _fail(self, manifest: TaskManifest, failed: JobFailed) -> None:
+        """Note a failure. Where the disk refuses to, the setback stands all the same."""
+        mended = self._mend(manifest)
+        if not mended:
+            first = self._setbacks.fail(manifest, failed)
+            _log.warning("version %s gave no update: %s", manifest.version, failed.reason)
+            if first:
+                self._report(failed.reason)
         self._outbox.remember(_PREPARED, b"")
-        if self._found_damage(manifest):
-            return
-        before = self._setback if self._setback and self._setback.order == manifest.order else None
-        tries = before.tries + 1 if before else 1
-        retry = failed.retryable and tries < MAX_TRIES
-        delay = min(FIRST_RETRY_S * 2.0 ** (tries - 1), LONGEST_RETRY_S) * self._chance.uniform(1.0, 2.0)
-        self._setback = _Setback(
-            order=manifest.order,
-            reason=failed.reason,
-            tries=tries,
-            retry_at=self._clock.monotonic() + delay if retry else None,
-        )
-        _log.warning("version %s gave no update: %s", manifest.version, failed.reason)
-        if before is None:
-            self._report(failed.reason)
 
-    def _found_damage(self, manifest: TaskManifest) -> bool:
-        """Whether a file was not what it was; it is then fetched again, which is remedy enough."""
+    def _mend(self, manifest: TaskManifest) -> bool:
+        """Whether a file was not what it was; it is then fetched again, which is remedy enough, once for
+        each version: a card that spoils what it is given is no passing fault."""
+        if not self._orders.verified or self._mended == manifest.version:
+            return False
         self._cache.distrust()
         try:
-            damaged = list(self._cache.missing(manifest)) if self._orders.verified else []
-        except ArtifactError:
+            damaged = list(self._cache.missing(manifest))
+        except (ArtifactError, OSError):
             return False
         for path in damaged:
             _log.warning("%s was damaged and is fetched again", path)
+            self._mended = manifest.version
         return bool(damaged)
-
-    def _pending_setback(self, manifest: TaskManifest) -> _Setback | None:
-        setback = self._setback
-        if setback is None or setback.order != manifest.order:
-            return None
-        over = setback.retry_at is not None and self._clock.monotonic() >= setback.retry_at
-        return None if over else setback
 
     def _wait(self, reason: str, until: float | None) -> None:
         self.state = "waiting"
@@ -368,7 +305,8 @@ class Assignment:
             self.wait_s = max(until - self._clock.monotonic(), 0.0)
         self._downloads.want({})
 
-    def _go(self, state: str, job: Job | None) -> Job | None:
+    def _go(self, state: str, manifest: TaskManifest, job: Job) -> Job:
         self.state = state
         self.idle_reason = ""
+        self._at_work = manifest
         return job

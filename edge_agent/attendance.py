@@ -93,14 +93,16 @@ class Attendance:
             self._ask_in(FIRST_GET_S)
         return spread
 
-    def manifest_arrived(self) -> None:
-        """There is no need to ask for it."""
+    def manifest_arrived(self, *, news: bool) -> None:
+        """There is no need to ask for it. One that is no ``news`` leaves the patience as it has grown: a
+        device that misses something must not ask for the same manifest every ten seconds."""
         self._get_at = None
-        self._get_delay = FIRST_GET_S
+        if news:
+            self._get_delay = FIRST_GET_S
 
     def work(self, *, without_task: bool, lost_task: bool) -> float:
         """Say what is due; seconds until more is. ``without_task``: the gates are shut for long;
-        ``lost_task``: what the manifest names is not published any more."""
+        ``lost_task``: the manifest at hand cannot be acted on, perhaps there is another."""
         if not self.connected:
             return LONGEST_SLEEP_S
         now = self._clock.monotonic()

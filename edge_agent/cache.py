@@ -6,7 +6,7 @@ process meets it first, so that a damaged card costs a download and not a partic
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fl_io.disk import DISK, Disk
@@ -20,18 +20,27 @@ __all__ = ["Cache", "files_for_a_device"]
 KEPT = 2
 """The current one and the one before."""
 _ARRIVING = ".manifest.json"
+_GRAPHS = {"onnx": ".onnx", "numpy": ".onnx", "litert": ".tflite"}
+"""How the files end that each runtime runs."""
 
 
 class Cache:
     """Downloaded blobs under ``blobs`` and training artifacts under ``artifacts``.
 
+    Of an artifact's graphs only those are fetched that one of ``runtimes`` runs; all where none is named.
+
     Raises:
         OSError: from every method, if the disk refuses.
     """
 
-    def __init__(self, blobs: Path, artifacts: Path, *, disk: Disk = DISK) -> None:
+    def __init__(
+        self, blobs: Path, artifacts: Path, *, runtimes: Sequence[str] = (), disk: Disk = DISK
+    ) -> None:
         self._blobs = blobs
         self._artifacts = artifacts
+        self.damaged = 0
+        """Files that were not what they had been."""
+        self._runtimes = tuple(runtimes)
         self._disk = disk
         self._sound: set[Path] = set()
 
@@ -66,7 +75,8 @@ class Cache:
             manifest_path = None
         if manifest_path is not None:
             manifest = ArtifactManifest.from_json(manifest_path.read_bytes())
-            goals |= {folder / name: ref for name, ref in files_for_a_device(manifest).items()}
+            needed = files_for_a_device(manifest, self._runtimes)
+            goals |= {folder / name: ref for name, ref in needed.items()}
         goals = {path: ref for path, ref in goals.items() if not self._is_sound(path, ref)}
         if manifest_path == arriving and not any(path.parent == folder for path in goals):
             # The name by which others open the artifact comes last: it says that all of it is here.
@@ -101,16 +111,20 @@ class Cache:
                 digest = hashlib.file_digest(stream, "sha256").digest()
         except FileNotFoundError:
             return False
+        except OSError:
+            digest = b""  # a bad sector under it: another file will lie elsewhere
         if digest == ref.sha256:
             self._sound.add(path)
             return True
+        self.damaged += 1
         self._disk.remove(path)
         return False
 
 
-def files_for_a_device(manifest: ArtifactManifest) -> Mapping[str, BlobRef]:
-    """The files of an artifact that a device needs: all, but ``weights.bin`` only where the artifact has
-    parameters that travel in it alone (frozen or personal ones, and buffers).
+def files_for_a_device(manifest: ArtifactManifest, runtimes: Sequence[str] = ()) -> Mapping[str, BlobRef]:
+    """The files of an artifact that a device needs: all, but graphs only for its ``runtimes`` (where any is
+    named), and ``weights.bin`` only where the artifact has parameters that travel in it alone (frozen or
+    personal ones, and buffers).
 
     Raises:
         ArtifactError: the manifest names a file that a folder of ours uses for itself.
@@ -118,7 +132,13 @@ def files_for_a_device(manifest: ArtifactManifest) -> Mapping[str, BlobRef]:
     if MANIFEST_NAME in manifest.files:
         raise ArtifactError(f"an artifact manifest that names {MANIFEST_NAME} as one of its files")
     travels_alone = any(p.role != "trainable" or p.kind != "weight" for p in manifest.parameters)
-    return {name: ref for name, ref in manifest.files.items() if name != "weights.bin" or travels_alone}
+    run_here = {_GRAPHS[name] for name in runtimes if name in _GRAPHS}
+    unused = set(_GRAPHS.values()) - run_here if run_here else set()
+    return {
+        name: ref
+        for name, ref in manifest.files.items()
+        if Path(name).suffix not in unused and (name != "weights.bin" or travels_alone)
+    }
 
 
 def _belongs(name: str, keep: set[str]) -> bool:

@@ -11,10 +11,13 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge_agent.configuration import AgentConfiguration, read_agent_configuration
-from fl_protocol.errors import ConfigError, LichenError
+from fl_protocol.errors import ConfigError, LichenError, StorageError
+
+if TYPE_CHECKING:
+    from edge_agent.supervisor import Supervisor
 
 __all__ = ["main"]
 
@@ -37,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, configuration: AgentConfiguration) -> int:
     from edge_agent.agent import build_agent
+    from edge_agent.sqlite_file import is_damage
     from edge_agent.state_folder import StateFolder
 
     logging.basicConfig(
@@ -46,10 +50,24 @@ def _run(options: argparse.Namespace, configuration: AgentConfiguration) -> int:
     )
     with StateFolder(configuration.state) as folder:
         agent = build_agent(configuration, folder)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda number, frame: agent.stop())
-        agent.run()
-    return 0
+        while True:
+            _stop_on_signals(agent)
+            try:
+                agent.run()
+            except StorageError as error:
+                before = len(folder.quarantined)
+                if not is_damage(error):
+                    raise
+                agent = build_agent(configuration, folder)  # which sets a damaged outbox aside
+                if len(folder.quarantined) == before:
+                    raise
+            else:
+                return 0
+
+
+def _stop_on_signals(agent: "Supervisor") -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: agent.stop())
 
 
 def _status(options: argparse.Namespace, configuration: AgentConfiguration) -> int:
@@ -77,15 +95,17 @@ def _check(options: argparse.Namespace, configuration: AgentConfiguration) -> in
 
 
 def _add_samples(options: argparse.Namespace, configuration: AgentConfiguration) -> int:
+    import zipfile
+
     import numpy as np
 
     from edge_agent.samples import SampleStore
 
     try:
-        with np.load(options.file, allow_pickle=False) as arrays:
+        with open(options.file, "rb") as content, np.load(content, allow_pickle=False) as arrays:
             x = arrays["x"]
             y = arrays.get("y")
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         _complain(f"{options.file} is not an .npz file with x (and y): {error}")
         return 1
     configuration.samples_path.parent.mkdir(parents=True, exist_ok=True)

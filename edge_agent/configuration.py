@@ -18,7 +18,7 @@ __all__ = [
     "read_agent_configuration",
 ]
 
-KNOWN_RUNTIMES = ("onnx", "litert", "tflite", "numpy")
+KNOWN_RUNTIMES = ("onnx", "litert", "numpy")
 _KEY = re.compile(r"ed25519:[0-9a-fA-F]{64}")
 _HOURS = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)-([01]?\d|2[0-3]):([0-5]\d)")
 _TRAINER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")

@@ -13,6 +13,7 @@ from pathlib import Path
 from fl_io.disk import DISK, Disk, write_file
 from fl_protocol.blob import BlobRef
 from fl_protocol.clock import Clock
+from fl_protocol.errors import MessageError
 from fl_protocol.presence import GetRequest
 from fl_protocol.topics import BlobTopic, FleetTopics, blob_name
 from fl_protocol.transport import Transport
@@ -27,7 +28,8 @@ LINGERING_BYTES = 4096
 """Only for chunks this small: they may come again when a coordinator fills its broker anew."""
 PATIENCE_S = 10.0
 LONGEST_PATIENCE_S = 600.0
-_READ_BYTES = 1 << 20
+MAX_RESTARTS = 2
+"""How often a blob is fetched anew because its chunks did not make the whole, before we wait."""
 
 
 class Download:
@@ -42,6 +44,7 @@ class Download:
     def __init__(self, ref: BlobRef, path: Path, *, disk: Disk = DISK) -> None:
         self.path = path
         self.damaged = 0
+        self.restarts = 0
         self._ref = ref
         self._disk = disk
         self._part = path.with_name(f".{path.name}.part")
@@ -117,6 +120,7 @@ class Download:
         if whole != self._ref.sha256 or size != self._ref.size:
             # Every chunk fitted, the whole does not: the disk, or a reference that contradicts itself.
             self.damaged += 1
+            self.restarts += 1
             self._disk.remove(self._part)
             self._missing = dict.fromkeys(range(self._ref.chunk_count))
             return
@@ -148,7 +152,9 @@ class Downloads:
         chance: random.Random | None = None,
     ) -> None:
         self.gone = False
-        """Whether a wanted chunk is no longer published: only a newer manifest helps."""
+        """Whether a wanted blob cannot be had as things are: it is no longer published, or what came was
+        time and again not what its reference says. Nothing is asked for until the coordinator has spoken
+        (``want`` of something else, or ``retry``), or the connection is a new one."""
         self.damaged = 0
         self._topics = topics
         self._device = device
@@ -178,6 +184,8 @@ class Downloads:
             OSError: the disk refuses.
         """
         if goals == self._goals:
+            # All of it came, and was not what it had been when it was looked at again.
+            self.gone = self.gone or (bool(goals) and not self._downloads)
             return
         kept = {d.path: d for d in self._downloads if goals.get(d.path) == self._goals.get(d.path)}
         self._goals = dict(goals)
@@ -194,11 +202,23 @@ class Downloads:
                 self._closing.append(self._topics.blob(*chunk))
         self._be_patient(PATIENCE_S)
 
+    def retry(self) -> None:
+        """What is wanted is still what the coordinator names: ask it for what was gone.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        if self.gone:
+            goals, self._goals = self._goals, {}
+            self.want(goals)
+            self._ask_at = self._clock.monotonic()
+
     def receive(self, topic: BlobTopic, chunk: bytes) -> None:
         """Take a chunk that arrived; an empty one says that it is gone. One that is not what its hash says
         leaves its question open, for the coordinator to answer when patience ends.
 
         Raises:
+            MessageError: a chunk list that contradicts its reference.
             OSError: the disk refuses.
         """
         key = blob_name(topic.address, topic.chunk_bytes), topic.index
@@ -206,17 +226,25 @@ class Downloads:
             self.gone = self.gone or any(key in download.missing() for download in self._downloads)
             return
         before = sum(download.damaged for download in self._downloads)
-        if any(download.take(*key, chunk) for download in self._downloads):
+        try:
+            taken = any(download.take(*key, chunk) for download in self._downloads)
+        except MessageError:
+            self.damaged += 1
+            self.gone = True
+            raise
+        if taken:
             self._answered(key, len(chunk))
             self._direct = self._direct or topic.device is not None
             self._be_patient(PATIENCE_S)
         self.damaged += sum(download.damaged for download in self._downloads) - before
+        self.gone = self.gone or any(download.restarts > MAX_RESTARTS for download in self._downloads)
         self._drop_complete()
 
     def connected(self) -> None:
         """A new connection: nothing is subscribed, and its broker may keep what the last one did not."""
         self._connected = True
         self._direct = False
+        self.gone = False
         self._open.clear()
         self._lingering.clear()
         self._closing.clear()

@@ -37,9 +37,9 @@ class Inbox(Generic[T]):
             return
         self._queue.put(item)
 
-    def take(self) -> Iterator[T]:
-        """What is there, oldest first."""
-        while True:
+    def take(self, most: int) -> Iterator[T]:
+        """What is there, oldest first; at most ``most``, so that a flood leaves time for all else."""
+        for _ in range(most):
             if self._pulled:
                 yield self._pulled.pop()
             else:

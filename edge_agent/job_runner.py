@@ -64,6 +64,8 @@ class JobRunner:
                     return self._prepare(job)
                 case TrainJob():
                     result = self._train(job, report, should_stop)
+        except StorageError as error:  # a disk that was full or busy may have room and time later
+            return JobFailed(reason=_sentence(error), retryable=True)
         except LichenError as error:
             return JobFailed(reason=_sentence(error), retryable=error.retryable)
         except MemoryError:

@@ -196,9 +196,10 @@ def from_body(body: object) -> Job | Result:
     Raises:
         MessageError: not such a map.
     """
-    if not isinstance(body, dict) or body.get("kind") not in _KINDS:
+    name = body.get("kind") if isinstance(body, dict) else None
+    if not isinstance(body, dict) or not isinstance(name, str) or name not in _KINDS:
         raise MessageError("neither a job nor a result")
-    kind: type[Any] = _KINDS[body["kind"]]
+    kind: type[Any] = _KINDS[name]
     values = {key: tuple(item) if isinstance(item, list) else item for key, item in body.items()}
     del values["kind"]
     try:

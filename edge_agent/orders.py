@@ -1,11 +1,13 @@
 """Orders: what the coordinator asks of this device. Nothing is obeyed before its signature was checked.
 
 A manifest or command that arrives is a candidate. The worker checks it; what holds is remembered, and
-nothing older is obeyed after it, whoever signed it.
+nothing older is obeyed after it, whoever signed it. The exception is ``restate``: obeying it twice does no
+harm, and a coordinator that was restored from a backup, whose numbers have gone back, depends on it.
 """
 
 import hashlib
 import logging
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -22,10 +24,29 @@ from fl_protocol.version import VersionId
 __all__ = ["Orders"]
 
 MAX_WAITING_COMMANDS = 16
+FREE_FORGERIES = 8
+"""Checks in a row that may fail before the next ones are put off: each costs the device a process."""
+LONGEST_RESPITE_S = 60.0
+OLD_RESTATE_EVERY_S = 60.0
+"""How often a ``restate`` is obeyed whose number is not new: anybody may have recorded it."""
 _MANIFEST = "manifest"
 _TRUST = "trust"
 _COMMAND = "command"
 _log = logging.getLogger("lichen.agent")
+
+
+@dataclass(slots=True)
+class _Patience:
+    """How long one kind of message waits for its check, because so many before it did not hold."""
+
+    forgeries: int = 0
+    until: float = -math.inf
+
+    def learn(self, now: float, *, held: bool) -> None:
+        self.forgeries = 0 if held else self.forgeries + 1
+        if self.forgeries > FREE_FORGERIES:
+            delay = 2.0 ** min(self.forgeries - FREE_FORGERIES, 16)
+            self.until = now + min(delay, LONGEST_RESPITE_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +91,8 @@ class Orders:
         self._commands: deque[tuple[bytes, Command, float]] = deque()
         self._dropped = b""
         self._command_order = (-1, -1)
+        self._old_restate_at = -math.inf
+        self._patience = {TASK_CONTEXT: _Patience(), COMMAND_CONTEXT: _Patience()}
         self._lease: _Lease | None = None
         self._recall()
 
@@ -89,6 +112,11 @@ class Orders:
         return self._verified.order if self._verified else (0, 0)
 
     @property
+    def office(self) -> tuple[int, int]:
+        """(epoch, term) of the coordinator that signed it: no word of an earlier one ends an update."""
+        return (self._verified.version.epoch, self._verified.term) if self._verified else (0, 0)
+
+    @property
     def evidence(self) -> bytes:
         """That manifest's envelope."""
         return self._envelope
@@ -105,6 +133,18 @@ class Orders:
         """The lease is answered."""
         if self._lease is not None and self._lease.lease == lease:
             self._lease = None
+
+    def manifest_respite(self) -> tuple[str, float] | None:
+        """Why the newest manifest is not checked now, and until when."""
+        until = self._patience[TASK_CONTEXT].until
+        if self._candidate is None or self._clock.monotonic() >= until:
+            return None
+        return "waiting before it checks another manifest, the last ones were not trusted", until
+
+    def command_wait_s(self) -> float:
+        """Seconds until a waiting command may be checked; 0 also where none waits."""
+        left = self._patience[COMMAND_CONTEXT].until - self._clock.monotonic()
+        return max(left, 0.0) if self._commands else 0.0
 
     def receive_manifest(self, envelope: bytes) -> bool:
         """Take a manifest; whether it is news."""
@@ -130,7 +170,7 @@ class Orders:
             self.ignored += 1
             return None
         known = any(envelope == waiting for waiting, _, _ in self._commands)
-        if command.device != self._device or command.order <= self._command_order or known:
+        if command.device != self._device or known or self._comes_late(command):
             self.ignored += 1
             return None
         if len(self._commands) >= MAX_WAITING_COMMANDS:
@@ -141,20 +181,22 @@ class Orders:
 
     def command_check(self) -> VerifyJob | None:
         """The check that the oldest waiting command needs."""
-        if not self._commands:
+        if not self._commands or self.command_wait_s() > 0:
             return None
         return VerifyJob(envelope=self._commands[0][0], context=COMMAND_CONTEXT, trusted_keys=self._keys)
 
     def manifest_check(self) -> VerifyJob | None:
-        """The check that the newest manifest needs."""
+        """The check that the newest manifest needs; without keys it needs none and is taken."""
+        if not self._keys:
+            self._accept_manifest()
         if self._candidate is None:
             return None
         return VerifyJob(envelope=self._candidate[0], context=TASK_CONTEXT, trusted_keys=self._keys)
 
     def checked(self, job: VerifyJob, result: Verified) -> Command | None:
         """Take the outcome of a check; a command to obey, if it was one and holds."""
-        if not result.ok:
-            self.ignored += 1
+        self.ignored += not result.ok
+        self._patience[job.context].learn(self._clock.monotonic(), held=result.ok)
         if job.context == COMMAND_CONTEXT:
             if not self._commands or self._commands[0][0] != job.envelope:
                 return None
@@ -180,12 +222,23 @@ class Orders:
             self._candidate = None
             self.distrust = ""
 
+    def _comes_late(self, command: Command) -> bool:
+        """Whether a command is not to be obeyed because of its number."""
+        if command.order > self._command_order:
+            return False
+        pause = self._clock.monotonic() - self._old_restate_at
+        return command.kind != "restate" or pause < OLD_RESTATE_EVERY_S
+
     def _accept_command(self) -> Command | None:
         _, command, arrived = self._commands[0]
-        if command.order <= self._command_order:
+        if self._comes_late(command):
             self._commands.popleft()
             self.ignored += 1
             return None
+        if command.order <= self._command_order:
+            self._commands.popleft()
+            self._old_restate_at = self._clock.monotonic()
+            return command
         paused = command.kind == "pause" or (self.paused and command.kind != "resume")
         self._outbox.remember(_COMMAND, pack({"t": command.term, "q": command.sequence, "p": paused}))
         self._commands.popleft()
@@ -208,7 +261,7 @@ class Orders:
     def _recall(self) -> None:
         envelope = self._outbox.recall(_MANIFEST)
         manifest = self._read_manifest(envelope) if envelope else None
-        if envelope and manifest and self._outbox.recall(_TRUST) == self._trust:
+        if envelope and manifest and (not self._keys or self._outbox.recall(_TRUST) == self._trust):
             self._envelope, self._verified = envelope, manifest
         elif envelope and manifest:
             # Checked under other keys than are trusted now.

@@ -8,16 +8,25 @@ update leaves only by the coordinator's own word (``settle``) or by the drop pol
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_agent.sqlite_file import commit, storage_errors
 from fl_protocol.clock import Clock
 from fl_protocol.errors import StorageError
 from fl_protocol.update import UpdateHeader
 from fl_protocol.version import VersionId
 
-__all__ = ["LEDGER_ROWS", "OUTCOMES", "LedgerRow", "Outbox", "OutboxCounts", "OutboxEntry", "read_counts"]
+__all__ = [
+    "LEDGER_ROWS",
+    "OUTCOMES",
+    "LedgerRow",
+    "Outbox",
+    "OutboxCounts",
+    "OutboxEntry",
+    "read_counts",
+]
 
 LEDGER_ROWS = 10_000
 OUTCOMES = ("created", "done", "refused", "expired", "destroyed")
@@ -300,25 +309,12 @@ class Outbox:
 
     @contextmanager
     def _commit(self) -> Iterator[sqlite3.Connection]:
-        with self._translated():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+        with self._translated(), commit(self._db):
+            yield self._db
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            raise StorageError(
-                f"the outbox {self._path}: {error}",
-                hint="a full or read-only disk; a damaged file is set aside when the agent starts again",
-            ) from error
+    def _translated(self) -> AbstractContextManager[None]:
+        hint = "a full or read-only disk; a damaged file is set aside when the agent opens it next"
+        return storage_errors(f"the outbox {self._path}", hint)
 
 
 def read_counts(path: Path) -> OutboxCounts:
@@ -327,14 +323,12 @@ def read_counts(path: Path) -> OutboxCounts:
     Raises:
         StorageError: no such file, or it cannot be read.
     """
-    try:
+    with storage_errors(f"the outbox {path}"):
         db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5.0)
         try:
             return _counts(db)
         finally:
             db.close()
-    except sqlite3.Error as error:
-        raise StorageError(f"the outbox {path}: {error}") from error
 
 
 def _counts(db: sqlite3.Connection) -> OutboxCounts:

@@ -1,6 +1,7 @@
 """One participation: from the published weights to an encoded update."""
 
 import hashlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -12,14 +13,16 @@ from numpy.typing import NDArray
 from edge_agent.jobs import JobFailed, Trained, TrainJob
 from edge_agent.trainer import Samples, Trainer, Weights, planned_steps
 from fl_protocol.codec import codec_for, codec_seed, decode_model
-from fl_protocol.errors import LayoutError
+from fl_protocol.errors import ConfigError, LayoutError
 from fl_protocol.layout import TensorLayout
+from fl_protocol.update import MAX_METRICS
 from fl_protocol.version import VersionId
 from models.runtime import join_flat, split_flat
 
 __all__ = ["SampleParts", "participate", "training_seed"]
 
 _LARGEST_METRIC = 1e38
+_LONGEST_NAME = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +57,7 @@ def participate(
 
     Raises:
         CodecError: an unknown codec, or published weights that do not decode.
+        ConfigError: a trainer whose sums no update can carry.
         LayoutError: the artifact is not of the job's layout, or the trainer returns other tensors.
     """
     codec = codec_for(job.codec)
@@ -69,18 +73,12 @@ def participate(
     weights = split_flat(base, layout)
     plan = replace(job.plan, seed=training_seed(job.device_seed, job.base))
     metrics = _evaluated("before", trainer, weights, samples.held_out)
-
-    asked = 0
-
-    def stop() -> bool:
-        nonlocal asked
-        asked += 1
-        return should_stop(asked - 1)
-
+    asked = itertools.count()
     started = time.process_time()
-    result = trainer.train(weights, samples.training, plan, stop)
+    result = trainer.train(weights, samples.training, plan, lambda: should_stop(next(asked)))
     training_cpu_s = time.process_time() - started
-    if result.steps < 1:
+    steps = int(result.steps)  # a user's trainer may count in numpy's integers, which do not travel
+    if steps < 1:
         return JobFailed(reason="the time allowed ended before the first step", retryable=True)
     trained = _flat(result.weights, layout)
     if not np.isfinite(trained).all():
@@ -92,7 +90,7 @@ def participate(
         update_id=job.update_id,
         payload=codec.encode(trained, layout, codec_seed(job.update_id)),
         num_examples=min(examples, job.max_examples),
-        steps_done=min(result.steps, planned),
+        steps_done=min(steps, planned),
         steps_planned=planned,
         metrics=metrics,
         runtime=runtime,
@@ -112,6 +110,11 @@ def _evaluated(prefix: str, trainer: Trainer, weights: Weights, held_out: Sample
     if not len(held_out):
         return {}
     sums: Mapping[str, float] = {**trainer.evaluate(weights, held_out), "count": len(held_out)}
+    if len(sums) > MAX_METRICS or any(len(name) > _LONGEST_NAME for name in sums):
+        raise ConfigError(
+            f"the trainer's evaluate gives {len(sums) - 1} sums named up to {max(map(len, sums))} characters",
+            hint=f"an update carries {MAX_METRICS - 1}, with names of up to {_LONGEST_NAME} characters",
+        )
     return {
         f"{prefix}.{name}": float(value)
         for name, value in sums.items()

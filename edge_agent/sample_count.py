@@ -3,9 +3,11 @@
 import sqlite3
 from pathlib import Path
 
-from fl_protocol.errors import StorageError
+from edge_agent.sqlite_file import storage_errors
 
-__all__ = ["count_samples"]
+__all__ = ["RIGHTS_HINT", "count_samples"]
+
+RIGHTS_HINT = "the app and the agent must both be able to read and write it: one group, mode 660"
 
 
 def count_samples(path: Path | str) -> tuple[int, int]:
@@ -16,7 +18,7 @@ def count_samples(path: Path | str) -> tuple[int, int]:
     """
     if not Path(path).exists():
         return 0, 0
-    try:
+    with storage_errors(f"the sample store {path}", RIGHTS_HINT):
         db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5.0)
         try:
             row = db.execute("SELECT training, held_out FROM totals").fetchone()
@@ -26,9 +28,4 @@ def count_samples(path: Path | str) -> tuple[int, int]:
             raise
         finally:
             db.close()
-    except sqlite3.Error as error:
-        raise StorageError(
-            f"the sample store {path}: {error}",
-            hint="the app and the agent must both be able to read and write it: one group, mode 660",
-        ) from error
     return (int(row[0]), int(row[1])) if row else (0, 0)

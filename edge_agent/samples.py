@@ -12,15 +12,17 @@ import secrets
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from edge_agent.sample_count import RIGHTS_HINT
 from edge_agent.sample_form import Array, SampleForm, as_stored
+from edge_agent.sqlite_file import commit, storage_errors
 from edge_agent.stored_samples import StoredSamples
-from fl_protocol.errors import LayoutError, StorageError
+from fl_protocol.errors import LayoutError
 
 __all__ = ["HELD_OUT_SHARE", "SampleStore"]
 
@@ -28,7 +30,7 @@ HELD_OUT_SHARE = 0.2
 _ID_BYTES = 16
 _NO_LABEL = as_stored([0.0][:0])
 _SCHEMA = """
-BEGIN;
+BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS samples (
     sequence INTEGER PRIMARY KEY AUTOINCREMENT, sample_id BLOB NOT NULL UNIQUE,
     held_out INTEGER NOT NULL, size INTEGER NOT NULL, x BLOB NOT NULL, y BLOB NOT NULL);
@@ -210,7 +212,9 @@ class SampleStore:
         try:
             for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "journal_size_limit=4194304"):
                 db.execute(f"PRAGMA {pragma}")
-            db.executescript(_SCHEMA)
+            # A store that is made already is not written to: its app may be writing for a while.
+            if not db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'totals'").fetchone():
+                db.executescript(_SCHEMA)
         except BaseException:
             db.close()
             raise
@@ -226,25 +230,11 @@ class SampleStore:
 
     @contextmanager
     def _commit(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, self._translated():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+        with self._lock, self._translated(), commit(self._db):
+            yield self._db
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            raise StorageError(
-                f"the sample store {self.path}: {error}",
-                hint="the app and the agent must both be able to read and write it: one group, mode 660",
-            ) from error
+    def _translated(self) -> AbstractContextManager[None]:
+        return storage_errors(f"the sample store {self.path}", RIGHTS_HINT)
 
 
 def _open_shared(path: Path) -> int:

@@ -13,6 +13,7 @@ import secrets
 from pathlib import Path
 
 from edge_agent.outbox import Outbox
+from edge_agent.sqlite_file import is_damage
 from fl_io.disk import DISK, Disk, write_file
 from fl_protocol.clock import Clock
 from fl_protocol.errors import StorageError
@@ -40,6 +41,7 @@ class StateFolder:
         self.quarantined: list[str] = []
         self._disk = disk
         self._lock: int | None = None
+        self._newborn = False
         try:
             self.path.mkdir(mode=0o770, parents=True, exist_ok=True)
             for folder in (self.blobs, self.artifacts, self.run):
@@ -82,19 +84,23 @@ class StateFolder:
         return self.path / "run"
 
     def open_outbox(self, *, max_bytes: int, max_age_s: float, clock: Clock) -> Outbox:
-        """Open the outbox; a damaged one is set aside, and this folder becomes a new incarnation.
+        """Open the outbox. Where it is damaged it is set aside; then, and where it is gone, this folder
+        becomes a new incarnation.
 
         Raises:
             StorageError: the disk refuses a fresh one too.
         """
+        if not self._newborn and not self.database.exists():
+            self.incarnation, self.device_seed = self._new_identity()
         try:
             return Outbox(self.database, max_bytes=max_bytes, max_age_s=max_age_s, clock=clock)
         except StorageError as error:
-            if not _is_damage(error):
+            if not is_damage(error):
                 raise
-            self._quarantine(self.database, str(error.__cause__))
-            # Its ledger is gone: what the coordinator knows of the old history is not ours to repeat.
+            # Its ledger is gone: what the coordinator knows of the old history is not ours to repeat. The
+            # new name comes first, or a crash in between would leave the old one on an empty ledger.
             self.incarnation, self.device_seed = self._new_identity()
+            self._quarantine(self.database, str(error.__cause__))
         return Outbox(self.database, max_bytes=max_bytes, max_age_s=max_age_s, clock=clock)
 
     def close(self) -> None:
@@ -149,6 +155,7 @@ class StateFolder:
         body = json.dumps({"incarnation": incarnation.hex(), "device_seed": seed.hex()})
         path = self.path / "identity.json"
         write_file(path, body.encode(), disk=self._disk, mode=0o600)
+        self._newborn = True
         return incarnation, seed
 
     def _quarantine(self, path: Path, reason: str) -> None:
@@ -168,17 +175,3 @@ class StateFolder:
         self.quarantined.append(
             f"{path.name} was damaged ({reason}) and is now quarantine/{path.name}.{mark}"
         )
-
-
-def _is_damage(error: StorageError) -> bool:
-    """Whether the file itself is at fault, not the disk around it (full, busy, read-only, no rights)."""
-    cause = error.__cause__
-    code = getattr(cause, "sqlite_errorcode", None)
-    if code is None:
-        return type(cause).__name__ == "DatabaseError"
-    return (code & 0xFF) in (_SQLITE_CORRUPT, _SQLITE_NOTADB, _SQLITE_ERROR)
-
-
-_SQLITE_ERROR = 1
-_SQLITE_CORRUPT = 11
-_SQLITE_NOTADB = 26

@@ -1,17 +1,21 @@
 """Uploads: every update in the outbox, told to the coordinator until it answers for it.
 
 The broker's acknowledgement is only a reason to stop sending for a while. A payload goes out once when
-it is new, and again only when the coordinator's answer is ``open``.
+it is new, and again only when the coordinator's answer is ``open``; if that answer comes again and again
+and nothing arrives there, less and less often.
 """
 
+import logging
 import random
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from edge_agent.outbox import Outbox, OutboxEntry
+from edge_agent.sqlite_file import is_damage
 from fl_io.crash import crash_point
 from fl_protocol.clock import Clock
+from fl_protocol.errors import MessageError, StorageError
 from fl_protocol.receipt import Receipt
 from fl_protocol.topics import OFFSET_UNIT, FleetTopics
 from fl_protocol.transport import Transport
@@ -26,31 +30,51 @@ FIRST_PROBE_S = 30.0
 LONGEST_PROBE_S = 6 * 3600.0
 AFTER_CREDIT_S = 5.0
 """All credit is spent and the broker has it: ask again soon, should the coordinator not have it."""
+FREE_STALLS = 3
+"""``open`` answers without progress, in one connection, that are obeyed at once: messages do get lost."""
+STUCK_S = 600.0
+"""A broker that acknowledged nothing for so long will not: only a new connection empties the window."""
+FULL_S = 60.0
+_log = logging.getLogger("lichen.agent")
 
 
 @dataclass(slots=True, kw_only=True)
 class _Upload:
     entry: OutboxEntry
+    sent: bool
+    """Whether any of it may have been sent before: then it is asked about first, never sent blindly."""
+    carry: bool
+    """Whether the next ``begin`` carries the payload."""
+    missing: int
+    """Bytes that the coordinator missed when it last said ``open``."""
     due: float = 0.0
     attempt: int = 0
-    carry: bool = False
-    """Whether the next ``begin`` carries the payload."""
+    stalls: int = 0
     deferred: bool = False
+    """Whether it makes room for others until it is due."""
     chunks: deque[tuple[int, int]] = field(default_factory=deque)
     under_way: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Payload bytes that the broker has not acknowledged, by token."""
 
+    @classmethod
+    def of(cls, entry: OutboxEntry, *, sent: bool) -> "_Upload":
+        carry = not sent and entry.size <= INLINE_BYTES
+        return cls(entry=entry, sent=sent, carry=carry, missing=entry.size + 1)
+
     @property
     def small(self) -> bool:
         return self.entry.size <= INLINE_BYTES
+
+    def put_off(self, until: float) -> None:
+        self.deferred, self.due = True, until
 
 
 class Uploads:
     """The conversation about every waiting update, over one connection.
 
     Raises:
-        StorageError: from ``receive`` and ``work``, if the outbox cannot be read or written; the update
-            stays, and is asked about again.
+        StorageError: from ``receive``, if the outbox cannot be written (the update stays, and is asked
+            about again), and from ``work``, if the outbox is damaged.
     """
 
     def __init__(
@@ -64,6 +88,8 @@ class Uploads:
         chance: random.Random | None = None,
     ) -> None:
         self.last_refusal = ""
+        self.unreadable = 0
+        """Times that an update could not be read from the outbox."""
         self._topics = topics
         self._device = device
         self._transport = transport
@@ -71,15 +97,16 @@ class Uploads:
         self._outbox = outbox
         self._chance = chance or random.Random()
         self._connected = False
-        # What an earlier life of this process may have sent: asked about first, never sent blindly.
-        self._uploads = {entry.update_id: _Upload(entry=entry) for entry in outbox.entries()}
+        self._unacknowledged: set[int] = set()
+        self._moved_at = 0.0
+        self._uploads = {entry.update_id: _Upload.of(entry, sent=True) for entry in outbox.entries()}
 
     def __len__(self) -> int:
         return len(self._uploads)
 
     def add(self, entry: OutboxEntry) -> None:
         """Take on an update that was never sent."""
-        self._uploads[entry.update_id] = _Upload(entry=entry, carry=entry.size <= INLINE_BYTES)
+        self._uploads[entry.update_id] = _Upload.of(entry, sent=False)
 
     def forget(self, update_ids: Iterable[bytes]) -> None:
         """Give up updates that the outbox let go."""
@@ -89,11 +116,14 @@ class Uploads:
     def connected(self) -> None:
         """A new connection: ask about everything."""
         self._connected = True
+        for upload in self._uploads.values():
+            upload.stalls = 0
         self._ask_again(0.0)
 
     def disconnected(self) -> None:
         """Nothing is under way any more."""
         self._connected = False
+        self._unacknowledged.clear()
         for upload in self._uploads.values():
             upload.chunks.clear()
             upload.under_way.clear()
@@ -104,6 +134,10 @@ class Uploads:
 
     def delivered(self, token: int) -> None:
         """The broker has a publish of ours."""
+        if token not in self._unacknowledged:
+            return
+        self._unacknowledged.discard(token)
+        self._moved_at = self._clock.monotonic()
         for upload in self._uploads.values():
             if upload.under_way.pop(token, None):
                 crash_point("agent.delivered")
@@ -126,15 +160,15 @@ class Uploads:
         upload = self._uploads.get(update_id)
         if upload is None:
             return False
-        now = self._clock.monotonic()
         if receipt.state == "later":
-            upload.deferred = True
             upload.chunks.clear()
-            upload.due = now + max(receipt.wait_s, 1.0) * self._chance.uniform(1.0, 1.5)
+            wait_s = max(receipt.wait_s, 1.0) * self._chance.uniform(1.0, 1.5)
+            upload.put_off(self._clock.monotonic() + wait_s)
         elif upload.small:
             # A payload still on its way is the answer to an `open` that crossed it.
             if not upload.under_way and receipt.credit >= upload.entry.size:
-                upload.carry, upload.deferred, upload.due = True, False, now
+                upload.carry = True
+                self._go_on(upload, receipt, due=self._clock.monotonic())
         else:
             self._spend(upload, receipt)
         return False
@@ -144,18 +178,22 @@ class Uploads:
         if not self._connected:
             return LONGEST_PROBE_S
         now = self._clock.monotonic()
+        patience = self._moved_at + STUCK_S - now if self._unacknowledged else LONGEST_PROBE_S
+        if patience <= 0:
+            _log.warning("the broker acknowledges nothing; connecting anew")
+            self._moved_at = now
+            self._transport.renew()
+            return FULL_S
         for upload in list(self._active(now)):
-            try:
-                if not self._send(upload, now):
-                    break
-            except KeyError:
-                self._uploads.pop(upload.entry.update_id, None)
-        waits = [upload.due - now for upload in self._active(now) if not upload.chunks]
-        waits += [upload.due - now for upload in self._uploads.values() if upload.deferred]
-        return max(min(waits, default=LONGEST_PROBE_S), 0.0)
+            if not self._attempt(upload, now):
+                # What makes room, an acknowledgement or the connection's end, calls us sooner.
+                return min(FULL_S, patience)
+        dues = [upload.due for upload in self._active(now)]
+        dues += [upload.due for upload in self._uploads.values() if upload.deferred and upload.due > now]
+        return max(min([due - now for due in dues] + [patience]), 0.0)
 
     def _active(self, now: float) -> Iterator[_Upload]:
-        """The oldest few that the coordinator has not put off."""
+        """The oldest few that were not put off."""
         count = 0
         for upload in self._uploads.values():
             if upload.deferred and upload.due > now:
@@ -165,38 +203,62 @@ class Uploads:
             if count == WINDOW:
                 return
 
+    def _attempt(self, upload: _Upload, now: float) -> bool:
+        """Send what is due of one update. One that cannot be read gives way to the others for a while."""
+        try:
+            return self._send(upload, now)
+        except KeyError:  # the outbox let it go, being full
+            self._uploads.pop(upload.entry.update_id, None)
+        except (StorageError, MessageError) as error:
+            if is_damage(error):
+                raise
+            self.unreadable += 1
+            _log.error("update %s: %s", upload.entry.update_id.hex(), error)
+            upload.chunks.clear()
+            upload.put_off(now + self._probe_delay(upload.attempt))
+            upload.attempt += 1
+        return True
+
     def _send(self, upload: _Upload, now: float) -> bool:
         """Send what is due of one update; ``False`` if the connection takes no more now."""
         update_id, size = upload.entry.update_id, upload.entry.size
         while upload.chunks:
             start, end = upload.chunks[0]
             chunk = self._outbox.payload_range(update_id, start, end)
-            token = self._transport.publish(self._topics.chunk(self._device, update_id, start), chunk)
+            token = self._publish(self._topics.chunk(self._device, update_id, start), chunk)
             if token is None:
                 return False
             upload.under_way[token] = upload.chunks.popleft()
             crash_point("agent.chunk")
-            upload.due = now + self._probe_delay(0)
+            upload.deferred, upload.due = False, now + self._probe_delay(0)
         if now < upload.due:
             return True
         body = upload.entry.header
         if upload.carry:
             header, _ = UpdateHeader.unpack(body)
             body = header.pack(self._outbox.payload_range(update_id, 0, size))
-        token = self._transport.publish(self._topics.begin(self._device, update_id), body)
+        token = self._publish(self._topics.begin(self._device, update_id), body)
         if token is None:
             return False
         if upload.carry:
             upload.under_way[token] = (0, size)
             crash_point("agent.upload")
+        upload.sent = True
         upload.carry = upload.deferred = False
         upload.due = now + self._probe_delay(upload.attempt)
         upload.attempt += 1
         return True
 
+    def _publish(self, topic: str, body: bytes) -> int | None:
+        token = self._transport.publish(topic, body)
+        if token is not None:
+            if not self._unacknowledged:
+                self._moved_at = self._clock.monotonic()
+            self._unacknowledged.add(token)
+        return token
+
     def _spend(self, upload: _Upload, receipt: Receipt) -> None:
         """Queue what is missing, within the credit, in pieces that start where chunks may."""
-        upload.deferred = False
         upload.chunks.clear()
         under_way = set(upload.under_way.values())
         for start, end in receipt.missing.first(receipt.credit):
@@ -207,7 +269,16 @@ class Uploads:
                     upload.chunks.append((at, stop))
                 at = stop if stop % OFFSET_UNIT == 0 else end
         upload.attempt = 0
-        upload.due = self._clock.monotonic() + self._probe_delay(0)
+        self._go_on(upload, receipt, due=self._clock.monotonic() + self._probe_delay(0))
+
+    def _go_on(self, upload: _Upload, receipt: Receipt, *, due: float) -> None:
+        """Send as ``open`` asks, next at ``due``; but later, where it asks for the same too often."""
+        moved = receipt.missing.bytes < upload.missing
+        upload.missing = receipt.missing.bytes
+        upload.stalls = 0 if moved else upload.stalls + (receipt.credit > 0)
+        upload.deferred, upload.due = False, due
+        if upload.stalls >= FREE_STALLS:
+            upload.put_off(self._clock.monotonic() + self._probe_delay(upload.stalls - FREE_STALLS))
 
     def _ask_again(self, spread_s: float) -> None:
         now = self._clock.monotonic()
@@ -215,6 +286,8 @@ class Uploads:
             upload.chunks.clear()
             upload.attempt = 0
             upload.deferred = False
+            upload.carry = upload.carry and not upload.sent
+            upload.missing = upload.entry.size + 1
             upload.due = now + self._chance.uniform(0.0, spread_s)
 
     def _probe_delay(self, attempt: int) -> float:

@@ -87,7 +87,7 @@ class _Reading:
             if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
                 return tuple(value)
             return self._fault(where, "must be a list of texts")
-        if hint is float and type(value) is int:
+        if hint is float and type(value) is int and abs(value) < 1 << 1000:
             return float(value)
         if hint is Path and isinstance(value, str):
             return (self._path.parent / Path(value).expanduser()).absolute()

@@ -1,7 +1,8 @@
 """The disk as durable code sees it: few operations, each of which a power cut may undo until it is synced.
 
-``write_file`` is the one way in which Lichen writes a durable file. It goes through a ``Disk``, so that a
-test can run the same code on a disk that forgets what was not synced.
+``write_file`` is the one way in which Lichen writes a durable file, ``make_folder`` the one in which it
+makes a folder for them. Both go through a ``Disk``, so that a test can run the same code on a disk that
+forgets what was not synced.
 """
 
 import contextlib
@@ -12,7 +13,9 @@ from typing import Protocol
 
 from fl_protocol.errors import StorageError
 
-__all__ = ["DISK", "Disk", "RealDisk", "write_file"]
+__all__ = ["DISK", "Disk", "RealDisk", "make_folder", "sweep_unfinished", "write_file"]
+
+_HINT = "free some space, or check that the folder is writable by this user"
 
 
 class Disk(Protocol):
@@ -102,10 +105,37 @@ def write_file(path: Path, content: bytes, *, disk: Disk = DISK, mode: int = 0o6
     except OSError as error:
         with contextlib.suppress(OSError):
             disk.remove(temporary)
-        raise StorageError(
-            f"cannot write {path}: {error.strerror or error}",
-            hint="free some space, or check that the folder is writable by this user",
-        ) from error
+        raise StorageError(f"cannot write {path}: {error.strerror or error}", hint=_HINT) from error
+
+
+def make_folder(path: Path, *, disk: Disk = DISK) -> None:
+    """Make a folder, and those above it, durably: a file is lost with the name of the folder it is in.
+
+    Raises:
+        StorageError: the disk refuses, or something else has that name.
+    """
+    path = path.absolute()
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        for folder in reversed(missing):
+            disk.sync_directory(folder.parent)
+        if not missing:
+            # A crash may have come between its making and the sync. Where we may not read the folder
+            # above (a service's state folder), somebody else has made it.
+            with contextlib.suppress(PermissionError):
+                disk.sync_directory(path.parent)
+    except OSError as error:
+        raise StorageError(f"cannot make the folder {path}: {error.strerror or error}", hint=_HINT) from error
+
+
+def sweep_unfinished(folder: Path, *, disk: Disk = DISK) -> int:
+    """Remove what crashes inside ``write_file`` have left in a folder; how many files. Only where nobody
+    is writing."""
+    left = list(folder.glob(".*.????????.tmp"))
+    for path in left:
+        disk.remove(path)
+    return len(left)
 
 
 def _fsync(path: Path, flags: int) -> None:

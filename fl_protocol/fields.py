@@ -20,6 +20,7 @@ T = TypeVar("T")
 MAX_INTEGER = (1 << 53) - 1
 MAX_MAP_ITEMS = 256
 MAX_ARRAY_ITEMS = 4096
+MAX_NAME_CHARS = 128
 
 
 def pack(body: Mapping[str, Any]) -> bytes:
@@ -166,10 +167,12 @@ class Fields:
         return read(key) if key in self else None
 
     def numbers(self, key: str, *, most: int = 32) -> dict[str, float]:
-        """A map of at most ``most`` names to finite numbers."""
+        """A map of at most ``most`` names, of at most 128 characters, to finite numbers."""
         group = self.group(key)
-        if len(group._body) > most:
-            raise MessageError(f"{key!r} must be a map of at most {most} entries")
+        if len(group._body) > most or any(len(name) > MAX_NAME_CHARS for name in group._body):
+            raise MessageError(
+                f"{key!r} must be a map of at most {most} names of {MAX_NAME_CHARS} characters"
+            )
         return {name: group.number(name) for name in group._body}
 
     def _value(self, key: str, default: Any) -> Any:

@@ -14,6 +14,7 @@ __all__ = [
     "INCARNATION_BYTES",
     "INLINE_BYTES",
     "MAX_BEGIN_BYTES",
+    "MAX_METRICS",
     "MAX_UPDATE_BYTES",
     "UpdateHeader",
     "update_hash",
@@ -21,6 +22,8 @@ __all__ = [
 
 INCARNATION_BYTES = 8
 LEASE_BYTES = 8
+MAX_METRICS = 16
+"""Numbers in each of ``before`` and ``after``."""
 INLINE_BYTES = 60 << 10
 """A payload up to this size travels in ``begin`` itself; header and payload stay within 64 KiB."""
 MAX_BEGIN_BYTES = 64 << 10
@@ -123,5 +126,5 @@ def _flat(fields: Fields) -> dict[str, float]:
         f"{group}.{metric}": value
         for group in ("before", "after")
         if group in fields
-        for metric, value in fields.numbers(group, most=16).items()
+        for metric, value in fields.numbers(group, most=MAX_METRICS).items()
     }

@@ -11,9 +11,23 @@ from numpy.typing import NDArray
 
 from fl_protocol.errors import ConfigError
 
-__all__ = ["partition"]
+__all__ = ["concentration", "partition"]
 
 FEWEST = 20
+
+
+def concentration(scheme: str) -> float | None:
+    """The concentration of ``dirichlet:a``; ``None`` for ``iid``.
+
+    Raises:
+        ConfigError: an unknown scheme.
+    """
+    if scheme == "iid":
+        return None
+    match = re.fullmatch(r"dirichlet:(\d+(?:\.\d+)?)", scheme)
+    if match is None or float(match[1]) <= 0:
+        raise ConfigError(f"partition {scheme!r} is unknown", hint="write iid or dirichlet:1.0")
+    return float(match[1])
 
 
 def partition(labels: NDArray[np.int32], devices: int, *, scheme: str, seed: int) -> list[NDArray[np.intp]]:
@@ -26,21 +40,19 @@ def partition(labels: NDArray[np.int32], devices: int, *, scheme: str, seed: int
     Raises:
         ConfigError: an unknown scheme, or fewer than 20 samples a device.
     """
+    alpha = concentration(scheme)
     if len(labels) < FEWEST * devices:
         raise ConfigError(
             f"{len(labels)} samples are too few for {devices} devices",
             hint=f"at most {len(labels) // FEWEST} devices",
         )
     random = np.random.default_rng(seed)
-    if scheme == "iid":
+    if alpha is None:
         return [np.sort(part) for part in np.array_split(random.permutation(len(labels)), devices)]
-    match = re.fullmatch(r"dirichlet:(\d+(?:\.\d+)?)", scheme)
-    if match is None or float(match[1]) <= 0:
-        raise ConfigError(f"partition {scheme!r} is unknown", hint="write iid or dirichlet:1.0")
     parts: list[list[int]] = [[] for _ in range(devices)]
     for label in np.unique(labels):
         members = random.permutation(np.flatnonzero(labels == label))
-        shares = random.dirichlet(np.full(devices, float(match[1])))
+        shares = random.dirichlet(np.full(devices, alpha))
         cuts = np.floor(np.cumsum(shares)[:-1] * len(members)).astype(int)
         for part, dealt in zip(parts, np.split(members, cuts), strict=True):
             part.extend(dealt.tolist())

@@ -4,7 +4,6 @@ import importlib
 import importlib.util
 import sys
 from pathlib import Path
-from typing import Any
 
 try:
     import click
@@ -16,6 +15,7 @@ from lichen import __version__
 
 __all__ = ["main"]
 
+_PACKAGES = ("broker_coordinator", "edge_agent", "fl_io", "fl_protocol", "hil", "models")
 _HOMES = {
     "audit": "broker_coordinator.command",
     "backup": "broker_coordinator.command",
@@ -40,7 +40,7 @@ class LazyCommands(click.Group):
         """The command behind a word."""
         if cmd_name not in _HOMES:
             return None
-        command: click.Command = getattr(_load(_HOMES[cmd_name]), cmd_name)
+        command: click.Command = getattr(importlib.import_module(_HOMES[cmd_name]), cmd_name)
         return command
 
 
@@ -53,11 +53,13 @@ def lichen() -> None:
 def main() -> None:
     """Run the command; exit 0 ok, 1 failed at run time, 2 usage, 78 bad configuration."""
     try:
-        lichen(standalone_mode=True)
+        lichen(prog_name="lichen")
     except ConfigError as error:
         _end(error, 78)
     except LichenError as error:
         _end(error, 1)
+    except ImportError as error:
+        _end(_not_loaded(error), 1)
 
 
 def _end(error: LichenError, code: int) -> None:
@@ -65,19 +67,25 @@ def _end(error: LichenError, code: int) -> None:
     sys.exit(code)
 
 
-def _load(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
+def _not_loaded(error: ImportError) -> LichenError:
+    """Why a package cannot be imported: a folder of the user's hides one of ours, or an extra is missing.
+
+    Raises:
+        ImportError: ``error``, where it is our own fault.
+    """
+    here = Path(__file__).parent.parent.resolve()
+    for package in _PACKAGES:
         found = importlib.util.find_spec(package)
-        origin = Path(found.origin).parent if found and found.origin else None
-        ours = Path(__file__).parent.parent / package
-        if origin is not None and origin.resolve() != ours.resolve():
-            raise LichenError(
-                f"a folder of yours hides Lichen's package {package!r}: {origin}",
-                hint="rename that folder, or start the command from another one",
-            ) from error
-        raise LichenError(
-            f"{module} cannot be loaded: {error}", hint="pip install 'lichen[coordinator,models,onnx]'"
-        ) from error
+        folders = [Path(place).resolve() for place in (found and found.submodule_search_locations) or ()]
+        origin = folders[0] if folders else Path(found.origin) if found and found.origin else None
+        if origin is not None and origin != here / package:
+            return LichenError(
+                f"something of yours hides Lichen's package {package!r}: {origin}",
+                hint="rename it, or start the command from another folder",
+            )
+    missing = (error.name or "").partition(".")[0]
+    if not missing or missing in (*_PACKAGES, "lichen"):
+        raise error
+    return LichenError(
+        f"{missing} cannot be loaded: {error}", hint="pip install 'lichen[coordinator,models,onnx]'"
+    )

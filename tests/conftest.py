@@ -37,6 +37,14 @@ def _load(name: str) -> None:
 _load("simulated_disk")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what names mosquitto, as a parameter or by its mark, where it is not installed."""
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    named = any(isinstance(value, str) and value == "mosquitto" for value in parameters)
+    if not MOSQUITTO and (named or item.get_closest_marker("mosquitto")):
+        pytest.skip("mosquitto is not installed")
+
+
 @pytest.fixture
 def simulated_disk():
     """A disk that forgets what was not synced; import ``SimulatedDisk`` for another seed or a mutation."""

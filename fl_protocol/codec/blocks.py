@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from fl_protocol.codec.hadamard import BLOCK, SMALLEST_BLOCK
 from fl_protocol.codec.mask import kept_count
@@ -77,20 +78,26 @@ class Span:
             yield Run(first=whole * BLOCK, values=self.kept % BLOCK, blocks=1, width=self.tail)
 
 
-def spans(layout: TensorLayout, keep: float) -> Iterator[Span]:
-    """Yield the spans of a payload in wire order; ``keep`` in (0, 1] is the share of values kept."""
+@lru_cache(maxsize=8)
+def spans(layout: TensorLayout, keep: float) -> tuple[Span, ...]:
+    """The spans of a payload in wire order; ``keep`` in (0, 1] is the share of values kept.
+
+    Kept for the last layouts: for small models to find them costs more than to decode what they hold.
+    """
+    found = []
     scale = code = 0
     for segment in segments(layout):
         kept = kept_count(segment.size, keep)
         span = Span(segment=segment, kept=kept, tail=_tail_width(kept % BLOCK), scale=scale, code=code)
-        yield span
+        found.append(span)
         scale += span.blocks
         code += span.octets
+    return tuple(found)
 
 
 def payload_parts(layout: TensorLayout, keep: float) -> tuple[int, int]:
     """The number of scales and of code octets of a payload."""
-    *_, last = spans(layout, keep)
+    last = spans(layout, keep)[-1]
     return last.scale + last.blocks, last.code + last.octets
 
 

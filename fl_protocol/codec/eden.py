@@ -10,6 +10,7 @@ angles to x, and over many rotations that error averages out.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -137,9 +138,14 @@ class _Streams:
     """The random streams of one update."""
 
     def __init__(self, seed: bytes) -> None:
-        self.mask = Stream(seed, MASK)
+        self._seed = seed
         self._sign1 = Stream(seed, SIGN1)
         self._sign2 = Stream(seed, SIGN2)
+
+    @cached_property
+    def mask(self) -> Stream:
+        """The stream that draws what is kept; made where something is left out."""
+        return Stream(self._seed, MASK)
 
     def signs(self, octets: int) -> Signs:
         """The next ``octets`` bytes of both sign streams."""
@@ -150,7 +156,7 @@ class _Source:
     """A checked payload, with the room to decode its blocks."""
 
     def __init__(self, payload: bytes, layout: TensorLayout, keep: float, seed: bytes) -> None:
-        self.spans = tuple(spans(layout, keep))
+        self.spans = spans(layout, keep)
         count = self.spans[-1].scale + self.spans[-1].blocks
         self.streams = _Streams(seed)
         self._scales = np.frombuffer(payload, "<f4", count)

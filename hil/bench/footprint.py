@@ -31,7 +31,7 @@ def footprint(runtime: str, *, rest_s: float = REST_S) -> dict[str, Any]:
             versions=1_000_000,
             runtime=runtime,
             # One update, and then rest: the buffer never closes again.
-            settings={"buffer": {"size": 1_000}},
+            settings={"buffer": {"size": 1_000, "flush_after_s": 0.0}},
             agent_settings={"worker": {"linger_s": 2.0}},
         )
         fleet = LocalFleet(Path(folder) / "fleet", options)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import TextIO
@@ -13,21 +14,27 @@ from typing import TextIO
 import click
 from rich.console import Console
 
-from fl_protocol.errors import LichenError
+from broker_coordinator.embedded_broker import BROKER_KINDS
+from fl_io.broker_address import BrokerAddress
+from fl_protocol.codec import codec_for
+from fl_protocol.errors import LichenError, StorageError
 from hil.demo.course import Moment, follow
 from hil.demo.figures import Figures, collect
 from hil.demo.report import write_report
 from hil.demo.screen import Screen
 from hil.local_fleet import FleetOptions, LocalFleet
+from hil.partition import concentration
 from models.runtime.artifact import TrainingArtifact
 
 __all__ = ["demo"]
 
+_MARK = "demo.lock"
+"""Locked while a demo runs, and the sign that a folder is a demo's: an operator's own looks much like it."""
 _OURS = {
+    _MARK,
     "artifact",
     "broker",
     "coordinator",
-    "demo.lock",
     "devices",
     "fleet.toml",
     "held_out.npz",
@@ -39,29 +46,74 @@ _LOCKS: list[TextIO] = []
 """Held until the process ends."""
 
 
+def _broker(text: str) -> object:
+    return text in BROKER_KINDS or BrokerAddress.parse(text)
+
+
+def _checked(check: Callable[[str], object]) -> Callable[[click.Context, click.Parameter, str], str]:
+    """A bad word is known before anything is started."""
+
+    def callback(context: click.Context, parameter: click.Parameter, value: str) -> str:
+        try:
+            check(value)
+        except LichenError as error:
+            raise click.BadParameter(str(error)) from None
+        return value
+
+    return callback
+
+
 @click.command()
 @click.option("--devices", default=8, show_default=True, type=click.IntRange(1, 64), help="Agents to start.")
 @click.option("--versions", default=20, show_default=True, type=click.IntRange(1, 10_000), help="Stop after.")
 @click.option(
-    "--broker", default="auto", show_default=True, help="auto, mosquitto, amqtt, or a broker's URL."
+    "--broker",
+    default="auto",
+    show_default=True,
+    callback=_checked(_broker),
+    help="auto, mosquitto, amqtt, or a broker's URL.",
 )
-@click.option("--runtime", default="onnx", show_default=True, type=click.Choice(["onnx", "numpy"]))
-@click.option("--codec", default="eden(bits=1)", show_default=True, help="Codec of the updates.")
-@click.option("--partition", default="dirichlet:1.0", show_default=True, help="iid or dirichlet:A.")
+@click.option("--runtime", default="onnx", show_default=True, type=click.Choice(["onnx", "litert", "numpy"]))
+@click.option(
+    "--codec",
+    default="eden(bits=1)",
+    show_default=True,
+    callback=_checked(codec_for),
+    help="Codec of the updates.",
+)
+@click.option(
+    "--partition",
+    default="dirichlet:1.0",
+    show_default=True,
+    callback=_checked(concentration),
+    help="iid or dirichlet:A.",
+)
 @click.option("--hidden", default=32, show_default=True, type=click.IntRange(1, 8192), help="Hidden units.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Model and partition.")
 @click.option(
-    "--out", default="demo-out", show_default=True, type=click.Path(path_type=Path), help="Folder of the run."
+    "--out",
+    default="demo-out",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the run.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and nothing else.")
 def demo(*, out: Path, as_json: bool, **options: object) -> None:
     """Train one model on real digits with a fleet of real processes on this machine."""
     console = Console(stderr=as_json, quiet=as_json)
-    folder = _fresh_folder(out)
-    started = time.monotonic()
-    fleet = LocalFleet(folder, FleetOptions(**options))  # type: ignore[arg-type]  # click has checked them
-    figures = _run(fleet, console, started)
-    page = write_report(folder, figures)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        folder = _fresh_folder(out)
+        started = time.monotonic()
+        fleet = LocalFleet(folder, FleetOptions(**options))  # type: ignore[arg-type]  # click has checked them
+        figures = _run(fleet, console, started)
+        page = write_report(folder, figures)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OSError as error:
+        raise StorageError(
+            f"the demo cannot go on: {error}", hint="name another folder with --out"
+        ) from error
     if as_json:
         click.echo(json.dumps(figures.summary))
     else:
@@ -71,7 +123,6 @@ def demo(*, out: Path, as_json: bool, **options: object) -> None:
 def _run(fleet: LocalFleet, console: Console, started: float) -> Figures:
     """Prepare, start, follow and end a fleet; whatever happens, no process is left."""
     moments: list[Moment] = []
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
         with console.status("preparing model, data and broker"):
             fleet.prepare()
@@ -89,8 +140,7 @@ def _run(fleet: LocalFleet, console: Console, started: float) -> Figures:
                 screen.show(moment)
     except KeyboardInterrupt:
         console.print("interrupted: ending all processes")
-        fleet.stop()
-        sys.exit(130)
+        raise
     finally:
         fleet.stop()
     figures = collect(fleet, moments, time.monotonic() - started)
@@ -109,21 +159,22 @@ def _fresh_folder(out: Path) -> Path:
         LichenError: it holds files that no demo wrote, or another demo runs in it.
     """
     out.mkdir(parents=True, exist_ok=True)
-    lock = (out / "demo.lock").open("a")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise LichenError(f"another demo runs in {out}", hint="name another folder with --out") from None
-    _LOCKS.append(lock)
-    foreign = sorted(entry.name for entry in out.iterdir() if entry.name not in _OURS)
+    names = {entry.name for entry in out.iterdir()}
+    foreign = sorted(names - _OURS if _MARK in names else names)
     if foreign:
         raise LichenError(
             f"{out} holds files that no demo wrote: {', '.join(foreign[:5])}",
             hint="name an empty or new folder with --out",
         )
+    lock = (out / _MARK).open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise LichenError(f"another demo runs in {out}", hint="name another folder with --out") from None
+    _LOCKS.append(lock)
     for entry in out.iterdir():
         if entry.is_dir():
             shutil.rmtree(entry)
-        elif entry.name != "demo.lock":
+        elif entry.name != _MARK:
             entry.unlink()
     return out

@@ -35,7 +35,7 @@ class Screen:
     def running(self, title: str) -> Iterator[None]:
         """Show progress while the block runs."""
         if not self._console.is_terminal:
-            self._console.print(title, highlight=False)
+            self._console.print(title, highlight=False, soft_wrap=True)
             yield
             return
         with Live(Text(title), console=self._console, refresh_per_second=8, transient=True) as live:
@@ -49,7 +49,7 @@ class Screen:
             self._accuracies += [moment.accuracy] * (moment.version - self._version)
             self._version = moment.version
             if self._live is None:
-                self._console.print(self._line(moment), highlight=False)
+                self._console.print(self._line(moment), highlight=False, soft_wrap=True)
         if self._live is not None:
             self._live.update(self._panel(moment))
 

@@ -1,23 +1,31 @@
 """From a forward ONNX graph to a training artifact; needs the extra ``lichen[models]``."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from models.build.builder import build_artifact
+    from models.build.inspection import inspect_model
+    from models.build.wrap import wrap_weights
 
-__all__ = ["build_artifact"]
+__all__ = ["build_artifact", "inspect_model", "wrap_weights"]
+
+_HOMES = {"build_artifact": "builder", "inspect_model": "inspection", "wrap_weights": "wrap"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import the builder when it is first used: opening this package must not need onnx."""
-    if name != "build_artifact":
+    """Import a name when it is first used: opening this package must not need onnx."""
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from fl_protocol.errors import RuntimeUnavailable
 
     try:
-        from models.build.builder import build_artifact
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     except ImportError as error:
         raise RuntimeUnavailable(
             f"the builder cannot be imported: {error}", hint="pip install 'lichen[models]'"
         ) from None
-    return build_artifact
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,6 +1,8 @@
 """The three graphs of an artifact from one forward graph; their names are the contract of docs/protocol.md.
 
     step   w.* v.* a.* x y sample_weight lr momentum mu clip -> w.*.new v.*.new loss weight correct grad_norm
+           (the slots ``v`` and the scalars are the optimizer's; frozen ``w.*`` come in only; an optimizer
+           that counts its steps has ``t`` and ``t.new`` besides)
     eval   w.* x y sample_weight -> loss weight correct
     infer  w.* x -> output
 
@@ -14,9 +16,11 @@ from fl_protocol.errors import ArtifactError
 from models.build.backward import backward
 from models.build.graph import BATCH, WorkingGraph
 from models.build.lift import Forward
-from models.build.losses import LOSSES, METRICS
+from models.build.losses import LOSSES
+from models.build.metrics import METRICS
 from models.build.optimizers import OPTIMIZERS
 from models.build.transforms import clip_by_global_norm, pull_to_anchor
+from models.runtime.session import STEP_COUNTER
 
 __all__ = ["EXTRA_HYPER", "assemble"]
 
@@ -64,7 +68,7 @@ def _sums(graph: WorkingGraph, output: str, loss: str, metrics: Sequence[str]) -
 
 def _step(forward: Forward, graph: WorkingGraph, sums: Mapping[str, str], optimizer: str) -> bytes:
     chosen = OPTIMIZERS[optimizer]
-    names = list(forward.parameters)
+    names = list(forward.trainable)
     weights = {name: f"w.{name}" for name in names}
     least = graph.constant(_LEAST_WEIGHT)
     mean = graph.op("Div", sums["loss"], graph.op("Max", sums["weight"], least))
@@ -78,14 +82,21 @@ def _step(forward: Forward, graph: WorkingGraph, sums: Mapping[str, str], optimi
         name: {slot: graph.input(f"{slot}.{name}", graph.shape(weights[name])) for slot in chosen.slots}
         for name in names
     }
+    counted: dict[str, str] = {}
+    if chosen.counts:
+        counted[STEP_COUNTER] = graph.op("Add", graph.input(STEP_COUNTER, []), graph.constant(1))
     gradients, norm = clip_by_global_norm(graph, gradients, "clip")
     gradients = pull_to_anchor(graph, gradients, weights, anchors)
-    updated = {name: chosen.update(graph, weights[name], gradients[name], slots[name]) for name in names}
+    updated = {
+        name: chosen.update(graph, weights[name], gradients[name], slots[name] | counted) for name in names
+    }
 
     slot_inputs = [slots[name][slot] for slot in chosen.slots for name in names]
-    inputs = [*weights.values(), *slot_inputs, *anchors.values(), *_ROWS, *hyper]
+    frozen = [f"w.{name}" for name in forward.parameters if name not in weights]
+    inputs = [*weights.values(), *frozen, *slot_inputs, *counted, *anchors.values(), *_ROWS, *hyper]
     outputs = {f"w.{name}.new": updated[name][0] for name in names}
     outputs |= {f"{slot}.{name}.new": updated[name][1][slot] for slot in chosen.slots for name in names}
+    outputs |= {f"{name}.new": value for name, value in counted.items()}
     outputs |= {**sums, "grad_norm": norm}
     taken = set(inputs) & outputs.keys()
     if taken or len(inputs) != len(set(inputs)):

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from fl_protocol.errors import ArtifactError
 from models.build.graph import WorkingGraph, described
-from models.build.rules import RULES, Site
+from models.build.rules import RULES
+from models.build.site import Site
 
 __all__ = ["backward"]
 

@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 
 from fl_protocol.artifact import ArtifactManifest, Input, Parameter
 from fl_protocol.blob import BlobRef
+from fl_protocol.errors import ArtifactError, RuntimeUnavailable
 from models.build.assemble import EXTRA_HYPER, assemble
 from models.build.gates import (
     check_gradients,
@@ -34,6 +36,8 @@ _GOLDEN_STEPS: tuple[tuple[int, Mapping[str, float]], ...] = (
     (6, {"lr": 0.1, "momentum": 0.5, "mu": 0.1, "clip": 0.0}),
 )
 """Rows and scalars of each golden step: other batch sizes, clipping on and off, momentum, FedProx."""
+_GOLDEN_DAMPING = {"epsilon": 0.05}
+"""Adam divides by the root of tiny numbers, which are rounding and differ from runtime to runtime."""
 
 
 def build_artifact(
@@ -41,19 +45,27 @@ def build_artifact(
     *,
     loss: str,
     optimizer: str = "sgd",
-    metrics: Sequence[str] = ("accuracy",),
+    metrics: Sequence[str] | None = None,
     out: Path | str | None = None,
     name: str | None = None,
     parameters: Sequence[str] | None = None,
+    train: Sequence[str] | None = None,
+    batch_norm: str | None = None,
     expect_params: int | None = None,
     class_names: Sequence[str] = (),
     normalisation: Mapping[str, float] | None = None,
+    runtimes: Sequence[str] = ("onnx",),
+    batch: int = 32,
 ) -> TrainingArtifact:
     """Build a training artifact; with ``out`` it is written to that folder, else it stays in memory.
 
-    ``parameters`` are shell patterns of the initializers to train (all float32 ones of at least one
-    dimension where not given), ``expect_params`` is the number of scalars that you know the model to
-    have. The same model gives the same bytes.
+    ``metrics`` are the loss's own where not given. ``parameters`` are shell patterns of the initializers
+    that are parameters (all float32 ones of at least one dimension where not given), ``train`` of those
+    parameters that are trained: the others are frozen, travel once with the artifact and are no part of an
+    update. ``batch_norm`` says what becomes of running statistics (``lift.BATCH_NORM``); ``expect_params``
+    is the number of scalars that you know the model to have, such statistics left out. ``runtimes`` are
+    the kinds of graphs to write: ``onnx`` always, ``tflite`` where named, whose batch is fixed to ``batch``
+    rows (8 at least); a device pads shorter ones. The same model gives the same bytes.
 
     Raises:
         ArtifactError: the model cannot be trained as it is, or a gate found the result wrong; nothing
@@ -61,19 +73,19 @@ def build_artifact(
         StorageError: the folder cannot be written.
     """
     source = load_model(model)
-    forward = lift(source, patterns=parameters)
-    check_parameters(forward.parameters, expect_params)
+    forward = lift(source, patterns=parameters, train=train, batch_norm=batch_norm)
+    check_parameters(forward, expect_params)
+    if metrics is None:
+        metrics = LOSSES[loss].metrics if loss in LOSSES else ()
     content = assemble(forward, loss=loss, optimizer=optimizer, metrics=metrics)
+    content |= _further_graphs(content, runtimes, batch)
     content[WEIGHTS_FILE] = b"".join(array.astype("<f4").tobytes() for array in forward.parameters.values())
     fallback = Path(model).stem if isinstance(model, Path | str) else source.graph.name
     manifest = ArtifactManifest(
         name=name or fallback or "model",
         loss=loss,
         metrics=tuple(metrics),
-        optimizer=optimizer,
-        slots=OPTIMIZERS[optimizer].slots,
-        hyper={**OPTIMIZERS[optimizer].hyper, **EXTRA_HYPER},
-        parameters=tuple(Parameter(name=key, shape=array.shape) for key, array in forward.parameters.items()),
+        **_state(forward, optimizer),
         inputs=_inputs(forward, loss),
         files={file: BlobRef.of(octets) for file, octets in content.items()},
         class_names=tuple(class_names),
@@ -87,6 +99,51 @@ def build_artifact(
     artifact = TrainingArtifact.of(replace(manifest, files=files), content)
     check_runtimes(artifact)
     return artifact if out is None else artifact.save(out)
+
+
+def _further_graphs(content: Mapping[str, bytes], runtimes: Sequence[str], batch: int) -> dict[str, bytes]:
+    """The graphs beside the ONNX ones, by file name."""
+    unknown = sorted(set(runtimes) - {"onnx", "tflite"})
+    if unknown or "onnx" not in runtimes:
+        raise ArtifactError(
+            f"an artifact cannot be built for {', '.join(unknown) or 'tflite alone'}",
+            hint="name onnx, or onnx and tflite: the ONNX graphs are what an artifact is checked with",
+        )
+    if "tflite" not in runtimes:
+        return {}
+    least = max(rows for rows, _ in _GOLDEN_STEPS)
+    if batch < least:
+        raise ArtifactError(f"a batch of {batch} rows for TFLite", hint=f"{least} rows at least")
+    try:
+        from models.build.tflite import write_tflite
+    except ImportError as error:
+        raise RuntimeUnavailable(
+            f"the TFLite writer cannot be imported: {error}", hint="pip install 'lichen[models]'"
+        ) from None
+    graphs = {Path(name).stem: octets for name, octets in content.items() if name.endswith(".onnx")}
+    return {
+        f"{name}.tflite": write_tflite(octets, signature=name, batch=batch) for name, octets in graphs.items()
+    }
+
+
+def _state(forward: Forward, optimizer: str) -> dict[str, Any]:
+    """The manifest's entries of what a step reads and writes: parameters, slots, scalars."""
+    chosen = OPTIMIZERS[optimizer]
+    parameters = tuple(
+        Parameter(
+            name=name,
+            shape=array.shape,
+            kind="buffer" if name in forward.buffers else "weight",
+            role="trainable" if name in forward.trainable else "frozen",
+        )
+        for name, array in forward.parameters.items()
+    )
+    return {
+        "optimizer": optimizer,
+        "slots": chosen.all_slots,
+        "hyper": {**chosen.hyper, **EXTRA_HYPER},
+        "parameters": parameters,
+    }
 
 
 def _inputs(forward: Forward, loss: str) -> tuple[Input, ...]:
@@ -107,8 +164,12 @@ def _inputs(forward: Forward, loss: str) -> tuple[Input, ...]:
 
 def _golden(draft: TrainingArtifact) -> bytes:
     bits = np.random.PCG64(_GOLDEN_SEED)
+    defaults = dict(draft.manifest.hyper)
     plan = [
-        (draw_batch(draft, bits, rows), {key: hyper[key] for key in draft.manifest.hyper})
+        (
+            draw_batch(draft, bits, rows),
+            {key: {**_GOLDEN_DAMPING, **hyper}.get(key, default) for key, default in defaults.items()},
+        )
         for rows, hyper in _GOLDEN_STEPS
     ]
     # Double precision, rounded once: another machine's libm or BLAS records the same bytes.

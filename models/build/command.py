@@ -1,9 +1,11 @@
-"""``lichen models``: build a training artifact, verify one."""
+"""``lichen models``: look at a model, build a training artifact of it, verify one, wrap bare weights."""
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -12,7 +14,10 @@ from rich.table import Table
 
 from fl_protocol.errors import ArtifactError
 from models.runtime.artifact import TrainingArtifact
-from models.runtime.choose import RUNTIMES, RuntimeTrial, try_runtime
+from models.runtime.choose import RuntimeTrial, runtimes_for, try_runtime
+
+if TYPE_CHECKING:
+    from models.build.inspection import Inspection
 
 __all__ = ["models"]
 
@@ -21,25 +26,53 @@ _TIMED_STEPS = 100
 
 @click.group()
 def models() -> None:
-    """Training artifacts: build one from a forward ONNX graph, verify one."""
+    """Training artifacts: inspect a forward ONNX graph, build an artifact from it, verify one."""
+
+
+_FREEZE = [
+    click.option(
+        "--parameters",
+        multiple=True,
+        metavar="PATTERN",
+        help="Initializers that are parameters (all float32).",
+    ),
+    click.option("--train", multiple=True, metavar="PATTERN", help="Parameters to train; others are frozen."),
+    click.option("--batch-norm", metavar="POLICY", help="Running statistics: frozen."),
+]
+
+
+def _choices(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say what is trained."""
+    for option in reversed(_FREEZE):
+        command = option(command)
+    return command
 
 
 @models.command()
 @click.argument("network", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="NET.onnx")
-@click.option("--loss", required=True, help="softmax_cross_entropy.")
-@click.option("--optimizer", default="sgd", show_default=True, help="sgd (with momentum).")
-@click.option("--metric", "metrics", multiple=True, default=["accuracy"], show_default=True)
+@click.option("--loss", required=True, help="softmax_cross_entropy, sigmoid_cross_entropy, mse or huber.")
+@click.option("--optimizer", default="sgd", show_default=True, help="sgd (with momentum), nesterov or adamw.")
+@click.option("--metric", "metrics", multiple=True, help="accuracy, top2 to top10, mae; the loss's own.")
 @click.option(
     "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write."
 )
 @click.option("--name", help="The artifact's name; the file's, where not given.")
-@click.option(
-    "--parameters",
-    multiple=True,
-    metavar="PATTERN",
-    help="Initializers to train (all float32).",
-)
+@_choices
 @click.option("--expect-params", type=click.IntRange(min=1), help="How many parameters the model has.")
+@click.option(
+    "--runtimes",
+    default="onnx",
+    show_default=True,
+    metavar="LIST",
+    help="Graphs to write: onnx, or onnx,tflite.",
+)
+@click.option(
+    "--batch",
+    default=32,
+    show_default=True,
+    type=click.IntRange(min=8),
+    help="Rows that a TFLite graph takes at most.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def build(
     *,
@@ -50,7 +83,11 @@ def build(
     out: Path,
     name: str | None,
     parameters: Sequence[str],
+    train: Sequence[str],
+    batch_norm: str | None,
     expect_params: int | None,
+    runtimes: str,
+    batch: int,
     as_json: bool,
 ) -> None:
     """Build a training artifact from the forward graph NET.onnx.
@@ -64,11 +101,15 @@ def build(
         network,
         loss=loss,
         optimizer=optimizer,
-        metrics=metrics,
+        metrics=metrics or None,
         out=out,
         name=name,
         parameters=parameters or None,
+        train=train or None,
+        batch_norm=batch_norm,
         expect_params=expect_params,
+        runtimes=[runtime.strip() for runtime in runtimes.split(",")],
+        batch=batch,
     )
     _show(artifact, _trials(artifact), as_json=as_json, confirmed=expect_params is not None)
 
@@ -87,8 +128,49 @@ def verify(folder: Path, as_json: bool) -> None:
         raise ArtifactError(f"the artifact fails on {', '.join(failed)}", hint="it must not be trained there")
 
 
+@models.command()
+@click.argument("network", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="NET.onnx")
+@_choices
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def inspect(
+    network: Path,
+    parameters: Sequence[str],
+    train: Sequence[str],
+    batch_norm: str | None,
+    as_json: bool,
+) -> None:
+    """Show what a build would make of NET.onnx: parameters, operators, and what stands in the way."""
+    from models.build import inspect_model
+
+    found = inspect_model(network, parameters=parameters or None, train=train or None, batch_norm=batch_norm)
+    if as_json:
+        click.echo(json.dumps(asdict(found)))
+    else:
+        _show_inspection(found)
+    if found.obstacles:
+        raise ArtifactError(
+            f"{network} cannot be trained as it is: {found.obstacles[0].reason}", hint=found.obstacles[0].hint
+        )
+
+
+@models.command()
+@click.argument(
+    "weights", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="WEIGHTS.npz"
+)
+@click.option(
+    "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write."
+)
+@click.option("--name", help="The artifact's name; the file's, where not given.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def wrap(weights: Path, out: Path, name: str | None, as_json: bool) -> None:
+    """Make an artifact of the arrays in WEIGHTS.npz alone, for a trainer of your own code."""
+    from models.build import wrap_weights
+
+    _show(wrap_weights(weights, out=out, name=name), [], as_json=as_json, confirmed=True)
+
+
 def _trials(artifact: TrainingArtifact) -> list[RuntimeTrial]:
-    return [try_runtime(name, artifact, timed_steps=_TIMED_STEPS) for name in RUNTIMES]
+    return [try_runtime(name, artifact, timed_steps=_TIMED_STEPS) for name in runtimes_for(artifact)]
 
 
 def _show(
@@ -100,17 +182,17 @@ def _show(
     console = Console()
     manifest = artifact.manifest
     console.print(
-        f"{manifest.name}: {artifact.layout.size:,} parameters, {manifest.loss}, {manifest.optimizer}, "
+        f"{manifest.name}: {artifact.layout.size:,} parameters, "
+        f"{manifest.loss or 'for a trainer of your own'}, {manifest.optimizer or 'no graphs'}, "
         f"sha256 {artifact.digest.hex()[:16]}, in {artifact.path}",
         markup=False,
         highlight=False,
         soft_wrap=True,
     )
-    tensors = Table("parameter", "shape", "size")
-    for tensor in artifact.layout.tensors:
-        tensors.add_row(
-            escape(tensor.name), " x ".join(map(str, tensor.shape)) or "scalar", f"{tensor.size:,}"
-        )
+    tensors = Table("parameter", "shape", "size", "role")
+    for entry in manifest.parameters:
+        role = entry.role if entry.kind == "weight" else f"{entry.role} {entry.kind}"
+        tensors.add_row(escape(entry.name), _spelt(entry.shape), f"{math.prod(entry.shape):,}", role)
     console.print(tensors)
     files = Table("file", "bytes")
     for name, ref in sorted(manifest.files.items()):
@@ -124,9 +206,30 @@ def _show(
             f"{trial.step_ms:.2f}" if trial.step_ms is not None else "",
             escape(_verdict(trial)),
         )
-    console.print(runtimes)
+    if trials:
+        console.print(runtimes)
     if not confirmed:
         console.print("Are these all the parameters that you expect? --expect-params checks it for you.")
+
+
+def _show_inspection(found: "Inspection") -> None:
+    console = Console()
+    tensors = Table("parameter", "shape", "size", "role")
+    for name, shape, role in found.parameters:
+        tensors.add_row(escape(name), _spelt(shape), f"{math.prod(shape):,}", role)
+    console.print(tensors)
+    operators = Table("operator", "times", "gradient")
+    for use in found.operators:
+        operators.add_row(use.op, str(use.count), use.support)
+    console.print(operators)
+    if not found.obstacles:
+        console.print(f"operator set {found.opset}, output {_spelt(found.output)}: nothing stands in the way")
+    for obstacle in found.obstacles:
+        console.print(f"{obstacle.reason}\n  {obstacle.hint}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _spelt(shape: Sequence[object]) -> str:
+    return " x ".join(map(str, shape)) or "scalar"
 
 
 def _verdict(trial: RuntimeTrial) -> str:
@@ -147,6 +250,11 @@ def _report(artifact: TrainingArtifact, trials: Sequence[RuntimeTrial]) -> Mappi
         "parameters": artifact.layout.size,
         "layout_fingerprint": artifact.layout.fingerprint.hex(),
         "tensors": {tensor.name: list(tensor.shape) for tensor in artifact.layout.tensors},
+        "frozen": {
+            entry.name: list(entry.shape)
+            for entry in manifest.parameters
+            if (entry.kind, entry.role) != ("weight", "trainable")
+        },
         "files": {name: ref.size for name, ref in sorted(manifest.files.items())},
         "runtimes": [
             {

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from fl_protocol.errors import ArtifactError
 from models.build.lift import Forward
 from models.runtime.artifact import TrainingArtifact
-from models.runtime.choose import RUNTIMES, RuntimeTrial, try_runtime
+from models.runtime.choose import RuntimeTrial, runtimes_for, try_runtime
 from models.runtime.flat import split_flat
 from models.runtime.numpy_runtime import NumpyRuntime
+from models.runtime.onnx_reader import read_model
 from models.runtime.session import Batch, zero_slots
 
 __all__ = ["check_gradients", "check_parameters", "check_runtimes", "check_same_model"]
@@ -24,13 +25,15 @@ _OUTPUT_TOLERANCE = 1e-4
 _GRADIENT_TOLERANCE = 1e-4
 _DIFFERENCE = 1e-6
 _ROWS = 5
+_FEW = 8
 _REPORT = "this is a defect of the builder: please report it with the model"
 
 Array = NDArray[Any]
 
 
-def check_parameters(parameters: Mapping[str, Array], expected: int | None) -> None:
-    """The model has as many parameters as its owner believes."""
+def check_parameters(forward: Forward, expected: int | None) -> None:
+    """The model has as many parameters as its owner believes; running statistics are none."""
+    parameters = {name: it for name, it in forward.parameters.items() if name not in forward.buffers}
     count = sum(array.size for array in parameters.values())
     if expected is not None and count != expected:
         listed = "\n".join(f"  {name} {list(array.shape)}" for name, array in parameters.items())
@@ -44,10 +47,10 @@ def check_same_model(forward: Forward, artifact: TrainingArtifact) -> None:
     """``infer.onnx`` computes what the source model computes, and row by row."""
     weights = split_flat(artifact.initial_weights(), artifact.layout)
     session = NumpyRuntime().open(artifact)
-    name, rows = _source_input(forward.source)
+    name, rows, dtype = _source_input(forward.source)
     x = draw_rows(artifact, np.random.PCG64(1), rows)
     try:
-        theirs = _run_source(forward.source, {name: x})
+        theirs = _run_source(forward.source, {name: x.astype(dtype)})
     except Exception as error:  # whatever the runtime makes of a foreign model
         raise ArtifactError(
             f"the source model does not run with {rows} rows: {error}",
@@ -70,7 +73,8 @@ def check_gradients(artifact: TrainingArtifact) -> None:
     """The step's gradient is the slope of the loss that ``eval.onnx`` computes, for every parameter.
 
     Double precision, central differences along one random direction per tensor, at weights moved a
-    little off the initial ones: zero biases would put a whole layer on the kink of its ReLU.
+    little off the initial ones: zero biases would put a whole layer on the kink of its ReLU. The step's
+    gradient is what the optimizer's first slot takes up where all scalars are 0.
     """
     session = NumpyRuntime(np.float64).open(artifact)
     bits = np.random.PCG64(2)
@@ -81,7 +85,8 @@ def check_gradients(artifact: TrainingArtifact) -> None:
     }
     batch = draw_batch(artifact, bits, _ROWS)
     plain = dict.fromkeys(artifact.manifest.hyper, 0.0) | {"lr": 1.0}
-    stepped = session.step(weights, zero_slots(artifact), batch, plain, weights).weights
+    slots = session.step(weights, zero_slots(artifact), batch, plain, weights).slots
+    first = artifact.manifest.slots[0]
 
     def mean_loss(moved: Mapping[str, Array]) -> float:
         sums = session.evaluate(moved, batch)
@@ -93,7 +98,7 @@ def check_gradients(artifact: TrainingArtifact) -> None:
             mean_loss({**weights, name: tensor + sign * _DIFFERENCE * direction}) for sign in (1, -1)
         )
         slope = (there - back) / (2 * _DIFFERENCE)
-        gradient = float(((tensor - stepped[name]) * direction).sum())
+        gradient = float((slots[f"{first}.{name}"] * direction).sum())
         scale = max(abs(slope), abs(gradient), 1e-3)
         if not abs(slope - gradient) <= _GRADIENT_TOLERANCE * scale:
             raise ArtifactError(
@@ -105,7 +110,7 @@ def check_gradients(artifact: TrainingArtifact) -> None:
 
 def check_runtimes(artifact: TrainingArtifact) -> list[RuntimeTrial]:
     """Every runtime that is installed here reproduces the golden steps."""
-    trials = [try_runtime(name, artifact) for name in RUNTIMES]
+    trials = [try_runtime(name, artifact) for name in runtimes_for(artifact)]
     for trial in trials:
         if trial.installed and trial.reason:
             raise ArtifactError(f"the {trial.runtime} runtime: {trial.reason}", hint=_REPORT)
@@ -113,19 +118,39 @@ def check_runtimes(artifact: TrainingArtifact) -> list[RuntimeTrial]:
 
 
 def draw_rows(artifact: TrainingArtifact, bits: np.random.PCG64, count: int) -> Array:
-    """Random inputs: float32[count, ...], multiples of 1/8 in [-2, 2)."""
-    shape = artifact.manifest.inputs[0].shape[1:]
-    return ((_below(32, bits, count, *shape) - 16) / 8).astype(np.float32)
+    """Random inputs [count, ...]: float32 multiples of 1/8 in [-2, 2), or int32 ids that every table has."""
+    entry = artifact.manifest.inputs[0]
+    if entry.dtype == "int32":
+        return _below(_vocabulary(artifact), bits, count, *entry.shape[1:]).astype(np.int32)
+    return ((_below(32, bits, count, *entry.shape[1:]) - 16) / 8).astype(np.float32)
 
 
 def draw_batch(artifact: TrainingArtifact, bits: np.random.PCG64, count: int) -> Batch:
-    """A random batch with labels of the model's classes and weights of 0.5, 1, 1.5 or 2; row 1 weighs 0."""
+    """A random batch with labels as the loss takes them: one of the model's classes per row, or multiples of
+    1/8 in [0, 1]; weights of 0.5, 1, 1.5 or 2; row 1 weighs 0."""
     weights = split_flat(artifact.initial_weights(), artifact.layout)
     x = draw_rows(artifact, bits, count)
-    classes = NumpyRuntime().open(artifact).infer(weights, x[:1]).shape[-1]
+    output = NumpyRuntime().open(artifact).infer(weights, x[:1]).shape
     sample_weight = ((_below(4, bits, count) + 1) / 2).astype(np.float32)
     sample_weight[1:2] = 0
-    return Batch(x=x, y=_below(classes, bits, count).astype(np.int32), sample_weight=sample_weight)
+    if artifact.manifest.inputs[1].dtype == "int32":
+        y = _below(output[-1], bits, count).astype(np.int32)
+    else:
+        y = (_below(9, bits, count, *output[1:]) / 8).astype(np.float32)
+    return Batch(x=x, y=y, sample_weight=sample_weight)
+
+
+def _vocabulary(artifact: TrainingArtifact) -> int:
+    """The length of the shortest table that rows are looked up in."""
+    graph = read_model(artifact.read("infer.onnx"))
+    sizes = {value.name: value.shape for value in graph.inputs}
+    sizes |= {name: array.shape for name, array in graph.constants.items()}
+    lengths = [
+        sizes[node.inputs[0]][0]
+        for node in graph.nodes
+        if node.op == "Gather" and node.inputs[0] in sizes and node.inputs[1] not in graph.constants
+    ]
+    return min((length for length in lengths if length), default=_FEW)
 
 
 def _below(bound: int, bits: np.random.PCG64, *shape: int) -> Array:
@@ -134,11 +159,13 @@ def _below(bound: int, bits: np.random.PCG64, *shape: int) -> Array:
     return ((raw >> np.uint64(11)) % np.uint64(bound)).astype(np.int64).reshape(shape)
 
 
-def _source_input(model: onnx.ModelProto) -> tuple[str, int]:
-    """The name of the source model's input, and how many rows it takes."""
+def _source_input(model: onnx.ModelProto) -> tuple[str, int, Any]:
+    """The name of the source model's input, how many rows it takes, and its dtype."""
     constants = {tensor.name for tensor in model.graph.initializer}
     value = next(value for value in model.graph.input if value.name not in constants)
-    return value.name, value.type.tensor_type.shape.dim[0].dim_value or _ROWS
+    tensor = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    return value.name, tensor.shape.dim[0].dim_value or _ROWS, dtype
 
 
 def _run_source(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> Array:

@@ -5,6 +5,7 @@ where they come from (``fwd.`` the model, ``tmp.`` and ``const.`` the builder), 
 the pinned names of an artifact's graphs.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -16,12 +17,24 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 from fl_protocol.errors import ArtifactError
 from models.runtime.onnx_reader import OPSET
 
-__all__ = ["BATCH", "IR_VERSION", "Dim", "WorkingGraph", "attribute", "described"]
+__all__ = [
+    "BATCH",
+    "IR_VERSION",
+    "Array",
+    "Dim",
+    "UnknownShape",
+    "WorkingGraph",
+    "attribute",
+    "batch_factor",
+    "batch_times",
+    "described",
+]
 
 IR_VERSION = 9
 """Loads from onnxruntime 1.16 (2023) on."""
 BATCH = "batch"
-"""The symbol of the one free dimension."""
+"""The symbol of the one free dimension; where something is folded into it, ``<factor>*batch``."""
+_FOLDED_BATCH = re.compile(rf"(\d+)\*{BATCH}")
 
 Dim: TypeAlias = int | str | None
 """A size, a symbol, or unknown."""
@@ -30,8 +43,15 @@ Array: TypeAlias = NDArray[Any]
 _BROADCASTING = frozenset({"Add", "Sub", "Mul", "Div", "Sum", "Where"})
 
 
+class UnknownShape(ArtifactError):
+    """A shape that inference has not found, or that depends on the data."""
+
+
 class WorkingGraph:
-    """A graph under construction; ``float_type`` is float32, or float64 where a rule is being tested."""
+    """A graph under construction; ``float_type`` is float32, or float64 where a rule is being tested.
+
+    ``entries`` are the entries of integer values, as far as folding knows them: object[...] of ``Dim``.
+    """
 
     def __init__(self, *, float_type: Any = np.float32) -> None:
         self.float_type = np.dtype(float_type)
@@ -39,7 +59,9 @@ class WorkingGraph:
         self.constants: dict[str, Array] = {}
         self.inputs: dict[str, tuple[int, tuple[Dim, ...]]] = {}
         self.types: dict[str, int] = {}
+        self.entries: dict[str, Array] = {}
         self._shapes: dict[str, tuple[Dim, ...]] = {}
+        self._known: dict[str, tuple[int, tuple[Dim, ...]]] = {}
         self._made_nodes: dict[object, str] = {}
         self._made_constants: dict[object, str] = {}
         self._count = 0
@@ -57,6 +79,7 @@ class WorkingGraph:
             twin.nodes[-1].CopyFrom(node)
         twin.constants, twin.inputs = dict(self.constants), dict(self.inputs)
         twin.types, twin._shapes = dict(self.types), dict(self._shapes)
+        twin._known = dict(self._known)
         twin._made_nodes, twin._made_constants = dict(self._made_nodes), dict(self._made_constants)
         twin._count = self._count
         return twin
@@ -95,9 +118,23 @@ class WorkingGraph:
     def take_nodes(self) -> list[onnx.NodeProto]:
         """Empty the graph of its nodes, to be added again one by one, rewritten."""
         nodes, self.nodes = self.nodes, []
+        self.entries.clear()
         # A node made earlier may now stand after one that would share its result.
         self._made_nodes.clear()
         return nodes
+
+    def take_back(self, count: int) -> None:
+        """Drop all nodes but the first ``count``."""
+        dropped = {name for node in self.nodes[count:] for name in node.output}
+        del self.nodes[count:]
+        self._made_nodes = {key: name for key, name in self._made_nodes.items() if name not in dropped}
+
+    def stands_for(self, value: str, old: str) -> None:
+        """Say that ``value`` has the shape and type of ``old``, until inference finds out by itself."""
+        if value not in self._shapes and old in self._shapes:
+            self._shapes[value] = self._shapes[old]
+        if value not in self.types and old in self.types:
+            self.types[value] = self.types[old]
 
     def prune(self, output: str) -> None:
         """Drop the nodes that ``output`` does not depend on."""
@@ -107,13 +144,13 @@ class WorkingGraph:
         """The shape of a value.
 
         Raises:
-            ArtifactError: inference did not find it, or a dimension depends on the data.
+            UnknownShape: inference did not find it, or a dimension depends on the data.
         """
         shape = self._shapes.get(name)
         if shape is None or None in shape:
             node = self.producer(name)
             where = described(node) if node is not None else f"value {name!r}"
-            raise ArtifactError(
+            raise UnknownShape(
                 f"{where} has a shape that cannot be known before the data is: {shape}",
                 hint="export the model with fixed sizes in every dimension but the batch",
             )
@@ -136,15 +173,29 @@ class WorkingGraph:
         """The node that computes a value; ``None`` for an input or a constant."""
         return next((node for node in self.nodes if name in node.output), None)
 
-    def infer(self) -> None:
+    def know(self, name: str, shape: Sequence[Dim], *, like: str) -> None:
+        """Tell inference the shape of a value, of the type of ``like``, that it does not find by itself."""
+        self._shapes[name] = tuple(shape)
+        self.types[name] = self.types[like]
+        self._known[name] = (self.types[name], self._shapes[name])
+
+    def infer(self, *, strict: bool = True) -> None:
         """Find shapes and element types of all values.
+
+        Where it is not ``strict``, what follows an operator that inference does not know stays unknown.
 
         Raises:
             ArtifactError: the graph is inconsistent.
         """
         proto = self._graph_proto(self.nodes, list(self.inputs), [])
+        made = {name for node in self.nodes for name in node.output}
+        proto.value_info.extend(
+            helper.make_tensor_value_info(name, element, shape)
+            for name, (element, shape) in self._known.items()
+            if name in made
+        )
         try:
-            inferred = shape_inference.infer_shapes(_model(proto), strict_mode=True, data_prop=True)
+            inferred = shape_inference.infer_shapes(_model(proto), strict_mode=strict, data_prop=True)
         except (shape_inference.InferenceError, ValueError) as error:
             faults = str(error).replace("fwd.", "")
             raise ArtifactError(f"the shapes of the graph do not fit together: {faults}") from None
@@ -250,6 +301,19 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
     return default
 
 
+def batch_times(factor: int) -> str:
+    """The symbol of a dimension that ``factor`` entries per row are folded into."""
+    return BATCH if factor == 1 else f"{factor}*{BATCH}"
+
+
+def batch_factor(dim: Dim) -> int | None:
+    """The factor of such a symbol, or ``None`` where ``dim`` is none."""
+    if dim == BATCH:
+        return 1
+    match = _FOLDED_BATCH.fullmatch(dim) if isinstance(dim, str) else None
+    return None if match is None else int(match[1])
+
+
 def described(node: onnx.NodeProto) -> str:
     """A node as a person knows it: the name that the exporter gave it, and its operator."""
     return f"node {node.name.removeprefix('fwd.')!r} ({node.op_type})"
@@ -269,4 +333,4 @@ def _dim(dim: Any) -> Dim:
         return int(dim.dim_value)
     name = str(dim.dim_param)
     # Inference invents a symbol of its own for a size that it does not know.
-    return name if name == BATCH else None
+    return name if batch_factor(name) else None

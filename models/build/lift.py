@@ -15,17 +15,27 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, inliner, numpy_helper, version_converter
 
-from fl_protocol.errors import ArtifactError, RuntimeUnavailable
+from fl_protocol.errors import ArtifactError
 from models.build.graph import BATCH, WorkingGraph, described
 from models.build.lower import LOWERINGS, lower
 from models.runtime.numpy_ops import KERNELS
 from models.runtime.onnx_reader import MAX_NAME_BYTES, OPSET
 
-__all__ = ["Forward", "lift", "load_model"]
+__all__ = ["BATCH_NORM", "Forward", "lift", "load_model"]
+
+BATCH_NORM = ("local", "averaged", "frozen")
+"""What may become of the running statistics of a batch normalisation."""
 
 _MAX_NAME_CHARS = 128
+_SETTINGS = {"Resize": (1, 2, 3), "Pad": (2,), "Clip": (1, 2), "Dropout": (1,), "Pow": (1,)}
+"""Inputs that say how an operator works: numbers, but no parameters."""
+_INPUTS = {
+    TensorProto.FLOAT: TensorProto.FLOAT,
+    TensorProto.INT32: TensorProto.INT32,
+    TensorProto.INT64: TensorProto.INT32,
+}
+"""Element type of the model's input to that of ``x``; ids travel as int32, which every runtime has."""
 _NESTED = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
-_NOTHING_TO_FOLD = frozenset(KERNELS.keys() | LOWERINGS.keys()) - {"Shape", "Size"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,12 +43,15 @@ class Forward:
     """A forward model ready to be differentiated.
 
     ``graph`` has the inputs ``x`` and ``w.<parameter>``; ``output`` is the value the model computes;
-    ``parameters`` maps names to float32 arrays in wire order; ``source`` is the model as it was given.
+    ``parameters`` maps names to float32 arrays in wire order, ``trainable`` and ``buffers`` name some of
+    them (all others are frozen weights); ``source`` is the model as it was given.
     """
 
     graph: WorkingGraph
     output: str
     parameters: dict[str, NDArray[np.float32]]
+    trainable: tuple[str, ...]
+    buffers: frozenset[str]
     source: onnx.ModelProto
 
 
@@ -62,27 +75,46 @@ def load_model(source: onnx.ModelProto | Path | str) -> onnx.ModelProto:
     return model
 
 
-def lift(model: onnx.ModelProto, *, patterns: Sequence[str] | None = None) -> Forward:
+def lift(
+    model: onnx.ModelProto,
+    *,
+    patterns: Sequence[str] | None = None,
+    train: Sequence[str] | None = None,
+    batch_norm: str | None = None,
+) -> Forward:
     """Make the working graph of a checked model.
 
     Parameters are the float32 initializers of at least one dimension, or those whose name matches one of
-    ``patterns`` (shell style); all others stay constants of the graph.
+    ``patterns`` (shell style); all others stay constants of the graph. Parameters that match one of
+    ``train`` are trained, the others are frozen; without it all are trained but the running statistics of
+    a batch normalisation, which are buffers. ``batch_norm`` says what becomes of those: ``frozen``.
 
     Raises:
         ArtifactError: the model cannot become a training artifact; the message names the node and why.
     """
     _refuse_foreign(model)
     converted = _to_opset(inliner.inline_local_functions(model) if model.functions else model)
+    _give_each_its_own(converted)
+    buffers = _running_statistics(converted, batch_norm)
     parameters = _parameters(converted, patterns)
+    buffers &= parameters.keys()
+    trainable = _trainable(parameters, train, buffers)
     source_input = _one_input(converted)
     output = _one_output(converted)
-    converted = _folded(_with_free_batch(converted, source_input.name), parameters)
+    converted = _with_parameters_as_inputs(_with_free_batch(converted, source_input.name), parameters)
     graph, value = _working_graph(converted, parameters, source_input, output)
     value = lower(graph, value)
     graph.prune(value)
     _check_nodes(graph)
     _check_batch(graph, value)
-    return Forward(graph=graph, output=value, parameters=parameters, source=model)
+    return Forward(
+        graph=graph,
+        output=value,
+        parameters=parameters,
+        trainable=trainable,
+        buffers=frozenset(buffers),
+        source=model,
+    )
 
 
 def _refuse_foreign(model: onnx.ModelProto) -> None:
@@ -129,13 +161,76 @@ def _to_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     return converted
 
 
+def _give_each_its_own(model: onnx.ModelProto) -> None:
+    """Undo an exporter's thrift: tensors that happened to be equal (all zeros, all ones) are stored once and
+    passed on under the other's name, but will be trained apart."""
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in [node for node in model.graph.node if node.op_type == "Identity"]:
+        if node.input[0] in stored and node.output[0] not in [value.name for value in model.graph.output]:
+            twin = onnx.TensorProto()
+            twin.CopyFrom(stored[node.input[0]])
+            twin.name = node.output[0]
+            model.graph.initializer.append(twin)
+            model.graph.node.remove(node)
+
+
+def _running_statistics(model: onnx.ModelProto, policy: str | None) -> set[str]:
+    """The names of the tensors that a batch normalisation keeps beside its weights."""
+    if policy not in (None, *BATCH_NORM):
+        raise ArtifactError(
+            f"there is no policy {policy!r} for batch normalisation",
+            hint=f"there are {', '.join(BATCH_NORM)}",
+        )
+    if policy in ("local", "averaged"):
+        raise ArtifactError(
+            f"running statistics of a batch normalisation cannot be {policy} yet",
+            hint="build with the policy frozen, or use a group normalisation in its place",
+        )
+    names: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type != "BatchNormalization":
+            continue
+        if policy is None:
+            raise ArtifactError(
+                f"node {node.name or node.output[0]!r} (BatchNormalization) keeps running statistics",
+                hint="build with --batch-norm frozen (they stay as they were exported), or use a group "
+                "normalisation, which needs none and suits small batches",
+            )
+        names.update(node.input[3:5])
+    return names
+
+
+def _trainable(
+    parameters: dict[str, NDArray[np.float32]], train: Sequence[str] | None, buffers: set[str]
+) -> tuple[str, ...]:
+    patterns = ["*"] if train is None else train
+    names = tuple(
+        name
+        for name in parameters
+        if name not in buffers and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    )
+    if not names:
+        raise ArtifactError(
+            f"no parameter matches {list(patterns)}", hint=f"there are {', '.join(parameters)}"[:500]
+        )
+    return names
+
+
 def _parameters(model: onnx.ModelProto, patterns: Sequence[str] | None) -> dict[str, NDArray[np.float32]]:
     parameters: dict[str, NDArray[np.float32]] = {}
+    settings = {
+        node.input[index]
+        for node in model.graph.node
+        for index in _SETTINGS.get(node.op_type, ())
+        if index < len(node.input)
+    }
     for tensor in model.graph.initializer:
         wanted = (
             any(fnmatch.fnmatchcase(tensor.name, pattern) for pattern in patterns)
             if patterns is not None
-            else tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 0
+            else tensor.data_type == TensorProto.FLOAT
+            and len(tensor.dims) > 0
+            and tensor.name not in settings
         )
         if not wanted:
             continue
@@ -162,9 +257,11 @@ def _one_input(model: onnx.ModelProto) -> Any:
     if len(inputs) != 1:
         raise ArtifactError(f"the model has {len(inputs)} inputs: {[value.name for value in inputs]}, not 1")
     tensor = inputs[0].type.tensor_type
-    if tensor.elem_type != TensorProto.FLOAT:
+    if tensor.elem_type not in _INPUTS:
         kind = TensorProto.DataType.Name(tensor.elem_type)
-        raise ArtifactError(f"the input {inputs[0].name!r} is {kind}", hint="the input must be float32")
+        raise ArtifactError(
+            f"the input {inputs[0].name!r} is {kind}", hint="the input must be float32, int32 or int64"
+        )
     free = [index for index, dim in enumerate(tensor.shape.dim) if index and not dim.dim_value > 0]
     if len(tensor.shape.dim) < 2 or free:
         raise ArtifactError(
@@ -193,8 +290,9 @@ def _with_free_batch(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     return model
 
 
-def _folded(model: onnx.ModelProto, parameters: dict[str, NDArray[np.float32]]) -> onnx.ModelProto:
-    """Turn parameters into inputs, then fold the exporter's shape arithmetic where there is any."""
+def _with_parameters_as_inputs(
+    model: onnx.ModelProto, parameters: dict[str, NDArray[np.float32]]
+) -> onnx.ModelProto:
     kept = [tensor for tensor in model.graph.initializer if tensor.name not in parameters]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
@@ -202,15 +300,7 @@ def _folded(model: onnx.ModelProto, parameters: dict[str, NDArray[np.float32]]) 
     for name, array in parameters.items():
         if name not in declared:
             model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, array.shape))
-    if all(node.op_type in _NOTHING_TO_FOLD for node in model.graph.node):
-        return model
-    try:
-        from onnxscript import optimizer  # half a second to import, and most models need no folding
-    except ImportError as error:
-        raise RuntimeUnavailable(
-            f"this model's constants must be folded first: {error}", hint="pip install 'lichen[models]'"
-        ) from None
-    return optimizer.optimize(model, num_iterations=3)
+    return model
 
 
 def _working_graph(
@@ -220,8 +310,12 @@ def _working_graph(
     output: str,
 ) -> tuple[WorkingGraph, str]:
     graph = WorkingGraph()
-    dims = source_input.type.tensor_type.shape.dim
-    rename = {source_input.name: graph.input("x", [BATCH, *(dim.dim_value for dim in dims[1:])])}
+    declared = source_input.type.tensor_type
+    element = _INPUTS[declared.elem_type]
+    sizes = [dim.dim_value for dim in declared.shape.dim[1:]]
+    rename = {source_input.name: graph.input("x", [BATCH, *sizes], element)}
+    if element != declared.elem_type:
+        rename[source_input.name] = graph.op("Cast", "x", to=declared.elem_type)
     for name, array in parameters.items():
         rename[name] = graph.input(f"w.{name}", array.shape)
     for tensor in model.graph.initializer:

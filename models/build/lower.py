@@ -2,32 +2,30 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
 from fl_protocol.errors import ArtifactError
-from models.build.graph import BATCH, WorkingGraph, attribute, described
+from models.build import (  # noqa: F401 - importing them enters their lowerings
+    lower_activation,
+    lower_normalisation,
+    lower_recurrent,
+    lower_reshape,
+    lower_shape,
+    lower_window,
+)
+from models.build.folding import folded
+from models.build.graph import UnknownShape, WorkingGraph, attribute, described
+from models.build.lowering import LOWERINGS, lowering
 
-__all__ = ["LOWERINGS", "Lowering", "lower"]
+__all__ = ["LOWERINGS", "lower"]
 
-Lowering: TypeAlias = Callable[[WorkingGraph, onnx.NodeProto], str | None]
-"""Returns the value that stands for the node's first output, or ``None`` to keep the node as it is."""
-
-LOWERINGS: dict[str, Lowering] = {}
 _MAX_PASSES = 16
-
-
-def lowering(op: str) -> Callable[[Lowering], Lowering]:
-    """Enter a function into the table."""
-
-    def enter(function: Lowering) -> Lowering:
-        LOWERINGS[op] = function
-        return function
-
-    return enter
+_NEWER = frozenset({"Gelu", "GroupNormalization"})
+"""Operators that came with operator sets after ours; every one of them has a lowering."""
 
 
 def lower(graph: WorkingGraph, output: str) -> str:
@@ -38,34 +36,50 @@ def lower(graph: WorkingGraph, output: str) -> str:
     Raises:
         ArtifactError: an operator is used in a way that training cannot follow.
     """
+    waiting: list[UnknownShape] = []
     for _ in range(_MAX_PASSES):
-        graph.infer()
+        graph.infer(strict=not any(node.op_type in _NEWER for node in graph.nodes))
         before = [node.SerializeToString() for node in graph.nodes]
-        output = _one_pass(graph, output)
+        output, waiting = _one_pass(graph, output)
         if [node.SerializeToString() for node in graph.nodes] == before:
             break
+    if waiting:
+        raise waiting[0]
     return output
 
 
-def _one_pass(graph: WorkingGraph, output: str) -> str:
+def _one_pass(graph: WorkingGraph, output: str) -> tuple[str, list[UnknownShape]]:
+    """Rewrite every node once; what waits for a shape stays as it is, its error is returned."""
     nodes = graph.take_nodes()
     replaced: dict[str, str] = {}
+    waiting: list[UnknownShape] = []
     for node in nodes:
         for index, name in enumerate(node.input):
             node.input[index] = replaced.get(name, name)
-        rewrite = LOWERINGS.get(node.op_type)
-        value = rewrite(graph, node) if rewrite is not None else None
+        rewrite, count = LOWERINGS.get(node.op_type), len(graph.nodes)
+        value: str | tuple[str, ...] | None = folded(graph, node)
+        try:
+            if value is None and rewrite is not None:
+                value = rewrite(graph, node)
+        except UnknownShape as error:
+            graph.take_back(count)
+            waiting.append(error)
+            value = None
         if value is None:
             graph.nodes.append(node)
             continue
-        replaced[node.output[0]] = value
-        extra = [name for name in node.output[1:] if name]
+        values = (value,) if isinstance(value, str) else value
+        for old, new in zip(node.output, values, strict=False):
+            if old:
+                graph.stands_for(new, old)
+                replaced[old] = new
+        extra = [name for name in node.output[len(values) :] if name]
         if any(name in other.input for name in extra for other in nodes) or output in extra:
             raise ArtifactError(
                 f"{described(node)}: its further output {extra[0]!r} is used",
                 hint="export the model in evaluation mode",
             )
-    return replaced.get(output, output)
+    return replaced.get(output, output), waiting
 
 
 @lowering("Constant")
@@ -117,36 +131,3 @@ def _flatten(graph: WorkingGraph, node: onnx.NodeProto) -> str:
             hint="flatten from axis 1 on",
         )
     return graph.op("Reshape", node.input[0], graph.integers(0, math.prod(features)))
-
-
-@lowering("Reshape")
-def _reshape(graph: WorkingGraph, node: onnx.NodeProto) -> str | None:
-    """Write the target so that its shape is known: 0 for the batch, and every other size spelt out."""
-    source = graph.known_shape(node.input[0])
-    if source is None or not source or source[0] != BATCH:
-        return None
-    target = _target(graph, node)
-    features = [dim for dim in source[1:] if isinstance(dim, int)]
-    if target is None or len(features) != len(source) - 1 or not target or target[0] not in (0, -1):
-        return None
-    rest = [features[axis] if dim == 0 else dim for axis, dim in enumerate(target[1:])]
-    count, known = math.prod(features), [dim for dim in rest if dim != -1]
-    size = math.prod(known)
-    if len(known) < len(rest):
-        if target[0] == -1 or size == 0 or count % size:
-            return None
-        rest = [count // size if dim == -1 else dim for dim in rest]
-    elif size != count:
-        return None
-    wanted = graph.integers(0, *rest)
-    return None if wanted == node.input[1] else graph.op("Reshape", node.input[0], wanted)
-
-
-def _target(graph: WorkingGraph, node: onnx.NodeProto) -> list[int] | None:
-    if node.input[1] in graph.constants and not attribute(node, "allowzero", 0):
-        return [int(dim) for dim in graph.constants[node.input[1]]]
-    # A target computed from shapes: inference has followed it where it could.
-    inferred = graph.partial_shape(node.output[0])
-    if not inferred or inferred[0] != BATCH or inferred.count(None) > 1 or BATCH in inferred[1:]:
-        return None
-    return [0, *(dim if isinstance(dim, int) else -1 for dim in inferred[1:])]

@@ -1,7 +1,7 @@
 """Open a training artifact and run its graphs. Needs neither onnx nor the builder."""
 
 from models.runtime.artifact import TrainingArtifact
-from models.runtime.choose import PREFERENCE, RUNTIMES, RuntimeTrial, open_session, try_runtime
+from models.runtime.choose import PREFERENCE, RUNTIMES, RuntimeTrial, open_session, runtimes_for, try_runtime
 from models.runtime.flat import join_flat, split_flat
 from models.runtime.session import Batch, Runtime, Session, StepResult, zero_slots
 
@@ -16,6 +16,7 @@ __all__ = [
     "TrainingArtifact",
     "join_flat",
     "open_session",
+    "runtimes_for",
     "split_flat",
     "try_runtime",
     "zero_slots",

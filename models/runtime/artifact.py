@@ -121,8 +121,26 @@ class TrainingArtifact:
             ArtifactError: ``weights.bin`` does not hold exactly the manifest's parameters, or a value
                 is not finite.
         """
-        content = self.read(WEIGHTS_FILE)
-        sizes = [int(np.prod(parameter.shape, dtype=np.int64)) for parameter in self._manifest.parameters]
+        everything = self._all_weights()
+        travels = [tensor.name for tensor in self.layout.tensors]
+        return np.concatenate([everything[name].reshape(-1) for name in travels])
+
+    def frozen_weights(self) -> dict[str, NDArray[np.float32]]:
+        """The tensors that are no part of an update, by name: frozen and personal ones, and buffers.
+
+        ``weights.bin`` is read only if there are any.
+
+        Raises:
+            ArtifactError: as ``initial_weights``.
+        """
+        travels = {tensor.name for tensor in self.layout.tensors}
+        if len(travels) == len(self._manifest.parameters):
+            return {}
+        return {name: array for name, array in self._all_weights().items() if name not in travels}
+
+    def _all_weights(self) -> dict[str, NDArray[np.float32]]:
+        content, parameters = self.read(WEIGHTS_FILE), self._manifest.parameters
+        sizes = [int(np.prod(parameter.shape, dtype=np.int64)) for parameter in parameters]
         if len(content) != 4 * sum(sizes):
             raise ArtifactError(
                 f"{WEIGHTS_FILE} has {len(content)} bytes, its parameters need {4 * sum(sizes)}"
@@ -131,12 +149,10 @@ class TrainingArtifact:
         if not np.isfinite(everything).all():
             raise ArtifactError(f"{WEIGHTS_FILE} holds a value that is not finite")
         pieces = np.split(everything, np.cumsum(sizes)[:-1])
-        travels = [
-            piece
-            for piece, parameter in zip(pieces, self._manifest.parameters, strict=True)
-            if parameter.role == "trainable" and parameter.kind == "weight"
-        ]
-        return np.concatenate(travels)
+        return {
+            parameter.name: piece.reshape(parameter.shape)
+            for parameter, piece in zip(parameters, pieces, strict=True)
+        }
 
     def save(self, path: Path | str) -> "TrainingArtifact":
         """Write the artifact to a folder and return it opened there.

@@ -9,15 +9,18 @@ from fl_protocol.errors import ArtifactError, RuntimeUnavailable
 from models.runtime.artifact import GOLDEN_FILE, TrainingArtifact
 from models.runtime.flat import split_flat
 from models.runtime.golden import TOLERANCE, GoldenSteps, deviation
+from models.runtime.litert_runtime import LitertRuntime
 from models.runtime.numpy_runtime import NumpyRuntime
 from models.runtime.onnx_runtime import OnnxRuntime
-from models.runtime.session import Runtime, Session, zero_slots
+from models.runtime.session import STEP, Runtime, Session, zero_slots
 
-__all__ = ["PREFERENCE", "RUNTIMES", "RuntimeTrial", "open_session", "try_runtime"]
+__all__ = ["PREFERENCE", "RUNTIMES", "RuntimeTrial", "open_session", "runtimes_for", "try_runtime"]
 
-RUNTIMES: Mapping[str, Runtime] = MappingProxyType({"onnx": OnnxRuntime(), "numpy": NumpyRuntime()})
+RUNTIMES: Mapping[str, Runtime] = MappingProxyType(
+    {"onnx": OnnxRuntime(), "litert": LitertRuntime(), "numpy": NumpyRuntime()}
+)
 """Every runtime by its name."""
-PREFERENCE = ("onnx", "numpy")
+PREFERENCE = ("onnx", "litert", "numpy")
 """The order in which runtimes are tried where nobody says otherwise: fastest first."""
 
 
@@ -56,6 +59,13 @@ def open_session(
     raise RuntimeUnavailable(
         "\n  ".join([f"no runtime can train {artifact.manifest.name!r} here", *skipped]),
         hint="`lichen models verify` on the machine that built the artifact tells whether it is sound",
+    )
+
+
+def runtimes_for(artifact: TrainingArtifact) -> tuple[str, ...]:
+    """The names of the runtimes that the artifact holds graphs for."""
+    return tuple(
+        name for name, runtime in RUNTIMES.items() if STEP + runtime.suffix in artifact.manifest.files
     )
 
 

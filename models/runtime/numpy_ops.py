@@ -1,35 +1,21 @@
 """ONNX operators in plain NumPy (opset 18): one small function each, found through one table.
 
-A kernel takes the node's attributes and its inputs (``None`` where an optional one is left out) and
-returns the one output. Arrays that come in are never changed; a result may be a view of an input.
+Arithmetic, products and reductions stand here; importing this module enters all kernels.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from models.runtime import numpy_ops_shape, numpy_ops_window  # noqa: F401 - enters their kernels
+from models.runtime.numpy_kernel import KERNELS, Array, Attributes, Kernel, kernel
 from models.runtime.onnx_reader import DTYPES
 
 __all__ = ["KERNELS", "Kernel"]
 
-Array: TypeAlias = NDArray[Any]
-Attributes: TypeAlias = Mapping[str, Any]
-Kernel: TypeAlias = Callable[..., Array]
-
-KERNELS: dict[str, Kernel] = {}
-"""Operator name to ``kernel(attributes, *inputs)``."""
-
-
-def kernel(op: str) -> Callable[[Kernel], Kernel]:
-    """Enter a function into the table."""
-
-    def enter(function: Kernel) -> Kernel:
-        KERNELS[op] = function
-        return function
-
-    return enter
+_erf = np.frompyfunc(math.erf, 1, 1)
 
 
 def _plain(function: Callable[..., Any]) -> Kernel:
@@ -49,17 +35,21 @@ _PLAIN: Mapping[str, Callable[..., Any]] = {
     "Abs": np.abs,
     "Add": np.add,
     "And": np.logical_and,
+    "Cos": np.cos,
     "Equal": np.equal,
     "Exp": np.exp,
     "Greater": np.greater,
     "Identity": np.asarray,
+    "IsNaN": np.isnan,
     "Less": np.less,
     "Log": np.log,
     "MatMul": np.matmul,
     "Mul": np.multiply,
     "Neg": np.negative,
     "Not": np.logical_not,
+    "Or": np.logical_or,
     "Reciprocal": np.reciprocal,
+    "Sin": np.sin,
     "Sqrt": np.sqrt,
     "Sub": np.subtract,
     "Tanh": np.tanh,
@@ -96,6 +86,21 @@ def _sigmoid(attributes: Attributes, x: Array) -> Array:
     return np.asarray(np.where(x >= 0, 1, small) / (1 + small), x.dtype)
 
 
+@kernel("Erf")
+def _error_function(attributes: Attributes, x: Array) -> Array:
+    return np.asarray(_erf(x), x.dtype)
+
+
+@kernel("Pow")
+def _pow(attributes: Attributes, x: Array, exponent: Array) -> Array:
+    return np.asarray(np.power(x, exponent), x.dtype)
+
+
+@kernel("Mod")
+def _mod(attributes: Attributes, a: Array, b: Array) -> Array:
+    return np.asarray(np.fmod(a, b) if attributes.get("fmod") else np.mod(a, b), a.dtype)
+
+
 @kernel("Clip")
 def _clip(attributes: Attributes, x: Array, low: Array | None = None, high: Array | None = None) -> Array:
     if low is not None:
@@ -122,44 +127,6 @@ def _gemm(attributes: Attributes, a: Array, b: Array, c: Array | None = None) ->
     if c is not None:
         product = product + (c if beta == 1 else c * c.dtype.type(beta))
     return np.asarray(product)
-
-
-@kernel("Reshape")
-def _reshape(attributes: Attributes, x: Array, shape: Array) -> Array:
-    dims = [int(dim) for dim in shape]
-    if not attributes.get("allowzero"):
-        dims = [x.shape[axis] if dim == 0 else dim for axis, dim in enumerate(dims)]
-    return x.reshape(dims)
-
-
-@kernel("Squeeze")
-def _squeeze(attributes: Attributes, x: Array, axes: Array | None = None) -> Array:
-    return np.squeeze(x) if axes is None else np.squeeze(x, tuple(int(axis) for axis in axes))
-
-
-@kernel("Unsqueeze")
-def _unsqueeze(attributes: Attributes, x: Array, axes: Array) -> Array:
-    return np.expand_dims(x, tuple(int(axis) for axis in axes))
-
-
-@kernel("Transpose")
-def _transpose(attributes: Attributes, x: Array) -> Array:
-    return np.transpose(x, attributes.get("perm"))
-
-
-@kernel("Expand")
-def _expand(attributes: Attributes, x: Array, shape: Array) -> Array:
-    return np.broadcast_to(x, np.broadcast_shapes(x.shape, tuple(int(dim) for dim in shape)))
-
-
-@kernel("Shape")
-def _shape(attributes: Attributes, x: Array) -> Array:
-    return np.array(x.shape[attributes.get("start", 0) : attributes.get("end")], np.int64)
-
-
-@kernel("Size")
-def _size(attributes: Attributes, x: Array) -> Array:
-    return np.array(x.size, np.int64)
 
 
 def _reduction(function: Callable[..., Any]) -> Kernel:

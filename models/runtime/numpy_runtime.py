@@ -36,6 +36,11 @@ class NumpyRuntime:
         """``numpy``."""
         return "numpy"
 
+    @property
+    def suffix(self) -> str:
+        """``.onnx``."""
+        return ".onnx"
+
     def open(self, artifact: TrainingArtifact) -> Session:
         """See ``Runtime.open``."""
         return GraphSession(self.name, artifact, self._load)

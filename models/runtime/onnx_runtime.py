@@ -20,6 +20,11 @@ class OnnxRuntime:
         """``onnx``."""
         return "onnx"
 
+    @property
+    def suffix(self) -> str:
+        """``.onnx``."""
+        return ".onnx"
+
     def open(self, artifact: TrainingArtifact) -> Session:
         """See ``Runtime.open``."""
         try:

@@ -14,16 +14,28 @@ from numpy.typing import NDArray
 from fl_protocol.errors import ArtifactError, LayoutError
 from models.runtime.artifact import TrainingArtifact
 
-__all__ = ["Array", "Batch", "GraphRunner", "GraphSession", "Runtime", "Session", "StepResult", "zero_slots"]
+__all__ = [
+    "STEP",
+    "STEP_COUNTER",
+    "Array",
+    "Batch",
+    "GraphRunner",
+    "GraphSession",
+    "Runtime",
+    "Session",
+    "StepResult",
+    "zero_slots",
+]
 
 Array: TypeAlias = NDArray[Any]
 
 GraphRunner: TypeAlias = Callable[[Mapping[str, Array]], dict[str, Array]]
 """Runs one graph: every input by name in, every output by name out."""
 
-STEP_FILE = "step.onnx"
-EVAL_FILE = "eval.onnx"
-INFER_FILE = "infer.onnx"
+STEP, EVAL, INFER = "step", "eval", "infer"
+"""The graphs of an artifact; their files end as the runtime's ``suffix`` says."""
+STEP_COUNTER = "t"
+"""The one slot that is not a tensor per parameter but a scalar: how many steps were taken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +112,10 @@ class Runtime(Protocol):
     def name(self) -> str:
         """The name used in configurations."""
 
+    @property
+    def suffix(self) -> str:
+        """How the files end that it runs: ``.onnx`` or ``.tflite``."""
+
     def open(self, artifact: TrainingArtifact) -> Session:
         """Open an artifact.
 
@@ -110,20 +126,30 @@ class Runtime(Protocol):
 
 
 class GraphSession:
-    """A session on top of anything that runs one graph; each graph is loaded when it is first used."""
+    """A session on top of anything that runs one graph; each graph is loaded when it is first used.
+
+    ``load`` is given a file's name, which ends in ``suffix``, and its content.
+    """
 
     def __init__(
-        self, name: str, artifact: TrainingArtifact, load: Callable[[str, bytes], GraphRunner]
+        self,
+        name: str,
+        artifact: TrainingArtifact,
+        load: Callable[[str, bytes], GraphRunner],
+        *,
+        suffix: str = ".onnx",
     ) -> None:
         manifest = artifact.manifest
         self._name = name
         self._artifact = artifact
         self._load = load
+        self._suffix = suffix
         self._runners: dict[str, GraphRunner] = {}
         self._parameters = tuple(tensor.name for tensor in manifest.layout.tensors)
-        self._slots = tuple(f"{slot}.{name}" for slot in manifest.slots for name in self._parameters)
+        self._slots = tuple(_slot_shapes(artifact))
+        self._frozen = {f"w.{name}": array for name, array in artifact.frozen_weights().items()}
         self._hyper = dict(manifest.hyper)
-        self._runner(STEP_FILE)
+        self._runner(STEP)
 
     @property
     def name(self) -> str:
@@ -140,65 +166,75 @@ class GraphSession:
     ) -> StepResult:
         """See ``Session.step``."""
         try:
-            feeds = {f"w.{name}": weights[name] for name in self._parameters}
+            feeds = self._frozen | {f"w.{name}": weights[name] for name in self._parameters}
             feeds.update((f"a.{name}", anchor[name]) for name in self._parameters)
             feeds.update((slot, slots[slot]) for slot in self._slots)
         except KeyError as missing:
             raise LayoutError(f"a training step needs the tensor {missing}, which was not given") from None
         for key, default in self._hyper.items():
             feeds[key] = np.array(hyper.get(key, default), np.float32)
-        outputs = self._runner(STEP_FILE)(feeds | _rows(batch))
+        outputs = self._runner(STEP)(feeds | _rows(batch))
         try:
             return StepResult(
                 weights={name: outputs.pop(f"w.{name}.new") for name in self._parameters},
                 slots={slot: outputs.pop(f"{slot}.new") for slot in self._slots},
                 grad_norm=float(outputs.pop("grad_norm")),
-                sums=_sums(STEP_FILE, outputs),
+                sums=_sums(STEP, outputs),
             )
         except KeyError as missing:
-            raise ArtifactError(f"{STEP_FILE} does not compute {missing}") from None
+            raise ArtifactError(f"{STEP}{self._suffix} does not compute {missing}") from None
 
     def evaluate(self, weights: Mapping[str, Array], batch: Batch) -> dict[str, float]:
         """See ``Session.evaluate``."""
-        outputs = self._runner(EVAL_FILE)(self._weights(weights) | _rows(batch))
-        return _sums(EVAL_FILE, outputs)
+        outputs = self._runner(EVAL)(self._weights(weights) | _rows(batch))
+        return _sums(EVAL, outputs)
 
     def infer(self, weights: Mapping[str, Array], x: Array) -> Array:
         """See ``Session.infer``."""
-        outputs = self._runner(INFER_FILE)(self._weights(weights) | {"x": x})
+        outputs = self._runner(INFER)(self._weights(weights) | {"x": x})
         if "output" not in outputs:
-            raise ArtifactError(f"{INFER_FILE} does not compute 'output'")
+            raise ArtifactError(f"{INFER}{self._suffix} does not compute 'output'")
         return outputs["output"]
 
     def _weights(self, weights: Mapping[str, Array]) -> dict[str, Array]:
         try:
-            return {f"w.{name}": weights[name] for name in self._parameters}
+            return self._frozen | {f"w.{name}": weights[name] for name in self._parameters}
         except KeyError as missing:
             raise LayoutError(f"the model needs the tensor {missing}, which was not given") from None
 
-    def _runner(self, file: str) -> GraphRunner:
-        runner = self._runners.get(file)
+    def _runner(self, graph: str) -> GraphRunner:
+        runner = self._runners.get(graph)
         if runner is None:
-            runner = self._runners[file] = self._load(file, self._artifact.read(file))
+            file = graph + self._suffix
+            runner = self._runners[graph] = self._load(file, self._artifact.read(file))
         return runner
 
 
 def zero_slots(artifact: TrainingArtifact) -> dict[str, Array]:
-    """The optimizer's state at the start of a participation: float32 zeros, named ``slot.tensor``."""
+    """The optimizer's state at the start of a participation: float32 zeros, named ``slot.tensor``.
+
+    An optimizer that counts its steps has the scalar ``t`` besides.
+    """
+    return {name: np.zeros(shape, np.float32) for name, shape in _slot_shapes(artifact).items()}
+
+
+def _slot_shapes(artifact: TrainingArtifact) -> dict[str, tuple[int, ...]]:
     manifest = artifact.manifest
-    return {
-        f"{slot}.{tensor.name}": np.zeros(tensor.shape, np.float32)
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{slot}.{tensor.name}": tensor.shape
         for slot in manifest.slots
+        if slot != STEP_COUNTER
         for tensor in manifest.layout.tensors
     }
+    return shapes | ({STEP_COUNTER: ()} if STEP_COUNTER in manifest.slots else {})
 
 
 def _rows(batch: Batch) -> dict[str, Array]:
     return {"x": batch.x, "y": batch.y, "sample_weight": batch.sample_weight}
 
 
-def _sums(file: str, outputs: Mapping[str, Array]) -> dict[str, float]:
+def _sums(graph: str, outputs: Mapping[str, Array]) -> dict[str, float]:
     for key, value in outputs.items():
         if value.size != 1:
-            raise ArtifactError(f"{file}: the sum {key!r} has {value.size} values")
+            raise ArtifactError(f"the {graph} graph: the sum {key!r} has {value.size} values")
     return {key: float(value.reshape(())) for key, value in outputs.items()}

@@ -52,8 +52,12 @@ def mlp(
     )
 
 
-def digits_artifact(out: Path | str | None = None, *, hidden: int = 32, seed: int = 0) -> TrainingArtifact:
+def digits_artifact(
+    out: Path | str | None = None, *, hidden: int = 32, seed: int = 0, runtimes: Sequence[str] = ("onnx",)
+) -> TrainingArtifact:
     """Build the artifact of the 64-``hidden``-10 MLP (2,410 parameters at 32, 76,810 at 1024).
+
+    ``runtimes`` are those of ``build_artifact``.
 
     Raises:
         StorageError: the folder ``out`` cannot be written.
@@ -64,6 +68,7 @@ def digits_artifact(out: Path | str | None = None, *, hidden: int = 32, seed: in
         mlp((64, hidden, 10), seed=seed, name="digits"),
         loss="softmax_cross_entropy",
         out=out,
+        runtimes=runtimes,
         expect_params=(64 + 1) * hidden + (hidden + 1) * 10,
         class_names=[str(digit) for digit in range(10)],
         normalisation={"scale": 1 / 16},

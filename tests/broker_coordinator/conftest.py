@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from broker_coordinator.audit import audit
 from broker_coordinator.configuration import (
     BufferTable,
     DefenceTable,
@@ -22,7 +23,7 @@ from fl_protocol.presence import CoordinatorPresence, DevicePresence
 from fl_protocol.receipt import Receipt
 from fl_protocol.signed import peek
 from fl_protocol.task import TaskManifest
-from fl_protocol.topics import BlobTopic, DeviceTopic, FleetTopics, NamedTopic, ReceiptTopic
+from fl_protocol.topics import BlobTopic, DeviceTopic, FleetTopics, NamedTopic, ReceiptTopic, blob_name
 from fl_protocol.transport import Connected, Received
 from fl_protocol.update import UpdateHeader
 from models.zoo.mlp import digits_artifact
@@ -209,10 +210,35 @@ class LoopbackFleet:
             self.clock.advance(min(left, max(pause, 0.05)))
         raise AssertionError("the fleet does not come to rest")
 
+    def contribute(self, *devices, value=0.01, **changes):
+        """Each device sends one update on the newest version it knows, whole; their ids."""
+        ids = []
+        for device in devices:
+            update = device.make(self.layout, value=value, **changes)
+            device.begin(*update)
+            ids.append(update[0])
+        self.settle()
+        return ids
+
+    def fetched(self, device, ref):
+        """What a device gets by subscribing to every chunk of a blob."""
+        name = blob_name(ref.address, ref.chunk_bytes)
+        device.transport.subscribe([device.topics.blob(name, index) for index in range(ref.chunk_count)])
+        self.settle()
+        chunks = [device.blobs.get((ref.address, index)) for index in range(ref.chunk_count)]
+        return None if None in chunks else b"".join(chunks)
+
+    def books(self):
+        """The audit of its state, which must balance."""
+        report = audit(self.folder)
+        assert report.balanced, report.faults
+        return report
+
     def stop(self):
         """End it, if it has not."""
         if self.coordinator is not None:
             self.transport.stop()
+        if self.store is not None:  # also of a coordinator that failed to start
             self.store.close()
 
 
@@ -229,3 +255,9 @@ def fleet_of(tmp_path, artifact):
     yield make
     for fleet in made:
         fleet.stop()
+
+
+@pytest.fixture
+def fleet(fleet_of):
+    """A fleet of the small model, running: two float32 updates make a version."""
+    return fleet_of().start()

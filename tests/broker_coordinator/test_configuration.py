@@ -78,6 +78,10 @@ def test_all_faults_are_listed_at_once(tmp_path):
         "[ingest]\nbatch = 0",
         "[http]\nport = 70000",
         "[server]\nlr = 0.0",
+        "[plan]\nclip = 1e39",
+        f"[plan]\nmu = 1{'0' * 400}",
+        f"[plan]\nmax_steps = {2**53}",
+        f"[update]\nmax_examples = {2**53}",
     ],
 )
 def test_values_out_of_range_are_refused(tmp_path, line):

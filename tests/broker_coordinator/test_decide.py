@@ -45,7 +45,7 @@ STATE = TaskState(
     term=3,
     counter=9,
     horizon=(1, 5),
-    rolled_back=False,
+    witnessed=0,
     version=version(10),
     codec="float32",
     fingerprint=b"f" * 8,
@@ -132,7 +132,7 @@ def test_a_known_id_gets_the_same_word_whatever_else_has_changed():
     """Done stays done: below the horizon, counted, rolled back, in a new epoch."""
     event = begin(head=header(base=version(1)), counted=True, base_known=False)
     event = replace(event, known=done(event))
-    for state in (STATE, replace(STATE, rolled_back=True), replace(STATE, epoch=7, horizon=(7, 0))):
+    for state in (STATE, replace(STATE, witnessed=1), replace(STATE, epoch=7, horizon=(7, 0))):
         assert word(decide(state, event)) == ("done", "")
     refused = replace(event, known=Outcome(hash=event.hash, state="refused", reason="layout"))
     assert word(decide(STATE, refused)) == ("refused", "layout")
@@ -140,7 +140,7 @@ def test_a_known_id_gets_the_same_word_whatever_else_has_changed():
 
 def test_a_rolled_back_coordinator_never_refuses_what_is_new():
     """It cannot know better: later, for everything it has not judged before."""
-    state = replace(STATE, rolled_back=True)
+    state = replace(STATE, witnessed=1)
     for event in (
         begin(),
         begin(head=header(base=version(1))),
@@ -161,13 +161,21 @@ def test_a_newer_manifest_order_asks_and_its_proof_rolls_back():
     """A claim leads to a question, our own signature to the rolled-back state, and an old one to nothing."""
     assert decide(STATE, OrderSeen(order=(1, 9), device="d")) == ()
     assert decide(STATE, OrderSeen(order=(1, 10), device="d")) == (AskEvidence(device="d"),)
-    assert decide(STATE, OrderSeen(order=(1, 10), device="d", proven=True)) == (RollBack(),)
+    assert decide(STATE, OrderSeen(order=(1, 10), device="d", proven=True)) == (RollBack(epoch=1),)
     assert decide(STATE, OrderSeen(order=(1, 9), device="d", proven=True)) == ()
+
+
+def test_a_rolled_back_coordinator_asks_no_more():
+    """It knows; only a proof of a higher epoch is news, because a recovery must go above it."""
+    state = replace(STATE, witnessed=1)
+    assert decide(state, OrderSeen(order=(9, 99), device="d")) == ()
+    assert decide(state, OrderSeen(order=(1, 99), device="d", proven=True)) == ()
+    assert decide(state, OrderSeen(order=(2, 1), device="d", proven=True)) == (RollBack(epoch=2),)
 
 
 def test_our_signature_under_a_version_we_do_not_know_rolls_back():
     """Even at a counter that we have reached again; but not in an epoch that was given up."""
-    assert decide(STATE, OrderSeen(order=(1, 8), proven=True, version_known=False)) == (RollBack(),)
+    assert decide(STATE, OrderSeen(order=(1, 8), proven=True, version_known=False)) == (RollBack(epoch=1),)
     recovered = replace(STATE, epoch=2)
     assert decide(recovered, OrderSeen(order=(1, 99), proven=True, version_known=False)) == ()
 
@@ -220,8 +228,23 @@ def test_chunks_are_stored_within_their_upload_only():
     )
     assert decide(STATE, chunk(LARGE, 1, upload=upload)) == (Count(reason="chunk_out_of_bounds"),)
     assert decide(STATE, chunk(0, 0, upload=upload)) == (Count(reason="chunk_out_of_bounds"),)
+    assert decide(STATE, chunk(0, (120 << 10) + 1, upload=replace(upload, ranges=ByteRanges()))) == (
+        Count(reason="chunk_out_of_bounds"),
+    )
     late = chunk(0, 10, upload=None, known=Outcome(hash=b"h", state="done"))
     assert word(decide(STATE, late)) == ("done", "")
+
+
+def test_an_upload_in_crumbs_is_bounded():
+    """A byte here and a byte there: beyond what a receipt can list, more pieces are not taken, but what
+    joins two pieces is."""
+    crumbs = ByteRanges.of([(at * 8192, at * 8192 + 1) for at in range(256)])
+    upload = Upload(update_id=U, device="d", header=b"", hash=b"h", ranges=crumbs)
+    size = 1 << 30
+    scattered = replace(chunk(300 * 8192, 1, upload=upload), size=size)
+    assert decide(STATE, scattered) == (Count(reason="chunk_scattered"),)
+    joining = replace(chunk(4096, 8192, upload=upload), size=size)
+    assert isinstance(decide(STATE, joining)[0], PutRange)
 
 
 class Books:
@@ -301,12 +324,10 @@ def test_no_sequence_accepts_an_id_twice_or_changes_a_word(history):
                 horizon=max(state.horizon, (state.epoch, number - 5)),
             )
         elif turn[0] == "roll_back":
-            state = replace(state, rolled_back=True)
+            state = replace(state, witnessed=state.epoch)
         elif turn[0] == "recover":
             epoch = state.epoch + 1
-            state = replace(
-                state, rolled_back=False, epoch=epoch, version=version(state.version.number + 1, epoch)
-            )
+            state = replace(state, witnessed=0, epoch=epoch, version=version(state.version.number + 1, epoch))
         else:
             _, update_id, head, with_payload, device = turn
             event = books.event(update_id, head, SMALL if with_payload else None, device)

@@ -100,12 +100,12 @@ def test_it_dies_with_its_parent(kind, tmp_path):
         assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
-def test_its_name_says_program_and_version(tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_name_says_program_and_version(kind, tmp_path):
     """The name is for reports: which broker was it?"""
-    for kind in KINDS:
-        name, _, number = EmbeddedBroker(kind, 0, tmp_path).name.partition(" ")
-        assert name == kind
-        assert number[0].isdigit()
+    name, _, number = EmbeddedBroker(kind, 0, tmp_path).name.partition(" ")
+    assert name == kind
+    assert number[0].isdigit()
 
 
 def test_an_unknown_kind_is_a_configuration_error(tmp_path):

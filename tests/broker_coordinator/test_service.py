@@ -1,5 +1,6 @@
 """The coordinator as a process, on real brokers."""
 
+import contextlib
 import json
 import os
 import signal
@@ -13,7 +14,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from broker_coordinator import command
+from broker_coordinator import command, service
+from broker_coordinator.metrics import Figures
 from broker_coordinator.office import challenge, locked
 from broker_coordinator.service import is_running, read_status
 from fl_io.mqtt import BrokerAddress, MqttTransport
@@ -251,6 +253,39 @@ def test_the_lock_lets_go_with_its_holder(tmp_path):
         with pytest.raises(StorageError, match=str(os.getpid())), locked(tmp_path):
             pass
     assert not is_running(tmp_path)
+
+
+def test_a_status_that_cannot_be_written_is_counted(tmp_path):
+    """The run goes on; the next one that can be written tells how many could not."""
+
+    class Still:
+        """A coordinator to which nothing happens."""
+
+        def figures(self):
+            return Figures(fleet="lab", task="main")
+
+    path = tmp_path / "run" / "status.json"
+    path.mkdir(parents=True)
+    status = service._Status(Still(), path)
+    status.write()
+    status.write()
+    path.rmdir()
+    status.write()
+    assert json.loads(path.read_text())["status_failures"] == 2
+    assert status.figures.status_failures == 2
+
+
+def test_who_only_looks_does_not_stop_a_start(tmp_path):
+    """`lichen status` holds the lock for an instant: a coordinator that starts then waits for it."""
+    with locked(tmp_path):
+        pass
+    with contextlib.ExitStack() as looking:
+        looking.enter_context(locked(tmp_path, write=False))
+        letting_go = threading.Timer(0.1, looking.close)
+        letting_go.start()
+        with locked(tmp_path):
+            assert is_running(tmp_path)
+        letting_go.join()
 
 
 @pytest.mark.process

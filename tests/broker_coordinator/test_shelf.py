@@ -27,6 +27,25 @@ def test_a_damaged_blob_is_none(tmp_path):
     assert shelf.read(ref.sha256) == b"weights"
 
 
+def test_a_chunk_that_no_disk_can_seek_to_is_none(tmp_path):
+    """Devices name chunks by number: the largest is beyond every offset a file can have."""
+    shelf = BlobShelf(tmp_path)
+    ref = shelf.put(b"weights")
+    for index in (1, 10**12, 10**15 - 1):
+        assert shelf.chunk(ref.address, ref.chunk_bytes, index) is None
+
+
+def test_a_blob_that_rotted_is_whole_after_the_next_put(tmp_path):
+    """Of the right length, but of other bytes; and what a crash left is swept."""
+    ref = BlobShelf(tmp_path).put(b"weights")
+    (tmp_path / ref.sha256.hex()).write_bytes(b"wEights")
+    (tmp_path / f".{ref.sha256.hex()}.0a1b2c3d.tmp").write_bytes(b"wei")
+    shelf = BlobShelf(tmp_path)
+    shelf.put(b"weights")
+    assert shelf.read(ref.sha256) == b"weights"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_only_what_is_needed_stays(tmp_path):
     """The rest goes from the disk too."""
     shelf = BlobShelf(tmp_path)

@@ -15,6 +15,7 @@ PACKAGES = (
     "fl_io",
     "models/runtime",
     "models/build",
+    "models/build/tflite",
     "models/zoo",
     "edge_agent",
     "broker_coordinator",
@@ -29,7 +30,8 @@ def rooms() -> str:
     """The list as it should stand."""
     parts = []
     for package in PACKAGES:
-        parts += [f"\n### `{package}/`\n\n{sentence(ROOT / package / '__init__.py')}\n\n| file | job |\n| --- | --- |\n"]
+        job = sentence(ROOT / package / "__init__.py")
+        parts.append(f"\n### `{package}/`\n\n{job}\n\n| file | job |\n| --- | --- |\n")
         parts += [
             f"| `{path.name}` | {sentence(path).replace('|', chr(92) + '|')} |\n"
             for path in sorted((ROOT / package).glob("*.py"))

@@ -1,6 +1,9 @@
 """The cache: what a task needs, whole and verified, and no more of the past than one step."""
 
+import errno
+import hashlib
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -81,6 +84,25 @@ def test_initial_weights_travel_only_where_nothing_else_carries_them(role, trave
     assert ("weights.bin" in files_for_a_device(artifact(role))) is travels
 
 
+@pytest.mark.parametrize(
+    ("runtimes", "graphs"),
+    [
+        ((), {"step.onnx", "step.tflite"}),
+        (("onnx", "numpy"), {"step.onnx"}),
+        (("numpy",), {"step.onnx"}),
+        (("litert",), {"step.tflite"}),
+        (("litert", "onnx"), {"step.onnx", "step.tflite"}),
+    ],
+)
+def test_only_graphs_that_run_here_are_fetched(runtimes, graphs):
+    """A metered link carries no file that nobody opens."""
+    plain = artifact()
+    both = replace(plain, files={**plain.files, "step.tflite": BlobRef.of(b"lite")})
+    names = set(files_for_a_device(both, runtimes))
+    assert {name for name in names if name.startswith("step.")} == graphs
+    assert "golden.npz" in names
+
+
 def test_a_file_is_hashed_once_per_process_and_a_damaged_one_is_missing(cache, tmp_path):
     """A fresh process, or one that has reason to, looks again."""
     manifest = artifact()
@@ -92,6 +114,26 @@ def test_a_file_is_hashed_once_per_process_and_a_damaged_one_is_missing(cache, t
     cache.distrust()
     assert set(cache.missing(wanted)) == {damaged}
     assert not damaged.exists()
+
+
+def test_a_file_that_cannot_be_read_is_fetched_again(cache, monkeypatch):
+    """A bad sector under it: the next file lies elsewhere; the agent does not stumble over it for ever."""
+    manifest = artifact()
+    wanted = task(manifest, b"weights")
+    fetch(cache, wanted, b"weights", manifest)
+    weights = cache.weights(wanted.weights)
+    read = hashlib.file_digest
+
+    def file_digest(stream, name):
+        if stream.name == str(weights):
+            raise OSError(errno.EIO, "Input/output error")
+        return read(stream, name)
+
+    monkeypatch.setattr("hashlib.file_digest", file_digest)
+    cache.distrust()
+    assert set(cache.missing(wanted)) == {weights}
+    assert not weights.exists()
+    assert cache.damaged == 1
 
 
 def test_the_current_and_the_previous_are_kept(cache):

@@ -1,5 +1,6 @@
 """``lichen-agent``: exit codes and what is printed."""
 
+import io
 import json
 
 import numpy as np
@@ -9,6 +10,10 @@ from edge_agent.command import main
 from edge_agent.status import StatusFile, read_status
 from fl_protocol.clock import ManualClock
 from fl_protocol.errors import StorageError
+
+_single = io.BytesIO()
+np.save(_single, np.ones(3))
+SINGLE_ARRAY = _single.getvalue()
 
 
 @pytest.fixture
@@ -56,9 +61,9 @@ def test_samples_are_added_from_an_npz_file(config, tmp_path, capsys):
     assert "7 samples added, 14 in" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", [None, b"rubbish", b""])
+@pytest.mark.parametrize("content", [None, b"rubbish", b"", b"PK\x03\x04cut", SINGLE_ARRAY])
 def test_a_file_that_holds_no_samples_is_refused(config, tmp_path, capsys, content):
-    """Missing, rubbish, empty: exit code 1 and a sentence."""
+    """Missing, rubbish, empty, cut off, a single array: exit code 1 and a sentence."""
     path = tmp_path / "some.npz"
     if content is not None:
         path.write_bytes(content)
@@ -96,15 +101,15 @@ def test_check_fails_without_broker_and_samples(config, capsys):
     assert all(finding["hint"] for finding in report["checks"] if not finding["ok"])
 
 
-def test_the_status_file_is_written_only_for_news_and_once_a_second(tmp_path):
+def test_the_status_file_is_written_only_for_news_and_four_times_a_second(tmp_path):
     """An idle device wears no flash with it."""
     (tmp_path / "run").mkdir()
     clock = ManualClock(100.0)
     status = StatusFile(tmp_path / "run" / "status.json", clock)
     assert status.write({"pid": 1, "n": 1}) is None
     assert status.write({"pid": 1, "n": 1}) is None
-    assert status.write({"pid": 1, "n": 2}) == pytest.approx(1.0)
-    clock.advance(1.0)
+    assert status.write({"pid": 1, "n": 2}) == pytest.approx(0.25)
+    clock.advance(0.25)
     assert status.write({"pid": 1, "n": 2}) is None
     assert read_status(tmp_path)["n"] == 2
     assert status.write({"pid": 1, "n": 3}, at_once=True) is None

@@ -249,7 +249,7 @@ def test_where_the_coordinator_answers_it_is_asked_directly(fetching):
 
 
 def test_an_empty_payload_says_that_it_is_gone(fetching):
-    """Only a newer manifest helps; nothing is asked for meanwhile."""
+    """The coordinator has the next word; nothing is asked for meanwhile."""
     downloads, wire, clock, give, path = fetching
     downloads.work()
     give(3, b"")
@@ -262,6 +262,90 @@ def test_an_empty_payload_says_that_it_is_gone(fetching):
     downloads.want({})
     assert not downloads.gone
     assert not path.exists()
+
+
+def test_what_was_gone_is_asked_of_the_coordinator_once_it_has_spoken(fetching):
+    """It still names the blob: what the broker lost, or never had, it may give itself."""
+    downloads, wire, _, give, path = fetching
+    downloads.work()
+    give(0)
+    give(3, b"")
+    downloads.work()
+    downloads.retry()
+    assert not downloads.gone
+    downloads.work()
+    assert ("publish", TOPICS.get("d")) in wire.log
+    for index in range(1, 20):
+        give(index, device="d")
+        downloads.work()
+    assert downloads.complete
+    assert path.exists()
+
+
+def test_a_new_connection_may_have_what_the_last_one_had_not(fetching):
+    """Another broker, or the same with its store filled again."""
+    downloads, wire, _, give, _ = fetching
+    downloads.work()
+    give(3, b"")
+    downloads.disconnected()
+    wire.open.clear()
+    downloads.connected()
+    downloads.work()
+    assert len(wire.open) == 8
+
+
+def give_all(downloads, ref, content) -> int:
+    """Answer whatever is asked for, for as long as anything is; the number of chunks."""
+    count = 0
+    while not downloads.gone and (chunks := downloads._next_chunks() or list(downloads._open)):
+        downloads.work()
+        for name, index in chunks:
+            address, _, size = name.partition(".")
+            downloads.receive(BlobTopic(address, int(size), index), content[slice(*ref.chunk_range(index))])
+            count += 1
+    return count
+
+
+def test_a_reference_that_contradicts_itself_is_given_up(tmp_path):
+    """Its chunks never make the whole: three times, not for ever at the speed of the link."""
+    content = blob(2 * S)
+    honest = BlobRef.of(content, chunk_bytes=S)
+    liar = BlobRef(sha256=b"\1" * 32, size=honest.size, chunk_bytes=S, chunks=honest.chunks)
+    downloads = Downloads(TOPICS, "d", Wire(), ManualClock(), chance=random.Random(1))
+    downloads.want({tmp_path / "blob": liar})
+    downloads.connected()
+    assert give_all(downloads, liar, content) == 6
+    assert downloads.gone
+    assert downloads.damaged == 3
+
+
+def test_a_chunk_list_that_contradicts_its_reference_is_given_up(tmp_path):
+    """Nothing else would ever come of it: a device that waits must say so."""
+    slim, _ = BlobRef.of(blob(70 * S), chunk_bytes=S).listed()
+    other = hashlib.sha256(b"").digest() * 69
+    inner = BlobRef.of(other, chunk_bytes=S)
+    liar = BlobRef(sha256=slim.sha256, size=slim.size, chunk_bytes=S, chunk_list=inner)
+    downloads = Downloads(TOPICS, "d", Wire(), ManualClock(), chance=random.Random(1))
+    downloads.want({tmp_path / "blob": liar})
+    downloads.connected()
+    with pytest.raises(MessageError):
+        give_all(downloads, inner, other)
+    assert downloads.gone
+
+
+def test_a_file_that_vanished_as_soon_as_it_was_there_is_not_fetched_in_a_loop(fetching):
+    """A card that gives back other bytes than it took: wanted again although all of it came."""
+    downloads, _, _, give, path = fetching
+    goals = dict(downloads._goals)
+    downloads.work()
+    for index in range(20):
+        give(index)
+        downloads.work()
+    path.unlink()
+    downloads.want(goals)
+    assert downloads.gone
+    downloads.retry()
+    assert not downloads.complete
 
 
 def test_what_is_no_longer_wanted_is_unsubscribed(fetching):

@@ -13,7 +13,7 @@ def test_messages_beyond_the_bound_are_dropped_and_counted_and_control_is_not():
         inbox.put(Received("t", b"", False, number))
     inbox.put(Disconnected("gone"))
     assert inbox.dropped == 10
-    items = list(inbox.take())
+    items = list(inbox.take(2 * MAX_WAITING))
     assert len(items) == MAX_WAITING + 1
     assert items[-1] == Disconnected("gone")
     assert not len(inbox)
@@ -28,11 +28,12 @@ def test_what_wakes_the_reader_is_not_lost():
     thread.join()
     inbox.put("second")
     assert len(inbox) == 2
-    assert list(inbox.take()) == ["first", "second"]
+    assert list(inbox.take(1)) == ["first"]
+    assert list(inbox.take(9)) == ["second"]
 
 
 def test_waiting_ends_by_itself():
     """No wait without an end."""
     inbox = Inbox()
     inbox.wait(0.001)
-    assert list(inbox.take()) == []
+    assert list(inbox.take(9)) == []

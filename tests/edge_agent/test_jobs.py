@@ -81,6 +81,7 @@ def test_a_frame_beyond_the_bound_is_refused_before_it_is_read():
         [],
         {},
         {"kind": "Nothing"},
+        {"kind": ["Progress"]},
         {"kind": "Progress"},
         {"kind": "Progress", "other": 1},
         {"kind": "TrainJob"},

@@ -10,7 +10,7 @@ from edge_agent.jobs import JobFailed, Trained
 from edge_agent.participation import SampleParts, participate, training_seed
 from edge_agent.trainer import ArraySamples, TrainingResult
 from fl_protocol.codec import codec_for, codec_seed, decode, decode_model, encode_model
-from fl_protocol.errors import CodecError, LayoutError
+from fl_protocol.errors import CodecError, ConfigError, LayoutError
 from fl_protocol.layout import TensorLayout
 from fl_protocol.plan import TrainingPlan
 from models.runtime import RUNTIMES, split_flat
@@ -99,6 +99,19 @@ def test_a_training_cut_short_counts_for_its_share(job):
     assert (trained.steps_done, trained.steps_planned) == (3, 10)
     whole = run(job, LinearTrainer())
     assert not np.array_equal(decoded(trained, job), decoded(whole, job))
+
+
+def test_a_trainer_may_count_in_the_integers_of_numpy(job):
+    """They do not travel: an update's header holds plain ones."""
+    trained = run(job, Returns({"w": np.zeros((3, 1))}, steps=np.int64(1)))
+    assert type(trained.steps_done) is int
+
+
+@pytest.mark.parametrize("sums", [{f"s{i}": 1.0 for i in range(16)}, {"s" * 65: 1.0}])
+def test_sums_that_no_update_can_carry_are_refused_before_training(job, sums):
+    """The coordinator would refuse the update as malformed, version after version."""
+    with pytest.raises(ConfigError, match="sums"):
+        run(job, Returns({"w": np.zeros((3, 1))}, sums=sums))
 
 
 def test_no_step_no_update(job):

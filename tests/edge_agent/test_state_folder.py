@@ -9,6 +9,7 @@ import sys
 import pytest
 from simulated_disk import PowerCut, SimulatedDisk
 
+from edge_agent.sqlite_file import is_damage
 from edge_agent.state_folder import StateFolder
 from fl_protocol.clock import ManualClock
 from fl_protocol.errors import StorageError
@@ -121,3 +122,53 @@ def test_a_power_cut_while_the_identity_is_written_leaves_one_or_none(tmp_path, 
             break
         cut += 1
     assert cut == 5
+
+
+def test_an_outbox_that_is_gone_makes_a_new_incarnation(tmp_path):
+    """Its ledger is as lost as a damaged one; a first start, even one cut off, loses nothing."""
+    with StateFolder(tmp_path) as folder:
+        first = folder.incarnation
+        open_outbox(folder).close()
+        assert folder.incarnation == first
+    (tmp_path / "agent.db").unlink()
+    with StateFolder(tmp_path) as folder:
+        open_outbox(folder).close()
+        second = folder.incarnation
+    with StateFolder(tmp_path) as folder:
+        assert first != folder.incarnation == second
+
+
+def test_a_crash_while_a_damaged_outbox_is_set_aside_keeps_no_old_name(tmp_path, monkeypatch):
+    """An empty ledger under the old incarnation would be a history with a hole."""
+    with StateFolder(tmp_path) as folder:
+        before = folder.incarnation
+        open_outbox(folder).close()
+    (tmp_path / "agent.db").write_bytes(b"no database" * 1000)
+    with StateFolder(tmp_path) as folder:
+        monkeypatch.setattr(StateFolder, "_quarantine", lambda *_: None)
+        with pytest.raises(StorageError):
+            open_outbox(folder)
+        monkeypatch.undo()
+    with StateFolder(tmp_path) as folder:
+        assert folder.incarnation != before
+
+
+@pytest.mark.parametrize(
+    ("code", "damage"),
+    [
+        (sqlite3.SQLITE_CORRUPT, True),
+        (sqlite3.SQLITE_IOERR_READ, True),
+        (sqlite3.SQLITE_IOERR_SHORT_READ, True),
+        (sqlite3.SQLITE_IOERR_WRITE, False),
+        (sqlite3.SQLITE_FULL, False),
+        (sqlite3.SQLITE_BUSY, False),
+        (sqlite3.SQLITE_READONLY, False),
+    ],
+)
+def test_only_what_another_file_would_mend_is_damage(code, damage):
+    """A bad sector is; a full, busy or read-only disk is not: setting files aside would lose a history."""
+    cause = sqlite3.OperationalError("disk I/O error")
+    cause.sqlite_errorcode = code
+    error = StorageError("the outbox")
+    error.__cause__ = cause
+    assert is_damage(error) is damage

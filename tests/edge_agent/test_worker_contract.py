@@ -184,6 +184,12 @@ def test_a_training_that_cannot_be_says_why(worker, results, train_job, changes,
     assert isinstance(done(worker, results, train_job()), Trained)
 
 
+def test_a_disk_that_refuses_may_be_asked_again(worker, results, train_job, tmp_path):
+    """A store that is locked or a disk that is full today says nothing about tomorrow."""
+    (tmp_path / "samples.db").mkdir()
+    assert done(worker, results, train_job(samples_path=str(tmp_path / "samples.db"))).retryable
+
+
 def test_the_deadline_of_the_plan_cuts_a_training_short(worker, results, train_job, user_folder):
     """A training that has no end of its own ends in time, and reports progress on the way."""
     job = train_job(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulated_disk import PowerCut, SimulatedDisk
 
-from fl_io.disk import DISK, write_file
+from fl_io.disk import DISK, RealDisk, make_folder, sweep_unfinished, write_file
 from fl_protocol.errors import StorageError
 
 SEEDS = range(40)
@@ -28,6 +28,40 @@ def test_a_secret_file_is_never_readable_by_others(tmp_path):
     """The mode holds from the first byte on."""
     write_file(tmp_path / "key", b"secret", mode=0o600)
     assert stat.S_IMODE(os.stat(tmp_path / "key").st_mode) == 0o600
+
+
+def test_a_new_folder_is_durable_with_all_above_it(tmp_path):
+    """Each new name is synced in the folder above, and the lowest once more if it was there already."""
+
+    class Noting(RealDisk):
+        """Notes the folders that were synced."""
+
+        def __init__(self):
+            self.synced = []
+
+        def sync_directory(self, path):
+            self.synced.append(path)
+            super().sync_directory(path)
+
+    for expected in ([tmp_path, tmp_path / "a", tmp_path / "a" / "b"], [tmp_path / "a" / "b"]):
+        disk = Noting()
+        make_folder(tmp_path / "a" / "b" / "c", disk=disk)
+        assert disk.synced == expected
+    write_file(tmp_path / "file", b"")
+    with pytest.raises(StorageError, match="cannot make the folder"):
+        make_folder(tmp_path / "file" / "below")
+
+
+def test_what_a_crash_left_unfinished_is_swept(tmp_path):
+    """The temporary file of a write that was cut off, and nothing else."""
+    write_file(tmp_path / "whole", b"x")
+    (tmp_path / ".hidden").write_bytes(b"")
+    disk = SimulatedDisk(cut=3)
+    with pytest.raises(PowerCut):
+        write_file(tmp_path / "cut", b"x", disk=disk)
+    assert len(list(tmp_path.iterdir())) == 3
+    assert sweep_unfinished(tmp_path) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", "whole"]
 
 
 def test_bytes_are_written_at_their_offset(tmp_path):

@@ -86,6 +86,7 @@ def test_a_refused_connection_says_why_and_whether_for_good(code, permanent):
     assert "127.0.0.1" in ended.reason
 
 
+@pytest.mark.mosquitto
 def test_refused_credentials_at_a_real_broker_are_permanent(tmp_path, broker_of):
     """mosquitto with a password file: a wrong password ends in Disconnected(permanent=True)."""
     password_file = tmp_path / "passwords"

@@ -68,6 +68,7 @@ def test_octets_texts_flags_lists_and_maps_are_checked():
     assert fields.array("l") == [1, 2]
     assert fields.mapping("m")["x"].integer("y") == 1
     assert fields.numbers("n") == {"x": 1.5}
+    assert Fields({"n": {"x" * 128: 1}}).numbers("n")
     for wrong in (
         lambda: fields.octets("a", length=4),
         lambda: fields.octets("a", longest=2),
@@ -79,6 +80,7 @@ def test_octets_texts_flags_lists_and_maps_are_checked():
         lambda: fields.array("t"),
         lambda: fields.mapping("m", most=0),
         lambda: fields.numbers("n", most=0),
+        lambda: Fields({"n": {"x" * 129: 1}}).numbers("n"),
         lambda: fields.mapping("n"),
         lambda: fields.numbers("m"),
         lambda: fields.group("t"),

@@ -7,6 +7,9 @@ from models.build import build_artifact
 from models.runtime import Batch
 from models.zoo.mlp import digits_artifact, mlp
 
+PACKAGES = {"onnx": "onnxruntime", "litert": "ai_edge_litert"}
+"""The package that each runtime needs beside NumPy."""
+
 
 @pytest.fixture(scope="session")
 def digits_folder(tmp_path_factory):
@@ -15,9 +18,27 @@ def digits_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def digits_for_all(tmp_path_factory):
+    """The folder of the digits artifact with graphs for every runtime; do not change it."""
+    return digits_artifact(tmp_path_factory.mktemp("digits"), runtimes=("onnx", "tflite")).path
+
+
+@pytest.fixture(scope="session")
 def small_artifact():
-    """A 5-7-3 MLP, in memory."""
-    return build_artifact(mlp((5, 7, 3), seed=4, name="small"), loss="softmax_cross_entropy")
+    """A 5-7-3 MLP, in memory, with graphs for every runtime."""
+    network = mlp((5, 7, 3), seed=4, name="small")
+    return build_artifact(network, loss="softmax_cross_entropy", runtimes=("onnx", "tflite"))
+
+
+@pytest.fixture
+def installed():
+    """Skips a test whose runtime is not installed here: ``installed(name)``."""
+
+    def check(name):
+        if name in PACKAGES:
+            pytest.importorskip(PACKAGES[name])
+
+    return check
 
 
 @pytest.fixture

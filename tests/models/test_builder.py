@@ -80,11 +80,10 @@ def test_an_artifact_without_metrics_sums_loss_and_weight_only():
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_the_digits_model_learns(digits_folder, runtime):
+def test_the_digits_model_learns(digits_for_all, installed, runtime):
     """Ten passes of plain training read more than 93 % of the held-out digits."""
-    if runtime == "onnx":
-        pytest.importorskip("onnxruntime")
-    artifact = TrainingArtifact.open(digits_folder)
+    installed(runtime)
+    artifact = TrainingArtifact.open(digits_for_all)
     session, _ = open_session(artifact, [runtime])
     weights = anchor = split_flat(artifact.initial_weights(), artifact.layout)
     slots = zero_slots(artifact)

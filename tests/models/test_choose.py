@@ -24,19 +24,18 @@ def without_onnxruntime(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", refuse)
 
 
-def test_the_first_that_works_is_taken(small_artifact):
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_the_first_that_works_is_taken(small_artifact, installed, name):
     """In the order of preference, without a reason where nothing was passed over."""
-    for name in RUNTIMES:
-        if name == "onnx":
-            pytest.importorskip("onnxruntime")
-        session, skipped = open_session(small_artifact, [name])
-        assert session.name == name
-        assert skipped == []
+    installed(name)
+    session, skipped = open_session(small_artifact, [name])
+    assert session.name == name
+    assert skipped == []
 
 
 def test_a_runtime_that_is_missing_is_passed_over_with_the_extras_name(small_artifact, without_onnxruntime):
     """The reason says what to install."""
-    session, skipped = open_session(small_artifact)
+    session, skipped = open_session(small_artifact, ["onnx", "numpy"])
     assert session.name == "numpy"
     assert "lichen[onnx]" in skipped[0]
     trial = try_runtime("onnx", small_artifact)
@@ -57,8 +56,8 @@ def test_a_runtime_that_computes_wrongly_is_passed_over(small_artifact, monkeypa
 def test_where_none_works_every_reason_is_given(small_artifact, monkeypatch, without_onnxruntime):
     """One error that holds them all, an unknown name included."""
     monkeypatch.setitem(KERNELS, "Relu", lambda attributes, x: x)
-    with pytest.raises(RuntimeUnavailable, match=r"(?s)onnx: .*numpy: .*litert: no runtime is called"):
-        open_session(small_artifact, ["onnx", "numpy", "litert"])
+    with pytest.raises(RuntimeUnavailable, match=r"(?s)onnx: .*numpy: .*tensorflow: no runtime is called"):
+        open_session(small_artifact, ["onnx", "numpy", "tensorflow"])
 
 
 def test_a_trial_times_steps_only_when_asked(small_artifact):

@@ -5,9 +5,11 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
+from onnx import numpy_helper
 
 from fl_protocol.errors import ArtifactError
 from models.build.command import models
@@ -58,6 +60,15 @@ def test_build_prints_one_json_object(network, tmp_path):
     assert report["tensors"]["layer2.bias"] == [3]
     assert report["sha256"] == TrainingArtifact.open(tmp_path / "out").digest.hex()
     assert {entry["runtime"] for entry in report["runtimes"]} == {"onnx", "numpy"}
+
+
+def test_build_writes_graphs_for_tflite_where_asked_to(network, tmp_path):
+    """Beside the ONNX ones; the runtime that runs them is tried and shown."""
+    words = ["--loss", "softmax_cross_entropy", "--out", tmp_path / "out", "--json"]
+    report = json.loads(run("build", network, *words, "--runtimes", "onnx, tflite", "--batch", 16).output)
+    assert {"step.onnx", "step.tflite", "eval.tflite", "infer.tflite"} <= report["files"].keys()
+    assert {entry["runtime"] for entry in report["runtimes"]} == {"onnx", "litert", "numpy"}
+    assert not any(entry["installed"] and entry["reason"] for entry in report["runtimes"])
 
 
 def test_verify_shows_runtimes_and_times(digits_folder):
@@ -111,3 +122,91 @@ def test_without_the_builders_packages_the_extra_is_named(network, tmp_path, mon
     monkeypatch.setitem(sys.modules, "models.build.builder", None)
     result = run("build", network, "--loss", "softmax_cross_entropy", "--out", tmp_path / "out")
     assert "lichen[models]" in str(result.exception)
+
+
+def test_build_takes_the_choices_of_the_builder(network, tmp_path):
+    """Another loss, optimizer and metric, and only the head trained; what is frozen is said."""
+    words = ["--loss", "mse", "--optimizer", "adamw", "--metric", "mae", "--train", "layer2.*", "--json"]
+    report = json.loads(run("build", network, *words, "--out", tmp_path / "out").output)
+    assert (report["loss"], report["optimizer"], report["metrics"]) == ("mse", "adamw", ["mae"])
+    assert report["tensors"].keys() == {"layer2.weight", "layer2.bias"}
+    assert report["frozen"] == {"layer1.weight": [6, 4], "layer1.bias": [6]}
+    assert "frozen" in run("verify", tmp_path / "out").output
+
+
+def test_inspect_shows_parameters_and_operators(network):
+    """Nothing is built, and nothing stands in the way."""
+    result = run("inspect", network, "--train", "layer2.*")
+    assert result.exit_code == 0, result.output
+    for words in ("layer1.weight", "6 x 4", "frozen", "trainable", "Gemm", "nothing stands in the way"):
+        assert words in result.output
+    report = json.loads(run("inspect", network, "--json").output)
+    assert report["obstacles"] == []
+    assert report["output"] == ["batch", 3]
+    assert {"op": "Relu", "count": 1, "support": "rule"} in report["operators"]
+
+
+def test_inspect_names_every_node_that_stands_in_the_way(network, tmp_path):
+    """All of them at once, each by its name; the exit code says that it cannot be built."""
+    model = onnx.load(network)
+    for at, node in enumerate(model.graph.node):
+        if node.op_type == "Relu":
+            node.op_type = "Tan"
+            node.name = f"odd{at}"
+    onnx.save(model, tmp_path / "odd.onnx")
+    result = run("inspect", tmp_path / "odd.onnx")
+    assert isinstance(result.exception, ArtifactError)
+    assert "node 'odd1' (Tan): not supported" in result.output
+    assert "unsupported" in result.output
+    failed = lichen("inspect", tmp_path / "odd.onnx", "--json")
+    assert failed.returncode == 1
+    assert json.loads(failed.stdout)["obstacles"][0]["hint"]
+    assert "cannot be trained as it is" in failed.stderr
+
+
+def test_inspect_says_why_a_supported_model_cannot_be_trained(tmp_path):
+    """The first reason that a build would give."""
+    model = mlp((4, 6, 3))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(3, np.float32), "idle"))
+    onnx.save(model, tmp_path / "net.onnx")
+    result = run("inspect", tmp_path / "net.onnx")
+    assert isinstance(result.exception, ArtifactError)
+    assert "no gradient reaches idle" in result.output
+
+
+def test_wrap_makes_an_artifact_of_bare_weights(tmp_path):
+    """For a trainer of one's own: layout and weights, no graphs; it can be verified."""
+    np.savez(tmp_path / "weights.npz", w=np.arange(6.0).reshape(2, 3), b=np.zeros(3, np.float32))
+    report = json.loads(run("wrap", tmp_path / "weights.npz", "--out", tmp_path / "out", "--json").output)
+    assert report["tensors"] == {"w": [2, 3], "b": [3]}
+    assert report["files"].keys() == {"weights.bin"}
+    artifact = TrainingArtifact.open(tmp_path / "out")
+    np.testing.assert_array_equal(artifact.initial_weights(), [0, 1, 2, 3, 4, 5, 0, 0, 0])
+    verified = run("verify", tmp_path / "out")
+    assert verified.exit_code == 0, verified.output
+    assert "trainer of your own" in verified.output
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({}, "no weights"),
+        ({"n": np.arange(3)}, "'n' is int64"),
+        ({"w": np.array([1, np.inf])}, "'w' holds a value"),
+    ],
+)
+def test_wrap_refuses_what_is_no_weight(tmp_path, arrays, words):
+    """Each by name."""
+    np.savez(tmp_path / "weights.npz", **arrays)
+    result = run("wrap", tmp_path / "weights.npz", "--out", tmp_path / "out")
+    assert isinstance(result.exception, ArtifactError)
+    assert words in str(result.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrap_refuses_a_file_that_is_none(tmp_path):
+    """With a line that writes one."""
+    (tmp_path / "weights.npz").write_bytes(b"no")
+    result = run("wrap", tmp_path / "weights.npz", "--out", tmp_path / "out")
+    assert isinstance(result.exception, ArtifactError)
+    assert "np.savez" in str(result.exception)

@@ -11,10 +11,9 @@ PLAIN = {"lr": 0.1, "momentum": 0.0, "mu": 0.0, "clip": 0.0}
 
 
 @pytest.fixture(params=RUNTIMES)
-def session(request, small_artifact):
+def session(request, small_artifact, installed):
     """The small MLP, opened in each runtime."""
-    if request.param == "onnx":
-        pytest.importorskip("onnxruntime")
+    installed(request.param)
     return RUNTIMES[request.param].open(small_artifact)
 
 
@@ -187,14 +186,15 @@ def test_rows_of_another_width_are_refused(session, weights):
         session.infer(weights, np.zeros((2, 4), np.float32))
 
 
-def test_two_runtimes_agree_for_twenty_steps(digits_folder):
+@pytest.mark.parametrize("other", ["onnx", "litert"])
+def test_two_runtimes_agree_for_twenty_steps(digits_for_all, installed, other):
     """The real digits MLP, from the same start: 1e-5 on every weight."""
-    pytest.importorskip("onnxruntime")
+    installed(other)
     from models.runtime import TrainingArtifact
     from models.zoo import digits
 
-    artifact = TrainingArtifact.open(digits_folder)
-    sessions = {name: RUNTIMES[name].open(artifact) for name in RUNTIMES}
+    artifact = TrainingArtifact.open(digits_for_all)
+    sessions = {name: RUNTIMES[name].open(artifact) for name in (other, "numpy")}
     train, _ = digits.split()
     start = split_flat(artifact.initial_weights(), artifact.layout)
     states = {name: (start, zero_slots(artifact)) for name in sessions}
@@ -206,6 +206,6 @@ def test_two_runtimes_agree_for_twenty_steps(digits_folder):
             name: session.step(*states[name], batch, hyper, start) for name, session in sessions.items()
         }
         states = {name: (result.weights, result.slots) for name, result in results.items()}
-        assert results["onnx"].sums == pytest.approx(results["numpy"].sums, rel=1e-5)
+        assert results[other].sums == pytest.approx(results["numpy"].sums, rel=1e-5)
     for name, array in states["numpy"][0].items():
-        np.testing.assert_allclose(states["onnx"][0][name], array, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(states[other][0][name], array, atol=1e-5, err_msg=name)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from broker_coordinator.audit import AuditReport, audit
 
+from broker_coordinator.audit import AuditReport, audit
 from hil.local_fleet import FleetOptions, LocalFleet
 from hil.processes import ManagedProcess
 

@@ -109,6 +109,7 @@ class History:
             hash=update.hash,
             header=update.header.pack(),
             base=update.header.base,
+            size=len(update.payload),
             payload=None if as_file else update.payload,
             weight=appraisal.weight,
             scale=appraisal.scale,

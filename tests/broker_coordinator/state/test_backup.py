@@ -7,6 +7,7 @@ from broker_coordinator import backup
 from broker_coordinator.audit import audit
 from broker_coordinator.backup import back_up
 from broker_coordinator.export import export_version
+from broker_coordinator.sqlite_store import SqliteStore
 from fl_protocol.codec import decode_model, encode_model
 from fl_protocol.errors import StorageError
 from models.runtime import join_flat
@@ -37,6 +38,16 @@ def test_a_backup_is_a_state_that_goes_on(running, begin, tmp_path):
     assert running.close().digest == again.close().digest
     key = tmp_path / "copy" / "coordinator.key"
     assert (key.read_bytes(), key.stat().st_mode & 0o777) == (b"k" * 32, 0o600)
+
+
+def test_the_terms_of_a_backup_are_above_those_of_the_original(running, tmp_path):
+    """Devices may have obeyed commands of any term since: they must obey the restored coordinator too."""
+    back_up(running.folder, tmp_path / "copy")
+    for _ in range(50):
+        newest = running.store.take_office().term
+    copy = SqliteStore.open(tmp_path / "copy")
+    assert copy.take_office().term > newest
+    copy.close()
 
 
 def test_a_backup_goes_into_a_new_folder_only(running, tmp_path):

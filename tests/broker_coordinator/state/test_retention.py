@@ -58,6 +58,42 @@ def test_rows_are_forgotten_below_the_horizon_only(long):
     assert sum(record.forgotten for record in long.store.devices()) == 4
 
 
+def test_pruning_does_not_go_through_what_was_dropped(long):
+    """With nothing to do it takes the same work however many rows were dropped before: rows pile up for a
+    long time, and pruning comes every few seconds."""
+
+    def steps():
+        count = [0]
+
+        def tick():
+            count[0] += 1
+
+        connection = long.store._database._connection
+        connection.set_progress_handler(tick, 1)
+        _prune(long, versions=2)
+        connection.set_progress_handler(None, 1)
+        return count[0]
+
+    _prune(long, versions=2)
+    few = steps()
+    for _ in range(60):
+        long.take(2)
+        long.close()
+    _prune(long, versions=2)
+    assert steps() <= few + 50
+
+
+def test_many_rows_are_forgotten_in_parts(long, monkeypatch):
+    """All that may go are gone after one pruning, whatever goes at a time."""
+    from broker_coordinator import sqlite_versions
+
+    monkeypatch.setattr(sqlite_versions, "_FORGET_AT_ONCE", 3)
+    long.store.raise_horizon((1, 5))
+    assert _prune(long, versions=2, rows=0).rows == 8
+    assert long.store.office().forgotten == 8
+    assert audit(long.folder).balanced
+
+
 def test_a_coordinator_goes_on_after_pruning(begin, long):
     """The newest state is always there: the next version is made on it."""
     _prune(long, versions=1, rows=0, bytes=0)

@@ -48,6 +48,7 @@ def new(make_update):
             hash=update.hash,
             header=update.header.pack(),
             base=base,
+            size=len(update.payload),
             payload=update.payload,
             weight=b"\0\0\x80?",
             scale=b"\0\0\x80?",
@@ -163,13 +164,21 @@ def test_the_office_only_goes_up(store):
         assert store.office().horizon == (1, 5)
     store.raise_horizon((2, 0))
     assert store.office().horizon == (2, 0)
-    store.set_rolled_back(True)
-    assert store.office().rolled_back
-    reopened = store.open_epoch()
-    assert (reopened.epoch, reopened.rolled_back, reopened.term) == (2, False, 2)
     store.add_uptime(2.5)
     store.add_uptime(-1.0)
     assert store.office().uptime_s == 2.5
+
+
+def test_a_new_epoch_is_above_all_that_devices_have_seen(store):
+    """Restored from before another recovery: above that epoch too, and commands above those obeyed in it."""
+    term = store.take_office().term
+    for witnessed in (1, 3, 2):
+        store.roll_back(witnessed)
+    assert (store.office().rolled_back, store.office().witnessed) == (True, 3)
+    reopened = store.open_epoch()
+    assert (reopened.epoch, reopened.rolled_back, reopened.term) == (4, False, term + (1 << 20))
+    assert store.open_epoch().epoch == 5
+    assert store.take_office().term == term + (2 << 20) + 1
 
 
 def test_a_version_takes_the_rows_that_wait(store, new, version):

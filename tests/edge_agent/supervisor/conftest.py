@@ -43,7 +43,8 @@ class Script:
         self.jobs = []
         self.payload = bytes(range(200))
         self.failures: list[JobFailed] = []
-        self.hold = False
+        self.hold: bool | type | None = False
+        """Whether trainings (or jobs of this kind) wait for ``release``."""
         self.cancelled = 0
 
     def run(self, job):
@@ -93,7 +94,8 @@ class ScriptedWorker:
         assert not self.busy
         self.script.jobs.append(job)
         self.job = job
-        if not (self.script.hold and isinstance(job, TrainJob)):
+        held = TrainJob if self.script.hold is True else self.script.hold
+        if not (held and isinstance(job, held)):
             self.release()
 
     def release(self) -> None:
@@ -118,6 +120,7 @@ class ScriptedCoordinator:
         self.sign = signer(key) if key else (lambda content: (b"", b""))
         self.session = b"session1"
         self.counter = 0
+        self.artifact_name = "toy"
         self.heard: list[Received] = []
         self.begins: list[tuple[bytes, UpdateHeader, bytes | None]] = []
         self.chunks: list[tuple[int, bytes]] = []
@@ -201,7 +204,7 @@ class ScriptedCoordinator:
         files = {name: self.publish_blob(name.encode() * 50, retain=retain) for name in ("step.onnx",)}
         files["weights.bin"] = BlobRef.of(b"never published")
         artifact = ArtifactManifest(
-            name="toy",
+            name=self.artifact_name,
             loss="mse",
             metrics=(),
             optimizer="sgd",
@@ -217,9 +220,9 @@ class ScriptedCoordinator:
             task="main",
             counter=self.counter,
             term=1,
-            version=VersionId(epoch=1, number=number, digest=hashlib.sha256(bytes([number])).digest()[:16]),
+            version=VersionId(epoch=1, number=number, digest=hashlib.sha256(b"%d" % number).digest()[:16]),
             artifact=self.publish_blob(artifact.to_json(), retain=retain),
-            weights=self.publish_blob(weights or bytes([number]) * 48, retain=retain),
+            weights=self.publish_blob(weights or bytes([number % 256]) * 48, retain=retain),
             fingerprint=artifact.layout.fingerprint,
             plan=TrainingPlan(),
             codec="float32",

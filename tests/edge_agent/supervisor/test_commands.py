@@ -2,6 +2,7 @@
 
 from edge_agent.jobs import TrainJob
 from fl_io.ed25519 import new_private_key, signer
+from fl_protocol.errors import StorageError
 from fl_protocol.signed import TASK_CONTEXT, open_envelope
 from fl_protocol.task import MAX_TASK_BYTES, Pacing, TaskManifest
 
@@ -124,3 +125,56 @@ def test_restate_brings_birth_and_evidence(world):
     [event] = world.coordinator.events
     body = open_envelope(TASK_CONTEXT, event.proof, lambda *_: True, limit=2 * MAX_TASK_BYTES)
     assert TaskManifest.unpack(body).version == task.version
+
+
+def test_restate_is_obeyed_whatever_its_number(world):
+    """A coordinator restored from a backup has gone back in its numbers, and depends on it; replaying an old
+    one brings a birth a minute at most; and it opens the door to no other command."""
+    task = world.coordinator.publish_version(7)
+    world.boot()
+    world.advance(1)
+    world.coordinator.command("resume", 50, term=9)
+    world.advance(1)
+    old = world.coordinator.command("restate", 3, term=2, evidence=True)
+    world.advance(1)
+    proofs = [event.proof for event in world.coordinator.events if event.kind == "evidence"]
+    body = open_envelope(TASK_CONTEXT, proofs[0], lambda *_: True, limit=2 * MAX_TASK_BYTES)
+    assert TaskManifest.unpack(body).version == task.version
+    assert world.coordinator.births[-1].seen == task.order
+    births = len(world.coordinator.births)
+    for _ in range(120):
+        world.coordinator.say(world.coordinator.topics.command("dev-1"), old)
+        world.advance(1)
+    assert 1 <= len(world.coordinator.births) - births <= 2
+    world.coordinator.command("pause", 51, term=8)
+    world.coordinator.publish_version(8)
+    world.advance(1)
+    assert len(trainings(world)) == 2
+
+
+def test_a_restate_of_another_key_is_not_obeyed(world):
+    """Whatever its number does not mean whoever its writer."""
+    world.boot()
+    world.advance(1)
+    births = len(world.coordinator.births)
+    world.coordinator.sign = signer(new_private_key())
+    world.coordinator.command("restate", 1)
+    world.advance(10)
+    assert len(world.coordinator.births) == births
+
+
+def test_a_command_that_could_not_be_kept_is_obeyed_when_it_can_be(world, monkeypatch):
+    """Not before: a pause that a restart forgets would be none."""
+    world.boot()
+    world.advance(1)
+
+    def refuse(*_):
+        raise StorageError("no space left on device")
+
+    monkeypatch.setattr(world.outbox, "remember_all", refuse)
+    world.coordinator.command("pause", 1)
+    world.advance(30)
+    assert not world.agent._orders.paused
+    monkeypatch.undo()
+    world.advance(60)
+    assert world.agent._orders.paused

@@ -1,0 +1,72 @@
+"""Chores: what the supervisor does by turns. One that fails rests for a minute; the others go on."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from edge_agent.sqlite_file import is_damage
+from fl_protocol.clock import Clock
+from fl_protocol.errors import LichenError
+
+__all__ = ["AFTER_TROUBLE_S", "Chores"]
+
+AFTER_TROUBLE_S = 60.0
+_log = logging.getLogger("lichen.agent")
+
+
+@dataclass(slots=True, kw_only=True)
+class _Chore:
+    work: Callable[[], float]
+    trouble: str = ""
+    rests_until: float = 0.0
+
+
+class Chores:
+    """Work by name, done in the order given; each says how many seconds it can wait for its next turn.
+
+    A disk that refuses must not end the agent, and what fails must not be tried at every event: a training
+    whose result cannot be kept would start anew at once, for ever.
+
+    Raises:
+        StorageError: from every method, if the outbox itself is damaged. Only opening it anew helps then.
+    """
+
+    def __init__(self, clock: Clock, works: Mapping[str, Callable[[], float]]) -> None:
+        self.failures = 0
+        """Turns, and other work of this device, that an error ended."""
+        self._clock = clock
+        self._chores = {name: _Chore(work=work) for name, work in works.items()}
+
+    def work(self) -> float:
+        """Do every chore that does not rest; seconds until one wants its next turn."""
+        waits = []
+        for name, chore in self._chores.items():
+            left = chore.rests_until - self._clock.monotonic()
+            if left <= 0:
+                try:
+                    left = chore.work()
+                    chore.trouble = ""
+                except (LichenError, OSError) as error:
+                    left = self.rest(name, error)
+            waits.append(left)
+        return min(waits)
+
+    def rest(self, name: str, error: Exception) -> float:
+        """Let a chore rest because of an error; for how many seconds."""
+        chore = self._chores[name]
+        self.count(error, known=str(error) == chore.trouble)
+        chore.trouble = str(error)
+        chore.rests_until = self._clock.monotonic() + AFTER_TROUBLE_S
+        return AFTER_TROUBLE_S
+
+    def count(self, error: Exception, *, known: bool = False) -> None:
+        """Count an error, and say it unless it is ``known``."""
+        self.failures += 1
+        if is_damage(error):
+            raise error
+        if not known:
+            _log.error("%s", error)
+
+    def trouble(self, name: str) -> str:
+        """What the last turn of a chore failed by; empty where it did not."""
+        return self._chores[name].trouble

@@ -1,0 +1,52 @@
+"""What the agent's sqlite files have in common: one commit at a time, and errors in our own words."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fl_protocol.errors import StorageError
+
+__all__ = ["commit", "is_damage", "storage_errors"]
+
+_DAMAGE = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_BAD_SECTORS = (
+    sqlite3.SQLITE_IOERR_READ,
+    sqlite3.SQLITE_IOERR_SHORT_READ,
+    sqlite3.SQLITE_IOERR_DATA,
+    sqlite3.SQLITE_IOERR_CORRUPTFS,
+)
+
+
+@contextmanager
+def commit(db: sqlite3.Connection) -> Iterator[None]:
+    """Commit what happens inside as one, or nothing of it. The lock is taken first: a transaction that reads
+    before it writes is refused at once, without a wait, where another process wrote in between."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+@contextmanager
+def storage_errors(what: str, hint: str = "") -> Iterator[None]:
+    """Turn what sqlite and the disk raise into StorageError, naming ``what``."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise StorageError(f"{what}: {error}", hint=hint) from error
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether the file itself is at fault, not the disk around it (full, busy, read-only, no rights).
+
+    A bad sector under it counts: another file will lie elsewhere.
+    """
+    cause = error.__cause__
+    code: int | None = getattr(cause, "sqlite_errorcode", None)
+    if code is None:
+        return type(cause) is sqlite3.DatabaseError
+    return code & 0xFF in _DAMAGE or code in _BAD_SECTORS

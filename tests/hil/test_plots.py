@@ -1,0 +1,74 @@
+"""Plots are SVG that stands alone."""
+
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hil.plots import HEIGHT, LEFT, TOP, WIDTH, Points, bar_chart, line_chart
+
+SVG = "{http://www.w3.org/2000/svg}"
+NASTY = "a <b> & \"c\" 'd' é"
+finite = st.floats(-1e9, 1e9)
+
+
+def numbers(drawn: ElementTree.Element, tag: str, *names: str) -> list[float]:
+    return [float(element.attrib[name]) for element in drawn.iter(f"{SVG}{tag}") for name in names]
+
+
+def texts(drawn: ElementTree.Element) -> list[str]:
+    return [element.text or "" for element in drawn.iter()]
+
+
+@given(points=st.lists(st.tuples(finite, finite), max_size=12), target=st.none() | finite)
+def test_any_points_give_valid_svg_inside_the_picture(points, target):
+    """Even none, one, or many on one spot: the XML parses and nothing is drawn outside."""
+    row = Points(name="row", x=[x for x, _ in points], y=[y for _, y in points])
+    drawn = ElementTree.fromstring(line_chart([row], title="t", x_label="x", y_label="y", target=target))
+    assert drawn.tag == f"{SVG}svg"
+    assert len(list(drawn.iter(f"{SVG}circle"))) == len(points)
+    assert all(LEFT - 1 <= x <= WIDTH for x in numbers(drawn, "circle", "cx"))
+    assert all(TOP - 1 <= y <= HEIGHT for y in numbers(drawn, "circle", "cy"))
+
+
+@given(values=st.lists(st.floats(0, 1e9), max_size=30))
+def test_any_counts_give_one_bar_each(values):
+    """Zeros are bars too, of no height."""
+    names = [f"dev-{number:02d}" for number in range(len(values))]
+    drawn = ElementTree.fromstring(bar_chart(names, values, title="t", x_label="x", y_label="y"))
+    heights = numbers(drawn, "rect", "height")
+    assert len(heights) == len(values)
+    assert all(0 <= height <= HEIGHT for height in heights)
+
+
+def test_a_higher_value_is_drawn_higher():
+    """The picture's y axis runs down, the plot's up; time runs to the right."""
+    row = Points(name="accuracy", x=[1, 2, 3], y=[0.1, 0.9, 0.5])
+    drawn = ElementTree.fromstring(line_chart([row], title="t", x_label="x", y_label="y"))
+    first, second, third = numbers(drawn, "circle", "cy")
+    assert second < third < first
+    assert numbers(drawn, "circle", "cx") == sorted(numbers(drawn, "circle", "cx"))
+
+
+@pytest.mark.parametrize("scattered", [True, False])
+def test_names_are_escaped_and_nothing_is_loaded(references, scattered):
+    """What a user named may hold any character; a legend names each of several rows."""
+    rows = [Points(name=NASTY, x=[1], y=[2], scattered=scattered), Points(name="other", x=[1], y=[3])]
+    for svg in (
+        line_chart(rows, title=NASTY, x_label=NASTY, y_label=NASTY),
+        bar_chart([NASTY], [3], title=NASTY, x_label=NASTY, y_label=NASTY),
+    ):
+        drawn = ElementTree.fromstring(svg)
+        assert drawn.attrib["aria-label"] == NASTY
+        assert texts(drawn).count(NASTY) >= 3
+        assert references(svg) == []
+
+
+def test_a_plot_of_nothing_says_so():
+    """No axis is made up."""
+    for svg in (
+        line_chart([], title="t", x_label="x", y_label="y"),
+        bar_chart([], [], title="t", x_label="x", y_label="y"),
+    ):
+        assert "no data" in texts(ElementTree.fromstring(svg))
