@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -19,6 +20,7 @@ from fl_protocol.errors import ConfigError, LichenError, StorageError
 
 __all__ = ["audit", "backup", "coordinator", "devices", "export", "status", "versions"]
 
+HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 DEFAULT_FILE = Path("fleet.toml")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -31,12 +33,12 @@ _fleet_file = click.argument(
 )
 
 
-@click.group()
+@click.group(context_settings=HELP_OPTIONS)
 def coordinator() -> None:
     """The program beside the broker."""
 
 
-@coordinator.command("run")
+@coordinator.command("run", context_settings=HELP_OPTIONS)
 @_fleet_file
 @click.option("--broker", help="auto, auto:PORT, mosquitto, amqtt, or mqtt(s)://, ws(s)://host.")
 @click.option("--insecure", is_flag=True, help="Sign nothing. For trials on a closed network only.")
@@ -57,7 +59,7 @@ def run_command(
     run_coordinator(dataclasses.replace(configuration, **changes), insecure=insecure)
 
 
-@coordinator.command("recover")
+@coordinator.command("recover", context_settings=HELP_OPTIONS)
 @_fleet_file
 @click.option("--force", is_flag=True, help="Even if no device has shown that it is needed.")
 def recover_command(*, fleet_file: Path, force: bool) -> None:
@@ -75,7 +77,7 @@ def recover_command(*, fleet_file: Path, force: bool) -> None:
     click.echo(f"epoch {epoch} is open; start the coordinator again")
 
 
-@click.command()
+@click.command(context_settings=HELP_OPTIONS)
 @_state_folder
 @_as_json
 def status(*, state_dir: Path | None, as_json: bool) -> None:
@@ -92,7 +94,7 @@ def status(*, state_dir: Path | None, as_json: bool) -> None:
     Console().print(table)
 
 
-@click.command()
+@click.command(context_settings=HELP_OPTIONS)
 @_state_folder
 @_as_json
 def devices(*, state_dir: Path | None, as_json: bool) -> None:
@@ -103,7 +105,15 @@ def devices(*, state_dir: Path | None, as_json: bool) -> None:
         _print([_plain(record) for record in records])
         return
     table = Table(
-        "device", "on line", "samples", "accepted", "refused", "bytes up", "last base", "idle because"
+        "device",
+        "on line",
+        "samples",
+        "accepted",
+        "refused",
+        "bytes up",
+        "base",
+        "idle because",
+        box=SIMPLE_HEAD,
     )
     for record in records:
         table.add_row(
@@ -119,7 +129,7 @@ def devices(*, state_dir: Path | None, as_json: bool) -> None:
     Console().print(table)
 
 
-@click.command()
+@click.command(context_settings=HELP_OPTIONS)
 @_state_folder
 @click.option(
     "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="The newest so many."
@@ -146,7 +156,16 @@ def versions(*, state_dir: Path | None, limit: int, as_json: bool) -> None:
             ]
         )
         return
-    table = Table("version", "updates", "closed by", "term", "published", "coordinator says", "devices say")
+    table = Table(
+        "version",
+        "updates",
+        "closed by",
+        "term",
+        "published",
+        "coordinator says",
+        "devices say",
+        box=SIMPLE_HEAD,
+    )
     for record, ours, theirs in rows:
         table.add_row(
             f"{record.epoch}.{record.number}",
@@ -160,7 +179,7 @@ def versions(*, state_dir: Path | None, limit: int, as_json: bool) -> None:
     Console().print(table)
 
 
-@click.command()
+@click.command(context_settings=HELP_OPTIONS)
 @_state_folder
 @click.option("--version", "number", type=click.IntRange(min=0), help="The newest, where not given.")
 @click.option(
@@ -192,7 +211,7 @@ def export(*, state_dir: Path | None, number: int | None, out: Path, published: 
     )
 
 
-@click.command()
+@click.command(context_settings=HELP_OPTIONS)
 @_state_folder
 @click.option(
     "--agents",
@@ -221,7 +240,7 @@ def audit(*, state_dir: Path | None, agents: Sequence[Path], as_json: bool) -> N
         raise click.exceptions.Exit(1)
 
 
-@click.command()
+@click.command(context_settings=HELP_OPTIONS)
 @_state_folder
 @click.option(
     "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="A new or empty folder."

@@ -27,6 +27,7 @@ from fl_protocol.task import MAX_TASK_BYTES, TaskManifest
 from fl_protocol.topics import FleetTopics, NamedTopic, ReceiptTopic
 from fl_protocol.transport import Connected, Received, TransportEvent
 from fl_protocol.update import UpdateHeader
+from fl_protocol.version import VersionId
 from hil.local_fleet import FleetOptions, LocalFleet
 from models.runtime.artifact import TrainingArtifact
 
@@ -98,10 +99,10 @@ class _Load:
         self._transport.start(self._events.put)
         samples: list[tuple[int, int]] = []
         sent, started = 0, 0.0
-        devices = self._turns()
+        turns = self._turns()
         try:
             while self._receipts < updates:
-                while sent - self._receipts < WINDOW and sent < updates and self._send(next(devices)):
+                while sent - self._receipts < WINDOW and sent < updates and self._send(*next(turns)):
                     started = started or time.monotonic()
                     sent += 1
                 self._drain()
@@ -111,8 +112,9 @@ class _Load:
             self._transport.stop()
         return updates / (time.monotonic() - started), samples
 
-    def _turns(self) -> Iterator[str]:
-        """Devices in turn; each takes part once per version, so a full turn waits for the next."""
+    def _turns(self) -> Iterator[tuple[str, VersionId]]:
+        """Devices in turn, all with the turn's base: each counts once for it, so a full turn waits for
+        the next version."""
         served = -1
         while True:
             manifest = self._manifest
@@ -121,18 +123,17 @@ class _Load:
                 continue
             served = manifest.version.number
             for number in range(DEVICES):
-                yield f"dev-{number:05d}"
+                yield f"dev-{number:05d}", manifest.version
 
     def _wait_for_version(self, served: int) -> None:
         deadline = time.monotonic() + SILENCE_S
         while self._manifest is None or self._manifest.version.number == served:
             self._take(self._next(deadline))
 
-    def _send(self, device: str) -> bool:
-        assert self._manifest is not None
+    def _send(self, device: str, base: VersionId) -> bool:
         header = UpdateHeader(
             incarnation=device.encode()[-8:].rjust(8, b"0"),
-            base=self._manifest.version,
+            base=base,
             codec=self._spec,
             size=len(self._payload),
             sha256=hashlib.sha256(self._payload).digest(),
@@ -165,7 +166,10 @@ class _Load:
         if isinstance(topic, NamedTopic):
             self._manifest = TaskManifest.unpack(peek(event.payload, limit=MAX_TASK_BYTES))
         elif isinstance(topic, ReceiptTopic):
-            self._receipts += Receipt.unpack(event.payload).terminal
+            receipt = Receipt.unpack(event.payload)
+            if receipt.state == "refused":
+                raise LichenError(f"an update of the load was refused: {receipt.reason}")
+            self._receipts += receipt.terminal
 
 
 def _broker_rate(fleet: LocalFleet, messages: int) -> float:

@@ -63,7 +63,7 @@ def _checked(check: Callable[[str], object]) -> Callable[[click.Context, click.P
     return callback
 
 
-@click.command()
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--devices", default=8, show_default=True, type=click.IntRange(1, 64), help="Agents to start.")
 @click.option("--versions", default=20, show_default=True, type=click.IntRange(1, 10_000), help="Stop after.")
 @click.option(

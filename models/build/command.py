@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = ["models"]
 
+HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 _TIMED_STEPS = 100
 
 
-@click.group()
+@click.group(context_settings=HELP_OPTIONS)
 def models() -> None:
     """Training artifacts: inspect a forward ONNX graph, build an artifact from it, verify one."""
 
@@ -48,7 +49,7 @@ def _choices(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@models.command()
+@models.command(context_settings=HELP_OPTIONS)
 @click.argument("network", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="NET.onnx")
 @click.option("--loss", required=True, help="softmax_cross_entropy, sigmoid_cross_entropy, mse or huber.")
 @click.option("--optimizer", default="sgd", show_default=True, help="sgd (with momentum), nesterov or adamw.")
@@ -114,7 +115,7 @@ def build(
     _show(artifact, _trials(artifact), as_json=as_json, confirmed=expect_params is not None)
 
 
-@models.command()
+@models.command(context_settings=HELP_OPTIONS)
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def verify(folder: Path, as_json: bool) -> None:
@@ -128,7 +129,7 @@ def verify(folder: Path, as_json: bool) -> None:
         raise ArtifactError(f"the artifact fails on {', '.join(failed)}", hint="it must not be trained there")
 
 
-@models.command()
+@models.command(context_settings=HELP_OPTIONS)
 @click.argument("network", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="NET.onnx")
 @_choices
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -153,7 +154,7 @@ def inspect(
         )
 
 
-@models.command()
+@models.command(context_settings=HELP_OPTIONS)
 @click.argument(
     "weights", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="WEIGHTS.npz"
 )
