@@ -18,7 +18,7 @@ Flower's figures, for comparison, were measured with Flower 1.41 on the same dig
 _DEMO = """
 ## The demo at its defaults
 
-`make bench ARGS="--only demo --seeds {seeds}"`: `lichen demo --seed N`, N from 1 to {seeds}, on {broker}.
+`make bench ARGS="--only demo --seeds {seeds}"`: `lichen demo --seed 1` to `lichen demo --seed {seeds}`, on {broker}.
 
 | figure | median | min | max | bound |
 | --- | --- | --- | --- | --- |
