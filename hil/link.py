@@ -1,0 +1,322 @@
+"""A bad link over loopback: a TCP relay that delays, slows, stalls, forgets and resets connections.
+
+    with LinkEmulator(load_profile("commuter"), upstream=("127.0.0.1", 1883), seed=7) as link:
+        agent = start_agent(broker=f"mqtt://127.0.0.1:{link.port}")
+
+It works anywhere, without rights. A lost packet can only be shown as what TCP makes of it: everything behind
+it waits for the retransmission. Packets are lost for real in ``hil.link_namespace``.
+"""
+
+import asyncio
+import contextlib
+import random
+import socket
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from fl_protocol.errors import LichenError
+from hil.link_profile import LinkDirection, LinkProfile
+
+__all__ = ["LinkCounts", "LinkEmulator"]
+
+T = TypeVar("T")
+
+_PACKET_BYTES = 1400
+_WINDOW_BYTES = 256 << 10
+"""What one direction of a connection holds at most: about the send buffer of a small device."""
+_LEAST_RETRANSMISSION_S = 0.2
+"""Linux' shortest retransmission time-out."""
+_WAIT_S = 10.0
+_RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER with 0 s: closing sends a reset."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkCounts:
+    """What a link has carried: payload bytes of TCP that reached the other end, and connections."""
+
+    bytes_up: int = 0
+    bytes_down: int = 0
+    connections: int = 0
+    resets: int = 0
+
+
+class LinkEmulator:
+    """A relay from ``port`` on loopback to ``upstream``, in a thread of its own.
+
+    All methods may be called from any thread, and have worked when they return.
+    """
+
+    def __init__(self, profile: LinkProfile, *, upstream: tuple[str, int], seed: int = 0) -> None:
+        self.profile = profile
+        self.port = 0
+        """Where devices connect to; 0 before the start."""
+        self._upstream = upstream
+        self._random = random.Random(seed)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._server: asyncio.Server | None = None
+        self._connections: set[_Connection] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._open = asyncio.Event()
+        self._refuses = False
+        self._bytes = [0, 0]
+        self._accepted = 0
+        self._resets = 0
+
+    def __enter__(self) -> "LinkEmulator":
+        return self.start()
+
+    def __exit__(self, *failure: object) -> None:
+        self.stop()
+
+    def start(self) -> "LinkEmulator":
+        """Listen, on a port that the system chooses."""
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="link", daemon=True)
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(_WAIT_S)
+        return self
+
+    def stop(self) -> None:
+        """Close every connection and end the thread."""
+        if self._loop is None or self._thread is None:
+            return
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(_WAIT_S)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_WAIT_S)
+        self._loop.close()
+        self._loop = self._thread = None
+
+    def pause(self) -> None:
+        """A blackout: nothing passes, nothing is refused, connections stay."""
+        self._there(self._open.clear)
+
+    def resume(self) -> None:
+        """End a blackout; what had been sent meanwhile arrives."""
+        self._there(self._open.set)
+
+    def reset(self) -> None:
+        """Reset every connection, at both ends."""
+        self._there(self._reset)
+
+    def forget(self) -> None:
+        """Leave every open connection half-open for ever, as a router that lost its tables: what is sent on
+        it vanishes. New connections work."""
+
+        def change() -> None:
+            for connection in self._connections:
+                connection.forget()
+
+        self._there(change)
+
+    def refuse(self, refuses: bool = True) -> None:
+        """Reset new connections at once, or no longer."""
+
+        def change() -> None:
+            self._refuses = refuses
+
+        self._there(change)
+
+    @property
+    def counts(self) -> LinkCounts:
+        """What the link has carried so far."""
+        return self._there(
+            lambda: LinkCounts(
+                bytes_up=self._bytes[0],
+                bytes_down=self._bytes[1],
+                connections=self._accepted,
+                resets=self._resets,
+            )
+        )
+
+    def _there(self, work: Callable[[], T]) -> T:
+        async def call() -> T:
+            return work()
+
+        if self._loop is None:
+            raise LichenError("the link does not run", hint="use it within `with`, or call start() first")
+        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(_WAIT_S)
+
+    async def _listen(self) -> None:
+        self._open.set()
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        if self.profile.reset_every_s:
+            self._tasks.append(asyncio.create_task(self._reset_now_and_then(self.profile.reset_every_s)))
+        if self.profile.outage is not None:
+            self._tasks.append(asyncio.create_task(self._go_and_come()))
+
+    async def _close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        connections = list(self._connections)
+        for connection in connections:
+            connection.reset()
+        await asyncio.gather(*self._tasks, *(c.ended.wait() for c in connections), return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._accepted += 1
+        if self._refuses:
+            _abort(writer)
+            return
+        try:
+            far = await asyncio.open_connection(*self._upstream)
+        except OSError:
+            _abort(writer)
+            return
+        connection = _Connection(self, (reader, writer), far)
+        self._connections.add(connection)
+        try:
+            await connection.run()
+        finally:
+            self._connections.discard(connection)
+
+    def _reset(self) -> None:
+        self._resets += len(self._connections)
+        for connection in self._connections:
+            connection.reset()
+
+    async def _reset_now_and_then(self, every_s: float) -> None:
+        while True:
+            await asyncio.sleep(every_s * self._random.uniform(0.8, 1.2))
+            self._reset()
+
+    async def _go_and_come(self) -> None:
+        outage = self.profile.outage
+        assert outage is not None
+        while True:
+            await asyncio.sleep(outage.every_s - outage.lasting_s)
+            self._open.clear()
+            await asyncio.sleep(outage.lasting_s)
+            if outage.resets:
+                self._reset()
+            self._open.set()
+
+    def draw(self) -> float:
+        """The next random number in [0, 1) of this link's seed."""
+        return self._random.random()
+
+    def carried(self, way: int, count: int) -> None:
+        """Count bytes that arrived: ``way`` 0 goes up."""
+        self._bytes[way] += count
+
+    async def passable(self) -> None:
+        """Wait for the end of a blackout."""
+        await self._open.wait()
+
+
+class _Connection:
+    """One connection of a device, with its other half to the broker."""
+
+    def __init__(
+        self,
+        link: LinkEmulator,
+        near: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        far: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+    ) -> None:
+        self._link = link
+        self._ends = (near, far)
+        self._forgotten = False
+        self._pumps: list[asyncio.Task[None]] = []
+        self.ended = asyncio.Event()
+
+    async def run(self) -> None:
+        """Carry both directions until both are closed or the connection is reset."""
+        (near_in, near_out), (far_in, far_out) = self._ends
+        profile = self._link.profile
+        for _, writer in self._ends:
+            writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        ways = [(0, profile.up, near_in, far_out), (1, profile.down, far_in, near_out)]
+        for way, line, reader, writer in ways:
+            queue = _Queue()
+            self._pumps.append(asyncio.create_task(self._take(line, reader, queue)))
+            self._pumps.append(asyncio.create_task(self._deliver(way, queue, writer)))
+        try:
+            await asyncio.gather(*self._pumps)
+        except (OSError, asyncio.CancelledError):
+            self.reset()
+            await asyncio.gather(*self._pumps, return_exceptions=True)
+        finally:
+            for _, writer in self._ends:
+                _abort(writer)
+            self.ended.set()
+
+    def reset(self) -> None:
+        """Reset both ends at once; what was on its way is lost."""
+        for pump in self._pumps:
+            pump.cancel()
+
+    def forget(self) -> None:
+        """Swallow everything from now on."""
+        self._forgotten = True
+
+    async def _take(self, line: LinkDirection, reader: asyncio.StreamReader, queue: "_Queue") -> None:
+        clock = asyncio.get_running_loop().time
+        free_at = arrives_at = 0.0
+        while True:
+            content = await reader.read(_PACKET_BYTES)
+            free_at = max(free_at, clock())
+            if line.rate_kbps:
+                free_at += len(content) * 8 / (line.rate_kbps * 1000)
+            late = (line.delay_ms + line.jitter_ms * self._link.draw()) / 1000
+            if line.loss and self._link.draw() < line.loss:
+                late += max(_LEAST_RETRANSMISSION_S, 4 * line.delay_ms / 1000)
+            arrives_at = max(arrives_at, free_at + late)  # TCP: what comes later waits
+            await queue.put(arrives_at, content)
+            if not content:
+                return
+
+    async def _deliver(self, way: int, queue: "_Queue", writer: asyncio.StreamWriter) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            due, content = await queue.get()
+            await asyncio.sleep(max(0.0, due - clock()))
+            await self._link.passable()
+            if self._forgotten:
+                continue
+            if not content:
+                with contextlib.suppress(OSError):
+                    writer.write_eof()
+                return
+            writer.write(content)
+            await writer.drain()
+            self._link.carried(way, len(content))
+
+
+class _Queue:
+    """What is on its way in one direction: at most ``_WINDOW_BYTES``."""
+
+    def __init__(self) -> None:
+        self._packets: deque[tuple[float, bytes]] = deque()
+        self._size = 0
+        self._changed = asyncio.Condition()
+
+    async def put(self, due: float, content: bytes) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._size + len(content) <= _WINDOW_BYTES)
+            self._packets.append((due, content))
+            self._size += len(content)
+            self._changed.notify_all()
+
+    async def get(self) -> tuple[float, bytes]:
+        async with self._changed:
+            await self._changed.wait_for(lambda: bool(self._packets))
+            due, content = self._packets.popleft()
+            self._size -= len(content)
+            self._changed.notify_all()
+        return due, content
+
+
+def _abort(writer: asyncio.StreamWriter) -> None:
+    """Close at once, with a reset."""
+    end = writer.get_extra_info("socket")
+    with contextlib.suppress(OSError):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    writer.transport.abort()
