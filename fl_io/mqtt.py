@@ -47,6 +47,9 @@ LONGEST_DELAY_S = 120.0
 PERMANENT_DELAY_S = 900.0
 STEADY_S = 30.0
 """A connection that held this long resets the back-off."""
+USEFUL_BYTES = 32 << 10
+"""So does one that moved this much: a link that breaks every few seconds gets on, a bit at a time. Counted
+are payloads of whole messages, received or acknowledged: one that the broker drops never counts."""
 LONGEST_IDLE_S = 60.0
 MAX_FILTERS = 8
 _REFUSED_FOR_GOOD = {
@@ -73,8 +76,8 @@ class MqttTransport:
 
     ``clean`` and ``manual_ack`` as in MQTT; ``window`` bounds publishes under way. Delays between
     attempts are drawn from ``[0, d]`` with d doubling from 1 to 120 s (full jitter), or to 900 s where
-    the broker refuses for good. Tokens name their connection too: one of an older connection has no
-    effect.
+    the broker refuses for good; d is 1 s again after a connection that was of use. Tokens name their
+    connection too: one of an older connection has no effect.
 
     Raises:
         ConfigError: a TLS file that cannot be read.
@@ -175,14 +178,13 @@ class MqttTransport:
     def _run(self) -> None:
         delay = FIRST_DELAY_S
         while not self._stopping:
-            began = time.monotonic()
-            reason, permanent = self._connect_once()
+            reason, permanent, useful = self._connect_once()
             if self._stopping:
                 return
             self._emit(Disconnected(f"{self._address}: {reason}", permanent))
             if permanent:
                 delay = PERMANENT_DELAY_S
-            elif time.monotonic() - began > STEADY_S:
+            elif useful:
                 delay = FIRST_DELAY_S
             if not self._renewed and not self._stopping:
                 self._wake.wait(random.uniform(0.0, delay))
@@ -190,8 +192,8 @@ class MqttTransport:
             self._renewed = False
             self._wake.clear()
 
-    def _connect_once(self) -> tuple[str, bool]:
-        """Run one connection to its end; why it ended, and whether that is for good."""
+    def _connect_once(self) -> tuple[str, bool, bool]:
+        """Run one connection to its end; why it ended, whether for good, and whether it was of use."""
         self._generation += 1
         connection = _Connection(self._new_client(), self._generation, self._window)
         try:
@@ -199,15 +201,15 @@ class MqttTransport:
             self._connection = connection
             reason = self._attend(connection)
         except ssl.SSLCertVerificationError as error:
-            return f"the broker's certificate is not trusted ({error.verify_message})", True
+            return f"the broker's certificate is not trusted ({error.verify_message})", True, False
         except (OSError, ValueError) as error:
-            return str(error), False
+            return str(error), False, connection.was_useful()
         finally:
             with self._lock:
                 self._connection = None
                 sent, received = connection.close()
                 self._closed = (self._closed[0] + sent, self._closed[1] + received)
-        return reason, reason in _REFUSED_FOR_GOOD
+        return reason, reason in _REFUSED_FOR_GOOD, connection.was_useful()
 
     def _attend(self, connection: "_Connection") -> str:
         """Serve a connection until it ends, and say why it did."""
@@ -264,6 +266,9 @@ class _Connection:
         self.noted: deque[TransportEvent] = deque()
         self.accepted = False
         self.refusal = ""
+        self._began = time.monotonic()
+        self._moved = 0
+        self._sizes: dict[int, int] = {}
         self._first_token = generation << 16
         self._window = window
         self._under_way = 0
@@ -290,6 +295,7 @@ class _Connection:
             with self._lock:
                 self._under_way -= 1
             return None
+        self._sizes[message.mid] = len(payload)
         return self._first_token + message.mid
 
     def acknowledge(self, token: int) -> None:
@@ -297,6 +303,10 @@ class _Connection:
         mid = token - self._first_token
         if 0 < mid < 1 << 16:
             self.client.ack(mid, 1)
+
+    def was_useful(self) -> bool:
+        """Whether it held for long, or moved what a transfer is made of."""
+        return self._moved >= USEFUL_BYTES or time.monotonic() - self._began > STEADY_S
 
     def sever(self) -> None:
         """Cut the connection under paho's feet: its loop sees the end at once."""
@@ -350,11 +360,14 @@ class _Connection:
             # Passed on, to be counted and acknowledged: left alone it would come again for ever.
             topic = ""
         token = self._first_token + message.mid
+        self._moved += len(message.payload)
         self.noted.append(Received(topic, bytes(message.payload), message.retain, token))
 
     def _on_publish(self, client: paho.Client, userdata: Any, mid: int, reason: Any, properties: Any) -> None:
         with self._lock:
             self._under_way -= 1
+        # The acknowledgement may be quicker than the note of the size, which is then left for the next.
+        self._moved += self._sizes.pop(mid, 0)
         self.noted.append(Delivered(self._first_token + mid))
 
 

@@ -12,6 +12,8 @@ from fl_io.mqtt import BrokerAddress, MqttTransport, TlsFiles
 from fl_io.socket_bytes import socket_bytes
 from fl_protocol.errors import ConfigError
 from fl_protocol.transport import Connected, Delivered, Disconnected, Received
+from hil.link import LinkEmulator
+from hil.link_profile import LinkProfile
 
 PATIENCE_S = 20.0
 
@@ -186,6 +188,29 @@ def test_renew_ends_a_back_off():
             transport.renew()
     finally:
         transport.stop()
+
+
+def test_a_connection_that_moved_something_resets_the_back_off(monkeypatch, broker_of):
+    """A link that breaks every few seconds gets on; one that brings nothing is left for longer and longer."""
+    longest: queue.Queue = queue.Queue()
+    monkeypatch.setattr(
+        "fl_io.mqtt.random.uniform", lambda low, high: longest.put(high) or low
+    )  # the bound that the wait is drawn from; the wait itself is 0
+    broker = BrokerAddress.parse(broker_of("amqtt").url)
+    with (
+        LinkEmulator(LinkProfile(), upstream=(broker.host, broker.port)) as link,
+        connected(f"mqtt://127.0.0.1:{link.port}", "useful") as (transport, inbox),
+    ):
+
+        def break_it() -> float:
+            link.reset()
+            inbox.next(Connected)
+            return longest.get(timeout=PATIENCE_S)
+
+        assert [break_it(), break_it(), break_it()] == [1, 2, 4]
+        assert transport.publish("t/useful", bytes(40_000)) is not None
+        inbox.next(Delivered)
+        assert [break_it(), break_it()] == [1, 2]
 
 
 def test_a_receiver_that_raises_does_not_end_the_connection(broker, caplog):
