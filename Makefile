@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := onnx,litert,coordinator,models
+TFLITE_PYTHON ?= python3.11
+TFLITE_VENV := .venv-tflite
+FRAMEWORKS_VENV := .venv-frameworks
 
-.PHONY: setup demo test check bench format clean
+.PHONY: setup demo demo-mixed test test-frameworks test-tflite check bench zoo format clean
 
 setup: $(VENV)/.ready
 
@@ -16,11 +19,40 @@ $(VENV)/.ready: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]' --group dev
 	touch $@
 
+# Google's last interpreter of its own name: Python 3.11 and numpy 1.x, hence an environment beside the other.
+# Nothing in it runs the builder but the tests.
+$(TFLITE_VENV)/.ready: pyproject.toml
+	@$(TFLITE_PYTHON) -c '' || { echo 'error: tflite_runtime needs Python 3.11: make TFLITE_PYTHON=/path/to/python3.11'; exit 1; }
+	$(TFLITE_PYTHON) -m venv --without-pip $(TFLITE_VENV)
+	$(PYTHON) -m pip --python $(TFLITE_VENV)/bin/python install --quiet --upgrade 'pip>=25.1'
+	$(TFLITE_VENV)/bin/python -m pip install --quiet --editable '.[tflite,models]' --group test
+	touch $@
+
+# The real PyTorch, Keras, scikit-learn, transformers and Flower: a gigabyte, hence apart from what everyone needs.
+# On some platforms the index's own torch brings CUDA along; name an index or folder of CPU builds to pip
+# (PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS) and it is preferred.
+$(FRAMEWORKS_VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv --without-pip $(FRAMEWORKS_VENV)
+	$(PYTHON) -m pip --python $(FRAMEWORKS_VENV)/bin/python install --quiet --upgrade 'pip>=25.1'
+	$(FRAMEWORKS_VENV)/bin/python -m pip install --quiet --editable '.[$(EXTRAS)]' --group frameworks
+	touch $@
+
 demo: setup
 	$(BIN)/lichen demo $(ARGS)
 
+# Every runtime in one federation: onnx, litert, numpy of .venv, and tflite of an environment of its own.
+demo-mixed: setup $(TFLITE_VENV)/.ready
+	$(BIN)/lichen demo --runtime mixed $(ARGS)
+
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
+
+test-frameworks: $(FRAMEWORKS_VENV)/.ready
+	KERAS_BACKEND=torch $(FRAMEWORKS_VENV)/bin/python -m pytest tests/frameworks $(ARGS)
+
+# The runtimes' contract with the real tflite_runtime in it.
+test-tflite: $(TFLITE_VENV)/.ready
+	$(TFLITE_VENV)/bin/python -m pytest tests/models/test_runtime_contract.py tests/models/test_tflite_runtimes.py -k tflite $(ARGS)
 
 check: setup
 	$(BIN)/ruff check --no-cache .
@@ -31,9 +63,13 @@ check: setup
 bench: setup
 	$(BIN)/python -m hil.bench $(ARGS)
 
+# The artifacts that are in the repository, from the code that makes them: after every change of the builder.
+zoo: setup
+	$(BIN)/python -m models.zoo $(ARGS)
+
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist demo-out
+	rm -rf $(VENV) $(TFLITE_VENV) $(FRAMEWORKS_VENV) build dist demo-out

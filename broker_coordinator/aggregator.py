@@ -36,7 +36,8 @@ class UpdateContext:
 
 
 class Aggregator(Protocol):
-    """How updates become one step; holds no state of its own.
+    """How the weights of updates become one step; holds no state of its own. Buffers never come here: see
+    ``running_statistics``.
 
     ``holds_updates`` says that the rule needs all updates at once (a median); none of ours does.
     """

@@ -108,6 +108,7 @@ def devices(*, state_dir: Path | None, as_json: bool) -> None:
         "device",
         "on line",
         "samples",
+        "trained by",
         "accepted",
         "refused",
         "bytes up",
@@ -120,6 +121,7 @@ def devices(*, state_dir: Path | None, as_json: bool) -> None:
             record.device,
             "yes" if record.online else "no",
             str(record.samples),
+            record.runtime,
             str(record.accepted),
             str(record.refused),
             f"{record.bytes_up:,}",
@@ -301,8 +303,13 @@ def _status_lines(body: dict[str, Any]) -> Iterator[tuple[str, str]]:
             f"{body['accuracy']:.4f} at version {body['accuracy_version']},"
             f" by {by} on {body['accuracy_examples']:,} examples",
         )
+    else:
+        for name, mean in body.get("metrics", {}).items():
+            yield name, f"{mean:.5g} at version {body['accuracy_version']}"
     yield "devices on line", str(body["devices_online"])
     yield "updates", f"{body['updates_accepted']:,} accepted, {body['waiting']} waiting"
+    for name, counts in body.get("runtimes", {}).items():
+        yield f"trained by {name or 'others'}", _counted(counts)
     for what in ("refused", "rejected"):
         if body[what]:
             yield what, ", ".join(f"{reason} {count:,}" for reason, count in sorted(body[what].items()))
@@ -311,6 +318,10 @@ def _status_lines(body: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "broker", body["broker"]
     if body["http"] and body["running"]:
         yield "http", body["http"]
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return f"{counts['accepted']:,} accepted, {counts['folded']:,} folded"
 
 
 def _measured(evaluation: Any) -> dict[str, Any] | None:

@@ -224,11 +224,13 @@ class Coordinator:
             accuracy_source=evaluation.source if evaluation else "",
             accuracy_examples=evaluation.examples if evaluation else 0,
             accuracy_devices=evaluation.devices if evaluation else 0,
+            metrics=evaluation.means if evaluation else {},
             devices_online=len(self._reception.online),
             updates_accepted=self._journal.accepted + self._office.forgotten + self._ingest.accepted,
             updates_folded=self._folded,
             waiting=self._model.waiting,
             quarantined=self._journal.quarantined + self._model.quarantined,
+            runtimes=self._store.runtimes(),
             refused=dict(self._ingest.refused),
             rejected=dict(self._ingest.rejected),
             device_events=dict(self._ingest.device_events),
@@ -357,7 +359,7 @@ class Coordinator:
             batch = self._intake.commit()
             self._unpruned = True
             for update in batch.accepted:
-                self._model.fold(update)
+                self._model.fold(update, batch.decoded.get(update.accept_seq))
             if batch.rolled_back:
                 self._state = "rolled_back"
                 self._publisher.halt()

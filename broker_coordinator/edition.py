@@ -164,5 +164,5 @@ def read_manifest(envelope: bytes, verify: Verify) -> TaskManifest | None:
 
 def _travelling(artifact: TrainingArtifact) -> list[str]:
     """The files a device needs; the initial weights only where something in them is not sent as weights."""
-    rest = any(p.role != "trainable" or p.kind != "weight" for p in artifact.manifest.parameters)
-    return [name for name in artifact.manifest.files if name != _INITIAL_WEIGHTS or rest]
+    manifest = artifact.manifest
+    return [name for name in manifest.files if name != _INITIAL_WEIGHTS or manifest.needs_initial_weights]

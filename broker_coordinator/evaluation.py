@@ -20,6 +20,9 @@ from models.runtime import PREFERENCE, Batch, TrainingArtifact, open_session, sp
 __all__ = ["Evaluation", "HeldOut"]
 
 _BATCH_ROWS = 512
+_METRICS = {"correct": "accuracy", "absolute_error": "mae"}
+"""Metrics whose sum has another name."""
+_NO_SUMS = {"accuracy", "count", "weight"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +43,12 @@ class Evaluation:
     def loss(self) -> float | None:
         """Mean loss; None where that was not measured."""
         return self._mean("loss")
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Every sum over the examples, by the name of its metric: ``accuracy``, ``loss``, ``mae``, ..."""
+        sums = {_METRICS.get(name, name): value for name, value in self.sums.items() if name not in _NO_SUMS}
+        return {name: value / self.examples for name, value in sums.items()} if self.examples else {}
 
     @classmethod
     def of_devices(cls, reports: DeviceEvaluation) -> "Evaluation | None":

@@ -8,6 +8,7 @@ devices. Element-wise operations in a fixed order with float32 scalars give the 
 import hashlib
 import math
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +17,11 @@ from broker_coordinator.appraisal import cached_codec
 from broker_coordinator.defence import extended, witness_of
 from broker_coordinator.records import AcceptedUpdate
 from broker_coordinator.rules import DampingRule, FoldRules
+from broker_coordinator.running_statistics import StatisticsMean
 from broker_coordinator.scalars import from_raw
 from broker_coordinator.store import Journal
 from broker_coordinator.version_state import VersionState
-from fl_protocol.codec import codec_seed
+from fl_protocol.codec import Piece, codec_seed
 from fl_protocol.errors import CodecError, LayoutError
 from fl_protocol.update import UpdateHeader
 
@@ -35,13 +37,17 @@ class Fold:
     """
 
     def __init__(self, rules: FoldRules, state: VersionState) -> None:
-        if state.fingerprint != rules.layout.fingerprint or len(state.master) != rules.layout.size:
+        layout = rules.layout
+        ours = (layout.fingerprint, layout.size, layout.buffer_size)
+        if (state.fingerprint, len(state.master), state.buffer_size) != ours:
             raise LayoutError(f"version {state.number} has another layout than the task")
         self._rules = rules
         self._state = state
         self._aggregator = rules.make_aggregator()
         self._optimizer = rules.make_optimizer()
-        self._sums = self._aggregator.init(rules.layout.size)
+        self._weights = layout.weight_size
+        self._sums = self._aggregator.init(self._weights)
+        self._statistics = StatisticsMean(state)
         self._count = 0
         # Sums over updates of weight, weight times scale, and weight times staleness.
         self._weight = self._step = self._staleness = 0.0
@@ -67,11 +73,23 @@ class Fold:
             raise CodecError("the payload is not the one that was accepted: the disk has changed it")
         codec = cached_codec(header.codec)
         codec.check(payload, self._rules.layout)
+        self.add_decoded(update, codec.pieces(payload, self._rules.layout, codec_seed(update.update_id)))
+
+    def add_decoded(self, update: AcceptedUpdate, pieces: Iterable[Piece]) -> None:
+        """Fold one update whose payload was checked and decoded; the pieces are used up.
+
+        Raises:
+            CodecError: an earlier update broke off.
+        """
         weight, scale = from_raw(update.weight), from_raw(update.scale)
         if self.touched:
             raise CodecError("an earlier update broke off in this fold")
         self.touched = True
-        for start, values in codec.pieces(payload, self._rules.layout, codec_seed(update.update_id)):
+        self._statistics.begin(update.base[1], np.float32(weight * scale))
+        for start, values in pieces:
+            if start >= self._weights:
+                self._statistics.accumulate(start - self._weights, values)
+                continue
             np.multiply(values, scale, out=values)
             self._aggregator.accumulate(self._sums, start, values, weight)
         self.touched = False
@@ -92,7 +110,11 @@ class Fold:
         if self._weight > 0:
             step, staleness = self._step / self._weight, self._staleness / self._weight
             np.multiply(aggregate, damping(step, staleness, self._rules.damping), out=aggregate)
-        master, slots = self._optimizer.step(self._state.master, self._state.slots, aggregate)
+        weights, slots = self._optimizer.step(
+            self._state.master[: self._weights], self._state.slots, aggregate
+        )
+        buffers = self._statistics.finalize()
+        master = np.concatenate([weights, buffers]) if len(buffers) else weights
         if not all(np.isfinite(vector).all() for vector in (master, *slots.values())):
             raise CodecError("the fold of these updates is not finite")
         norms, witnesses = extended(self._state, self._norms, self._witnesses, self._rules.clip)
@@ -104,6 +126,8 @@ class Fold:
             slots=slots,
             norms=norms,
             witnesses=witnesses,
+            buffer_size=self._state.buffer_size,
+            past_buffers=self._state.remembered(),
         )
 
 
@@ -158,15 +182,17 @@ class OpenVersion:
         """The version this one is made on."""
         return self._state
 
-    def add(self, update: AcceptedUpdate) -> bool:
+    def add(self, update: AcceptedUpdate, pieces: Iterable[Piece] | None = None) -> bool:
         """Fold an update whose acceptance is committed; False if it was quarantined.
+
+        ``pieces`` are its decoded values, where whoever accepted it has kept them.
 
         Raises:
             ValueError: it does not come after the last one.
         """
         if update.accept_seq <= self._through:
             raise ValueError(f"update {update.accept_seq} after {self._through}: not in accept_seq order")
-        reason = self._try(update)
+        reason = self._try(update, pieces)
         if reason is None:
             self._through = update.accept_seq
             return True
@@ -206,13 +232,16 @@ class OpenVersion:
                 return False
         return True
 
-    def _try(self, update: AcceptedUpdate) -> str | None:
-        payload = self._journal.payload(update)
+    def _try(self, update: AcceptedUpdate, pieces: Iterable[Piece] | None = None) -> str | None:
+        payload = self._journal.payload(update) if pieces is None else b""
         if payload is None:
             return "its payload is gone"
         # An aggregator may be a user's own, and raise anything: the update is set aside, and we live.
         try:
-            self._fold.add(update, payload)
+            if pieces is None:
+                self._fold.add(update, payload)
+            else:
+                self._fold.add_decoded(update, pieces)
         except Exception as error:
             return _reason(error)
         return None

@@ -4,6 +4,7 @@ A version becomes real in one transaction, after its state file and its blob are
 that leaves two files that nobody names; a crash after it leaves a version that is published at the start.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from broker_coordinator.buffer import Buffer
@@ -17,7 +18,7 @@ from broker_coordinator.version_state import VersionFiles, VersionState
 from fl_io.crash import crash_point
 from fl_io.disk import DISK, Disk
 from fl_protocol.clock import Clock
-from fl_protocol.codec import encode_model
+from fl_protocol.codec import Piece, encode_model
 from fl_protocol.errors import CodecError, LayoutError
 from models.runtime import TrainingArtifact
 
@@ -103,11 +104,11 @@ class GlobalModel:
         """
         return None if self.final else max(self._buffer.size - self._open.count, 0)
 
-    def fold(self, update: AcceptedUpdate) -> None:
-        """Add an update whose acceptance is committed."""
+    def fold(self, update: AcceptedUpdate, pieces: Iterable[Piece] | None = None) -> None:
+        """Add an update whose acceptance is committed; ``pieces`` as ``OpenVersion.add`` takes them."""
         if self._open.count == 0:
             self._waiting_since = self._clock.monotonic()
-        if not self._open.add(update):
+        if not self._open.add(update, pieces):
             self.quarantined += 1
 
     def close_if_due(self) -> VersionRecord | None:
@@ -143,6 +144,7 @@ class GlobalModel:
             state = VersionState.initial(
                 artifact.initial_weights(),
                 fingerprint=artifact.layout.fingerprint,
+                buffer_size=artifact.layout.buffer_size,
                 slots=self.rules.make_optimizer().slots,
                 epoch=epoch,
             )

@@ -5,7 +5,7 @@ commit makes a device forget an update that nobody has.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import singledispatchmethod
 
@@ -37,7 +37,7 @@ from broker_coordinator.store import Store
 from broker_coordinator.uploads import ROW_BYTES, PayloadFiles
 from fl_io.crash import crash_point
 from fl_protocol.clock import Clock
-from fl_protocol.codec import codec_for
+from fl_protocol.codec import Piece, codec_for
 from fl_protocol.errors import MessageError
 from fl_protocol.receipt import Receipt
 from fl_protocol.topics import BeginTopic, ChunkTopic, FleetTopics
@@ -47,15 +47,21 @@ from fl_protocol.update import UpdateHeader, update_hash
 __all__ = ["Batch", "Ingest", "commit_then_answer"]
 
 BUSY_WAIT_S = 2.0
+MOST_KEPT = 1 << 20
+"""float32 values that one batch keeps from appraisal to fold; updates beyond them are decoded twice."""
 
 
 @dataclass(slots=True)
 class Batch:
-    """What one commit leads to, once it is made."""
+    """What one commit leads to, once it is made.
+
+    ``decoded`` holds by ``accept_seq`` the pieces of updates that were decoded to be appraised.
+    """
 
     tokens: list[int] = field(default_factory=list)
     answers: list[tuple[str, bytes]] = field(default_factory=list)
     accepted: list[AcceptedUpdate] = field(default_factory=list)
+    decoded: dict[int, Sequence[Piece]] = field(default_factory=dict)
     uploads: dict[bytes, Upload] = field(default_factory=dict)
     written: list[tuple[bytes, int, int]] = field(default_factory=list)
     finished: list[tuple[str, bytes]] = field(default_factory=list)
@@ -316,13 +322,15 @@ class Ingest:
 
     @_do.register
     def _accept(self, action: Accept, batch: Batch, state: TaskState) -> None:
+        rules = self._model.rules
         appraisal = appraise(
             action.update_id,
             action.header,
             action.payload,
             device=action.device,
             state=self._model.state,
-            rules=self._model.rules,
+            rules=rules,
+            keep=(len(batch.decoded) + 1) * rules.layout.size <= MOST_KEPT,
         )
         if not isinstance(appraisal, Appraisal):
             refusal = Refuse(
@@ -348,14 +356,23 @@ class Ingest:
             scale=appraisal.scale,
             norm=appraisal.norm,
             staleness=appraisal.staleness,
+            runtime=action.header.runtime,
         )
         accept_seq = self._store.accept(update)
-        self._store.count_update(action.device, accepted=True, bytes_up=len(action.payload), base=base.number)
+        self._store.count_update(
+            action.device,
+            accepted=True,
+            bytes_up=len(action.payload),
+            base=base.number,
+            runtime=update.runtime,
+        )
         if action.header.lease is not None:
             self._store.end_lease(action.header.lease)
         if self._closed(batch, action.update_id) and not as_file:
             batch.discarded.append(action.update_id)
         batch.accepted.append(AcceptedUpdate.of(update, accept_seq))
+        if appraisal.pieces is not None:
+            batch.decoded[accept_seq] = appraisal.pieces
         receipt = Receipt(state="done", epoch=state.epoch, term=state.term)
         self._say(batch, action.device, action.update_id, receipt)
 

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from broker_coordinator.records import RuntimeCounts
+
 __all__ = ["Figures", "metric_families"]
 
 
@@ -11,9 +13,11 @@ __all__ = ["Figures", "metric_families"]
 class Figures:
     """How things stand. Counts of updates are since the first start, the others since this one.
 
+    ``runtimes`` are updates by the runtime that trained them, empty text where a device does not say.
     ``refused`` are updates by reason; ``rejected`` other messages that could not be used. ``accuracy``
     belongs to ``accuracy_version``; ``accuracy_source`` is ``coordinator`` (its held-out file) or
-    ``devices``, with how many devices and examples stand behind it. ``bytes_*`` are None where the system
+    ``devices``, with how many devices and examples stand behind it; ``metrics`` are the means of all that
+    was measured then, for models that have no accuracy. ``bytes_*`` are None where the system
     does not count them.
     """
 
@@ -29,11 +33,13 @@ class Figures:
     accuracy_source: str = ""
     accuracy_examples: int = 0
     accuracy_devices: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
     devices_online: int = 0
     updates_accepted: int = 0
     updates_folded: int = 0
     waiting: int = 0
     quarantined: int = 0
+    runtimes: Mapping[str, RuntimeCounts] = field(default_factory=dict)
     refused: Mapping[str, int] = field(default_factory=dict)
     rejected: Mapping[str, int] = field(default_factory=dict)
     device_events: Mapping[str, int] = field(default_factory=dict)
@@ -107,6 +113,15 @@ def metric_families(figures: Callable[[], Figures]) -> Iterator[Any]:
         family = CounterMetricFamily(f"lichen_{shown}", text, labels=[label])
         for reason, count in sorted(getattr(now, name).items()):
             family.add_metric([reason], count)
+        yield family
+    for shown in ("accepted", "folded"):
+        family = CounterMetricFamily(
+            f"lichen_runtime_updates_{shown}",
+            f"Updates {shown}, by the runtime that trained",
+            labels=["runtime"],
+        )
+        for runtime, counts in now.runtimes.items():
+            family.add_metric([runtime], getattr(counts, shown))
         yield family
     yield GaugeMetricFamily(
         "lichen_up", "Whether the broker connection stands", value=int(now.state != "connecting")

@@ -21,6 +21,7 @@ __all__ = [
     "Office",
     "Outcome",
     "Refusal",
+    "RuntimeCounts",
     "Upload",
     "VersionRecord",
 ]
@@ -59,6 +60,7 @@ class NewUpdate:
     """An update about to be accepted; the fields are those of ``AcceptedUpdate``.
 
     ``payload`` has ``size`` bytes; it is None where it is a file (see ``PayloadFiles``), durable already.
+    ``runtime`` is what its header says trained it.
     """
 
     update_id: bytes
@@ -72,6 +74,7 @@ class NewUpdate:
     scale: bytes
     norm: bytes
     staleness: int
+    runtime: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +139,14 @@ class JournalCounts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeCounts:
+    """Updates that one runtime trained, since the first start: pruned ones are still counted."""
+
+    accepted: int = 0
+    folded: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """The terminal word on an update id: ``state`` is ``done`` or ``refused``; bound to ``hash``.
 
@@ -197,6 +208,9 @@ class DeviceRecord:
     session: bytes = b""
     agent: str = ""
     runtimes: tuple[str, ...] = ()
+    """Those it may train with."""
+    runtime: str = ""
+    """The one that trained its newest accepted update."""
     samples: int = 0
     idle_reason: str = ""
     accepted: int = 0

@@ -96,7 +96,7 @@ class FoldRules:
         body["staleness"] = dataclasses.asdict(self.staleness)
         body["damping"] = dataclasses.asdict(self.damping)
         body["clip"] = dataclasses.asdict(self.clip)
-        body["layout"] = [[tensor.name, list(tensor.shape)] for tensor in self.layout.tensors]
+        body["layout"] = self.layout.entries
         return json.dumps(body, sort_keys=True, separators=(",", ":"))
 
     @property
@@ -109,7 +109,7 @@ class FoldRules:
         """Read what ``to_json`` wrote; raises StorageError."""
         try:
             body: dict[str, Any] = json.loads(text)
-            layout = TensorLayout.of((name, shape) for name, shape in body.pop("layout"))
+            layout = TensorLayout.of(body.pop("layout"))
             staleness = StalenessRule(**body.pop("staleness"))
             damping = DampingRule(**body.pop("damping"))
             clip = ClipRule(**body.pop("clip"))

@@ -116,5 +116,19 @@ CREATE TABLE inventory (
 ) WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST,)
+_RUNTIMES = """
+ALTER TABLE updates ADD COLUMN runtime TEXT NOT NULL DEFAULT '';
+ALTER TABLE devices ADD COLUMN runtime TEXT NOT NULL DEFAULT '';
+CREATE TABLE runtimes (
+    runtime TEXT PRIMARY KEY,
+    accepted INTEGER NOT NULL DEFAULT 0,
+    folded INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+INSERT INTO runtimes
+    SELECT '', forgotten + (SELECT COUNT(*) FROM updates),
+        forgotten + (SELECT COUNT(*) FROM updates WHERE state = 'folded')
+    FROM office WHERE forgotten + (SELECT COUNT(*) FROM updates) > 0;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _RUNTIMES)
 """Script ``i`` makes a file of ``user_version`` i into one of i + 1."""

@@ -84,12 +84,14 @@ class Database:
 
     def change(self, statement: str, values: Sequence[Any] = ()) -> tuple[int, int]:
         """Run a change in a transaction: (rows changed, id of the last row inserted)."""
-        with self.transaction():
-            try:
-                cursor = self._connection.execute(statement, values)
-            except sqlite3.Error as error:
-                raise self._failure(error) from error
-            return cursor.rowcount, cursor.lastrowid or 0
+        if not self._depth:
+            with self.transaction():
+                return self.change(statement, values)
+        try:
+            cursor = self._connection.execute(statement, values)
+        except sqlite3.Error as error:
+            raise self._failure(error) from error
+        return cursor.rowcount, cursor.lastrowid or 0
 
     def copy_to(self, path: Path, change: str) -> None:
         """A consistent copy while others write, changed by a statement; raises StorageError."""

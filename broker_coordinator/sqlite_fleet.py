@@ -12,7 +12,7 @@ __all__ = ["SqliteFleet"]
 
 _COLUMNS = (
     "device, incarnation, online, session, agent, runtimes, samples, idle_reason, accepted, refused,"
-    " forgotten, bytes_up, last_base, last_seen"
+    " forgotten, bytes_up, last_base, last_seen, runtime"
 )
 
 
@@ -50,15 +50,22 @@ class SqliteFleet:
             )
 
     def count_update(
-        self, device: str, *, accepted: bool, bytes_up: int, base: int | None = None, count: int = 1
+        self,
+        device: str,
+        *,
+        accepted: bool,
+        bytes_up: int,
+        base: int | None = None,
+        runtime: str | None = None,
+        count: int = 1,
     ) -> None:
         """Add to a device's counts."""
         with self._database.transaction():
             self._sign_of_life(device)
             self._database.change(
                 "UPDATE devices SET accepted = accepted + ?, refused = refused + ?, bytes_up = bytes_up + ?,"
-                " last_base = COALESCE(?, last_base) WHERE device = ?",
-                (count if accepted else 0, 0 if accepted else count, bytes_up, base, device),
+                " last_base = COALESCE(?, last_base), runtime = COALESCE(?, runtime) WHERE device = ?",
+                (count if accepted else 0, 0 if accepted else count, bytes_up, base, runtime, device),
             )
 
     def device(self, device: str) -> DeviceRecord | None:
@@ -127,7 +134,7 @@ class SqliteFleet:
 
 def _device(row: tuple[Any, ...]) -> DeviceRecord:
     (device, incarnation, online, session, agent, runtimes, samples, idle_reason, *counts) = row
-    (accepted, refused, forgotten, bytes_up, last_base, last_seen) = counts
+    (accepted, refused, forgotten, bytes_up, last_base, last_seen, runtime) = counts
     return DeviceRecord(
         device=device,
         incarnation=incarnation,
@@ -143,4 +150,5 @@ def _device(row: tuple[Any, ...]) -> DeviceRecord:
         bytes_up=bytes_up,
         last_base=last_base,
         last_seen=last_seen,
+        runtime=runtime,
     )

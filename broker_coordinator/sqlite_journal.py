@@ -1,9 +1,16 @@
 """The journal's verbs on sqlite."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from broker_coordinator.records import AcceptedUpdate, DeviceEvaluation, JournalCounts, NewUpdate, Outcome
+from broker_coordinator.records import (
+    AcceptedUpdate,
+    DeviceEvaluation,
+    JournalCounts,
+    NewUpdate,
+    Outcome,
+    RuntimeCounts,
+)
 from broker_coordinator.sqlite_database import Database
 from broker_coordinator.uploads import PayloadFiles
 from fl_protocol.errors import StorageError
@@ -14,6 +21,9 @@ __all__ = ["SqliteJournal"]
 
 _BATCH = 64
 """Rows in memory at a time: with payloads of up to 64 KiB, 4 MiB."""
+_MOST_RUNTIMES = 32
+_OTHER_RUNTIMES = "other"
+"""What devices call their runtimes is theirs: beyond so many names they are counted together."""
 _BEFORE = "before."
 _COLUMNS = (
     "accept_seq, update_id, device, hash, header, base_epoch, base_number, payload, weight, scale, norm,"
@@ -48,10 +58,11 @@ class SqliteJournal:
     def accept(self, update: NewUpdate) -> int:
         """Append a row."""
         with self._database.transaction():
+            runtime = self._count_runtime(update.runtime)
             _, accept_seq = self._database.change(
                 "INSERT INTO updates (update_id, device, hash, header, base_epoch, base_number, stored, size,"
-                " payload, weight, scale, norm, staleness, state)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'waiting')",
+                " payload, weight, scale, norm, staleness, runtime, state)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'waiting')",
                 (
                     update.update_id,
                     update.device,
@@ -66,6 +77,7 @@ class SqliteJournal:
                     update.scale,
                     update.norm,
                     update.staleness,
+                    runtime,
                 ),
             )
             self._end_upload(update.update_id)
@@ -103,6 +115,11 @@ class SqliteJournal:
         states = dict(self._database.rows("SELECT state, COUNT(*) FROM updates GROUP BY state"))
         refused = self._database.row("SELECT COUNT(*) FROM refusals")
         return JournalCounts(**states, refused=refused[0] if refused else 0)
+
+    def runtimes(self) -> Mapping[str, RuntimeCounts]:
+        """Counts by runtime."""
+        rows = self._database.rows("SELECT runtime, accepted, folded FROM runtimes ORDER BY runtime")
+        return {name: RuntimeCounts(accepted=accepted, folded=folded) for name, accepted, folded in rows}
 
     def rows(self) -> Iterator[AcceptedUpdate]:
         """Every row, without its payload."""
@@ -143,6 +160,19 @@ class SqliteJournal:
             for name, value in before.items():
                 sums[name] = sums.get(name, 0.0) + value
         return DeviceEvaluation(devices=devices, sums=sums)
+
+    def _count_runtime(self, name: str) -> str:
+        """Count an update for the runtime of that name; the name it is counted under."""
+        count = "UPDATE runtimes SET accepted = accepted + 1 WHERE runtime = ?"
+        changed, _ = self._database.change(count, (name,))
+        if changed:
+            return name
+        (names,) = self._database.rows("SELECT COUNT(*) FROM runtimes")[0]
+        if names >= _MOST_RUNTIMES:
+            name = _OTHER_RUNTIMES
+        self._database.change("INSERT OR IGNORE INTO runtimes (runtime) VALUES (?)", (name,))
+        self._database.change(count, (name,))
+        return name
 
     def _end_upload(self, update_id: bytes) -> None:
         self._database.change("DELETE FROM uploads WHERE update_id = ?", (update_id,))

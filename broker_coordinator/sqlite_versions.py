@@ -101,6 +101,12 @@ class SqliteVersions:
                 f"version {version.epoch}.{version.number} does not follow {newest.epoch}.{newest.number}"
             )
         with self._database.transaction():
+            self._database.change(
+                "UPDATE runtimes SET folded = folded + waiting.count FROM (SELECT runtime AS name, COUNT(*)"
+                " AS count FROM updates WHERE state = 'waiting' AND accept_seq <= ? GROUP BY runtime)"
+                " AS waiting WHERE runtimes.runtime = waiting.name",
+                (version.through_seq,),
+            )
             folded, _ = self._database.change(
                 "UPDATE updates SET state = 'folded', version = ?"
                 " WHERE state = 'waiting' AND accept_seq <= ?",

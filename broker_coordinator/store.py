@@ -5,7 +5,7 @@ Everything that must survive a crash goes through here. A verb is durable when i
 through a store of their own, opened read-only.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from broker_coordinator.records import (
     NewUpdate,
     Office,
     Outcome,
+    RuntimeCounts,
     Upload,
     VersionRecord,
 )
@@ -84,6 +85,11 @@ class Journal(Protocol):
 
     def counts(self) -> JournalCounts:
         """How many rows are in which state."""
+        ...
+
+    def runtimes(self) -> Mapping[str, RuntimeCounts]:
+        """Accepted and folded updates by the name of the runtime that trained them; 32 names at most, what
+        has another is counted as ``other``."""
         ...
 
     def rows(self) -> Iterator[AcceptedUpdate]:
@@ -220,9 +226,19 @@ class Store(Journal, Protocol):
         ...
 
     def count_update(
-        self, device: str, *, accepted: bool, bytes_up: int, base: int | None = None, count: int = 1
+        self,
+        device: str,
+        *,
+        accepted: bool,
+        bytes_up: int,
+        base: int | None = None,
+        runtime: str | None = None,
+        count: int = 1,
     ) -> None:
-        """Add to a device's counts: its updates by outcome, and bytes; ``count`` 0 adds bytes alone."""
+        """Add to a device's counts: its updates by outcome, and bytes; ``count`` 0 adds bytes alone.
+
+        ``base`` and ``runtime`` are the newest accepted update's, None where there is none.
+        """
         ...
 
     def device(self, device: str) -> DeviceRecord | None:

@@ -1,15 +1,16 @@
 """A version's whole state: all that the next version depends on besides the updates, as exact bytes.
 
 The file is ``LICHENV1``, the length of a msgpack map (uint32), the map, and the arrays it announces, all
-little-endian: master, each slot by name, norms, witnesses. One state has one form; its sha256 is the
-version's identity.
+little-endian: master, each slot by name, past buffers, norms, witnesses. One state has one form; its sha256
+is the version's identity.
 """
 
 import hashlib
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,14 +27,20 @@ _MAGIC = b"LICHENV1"
 _LENGTH = struct.Struct("<I")
 _MAX_HEADER = 4096
 
+MOST_REMEMBERED = 32
+"""The buffers of so many earlier versions are kept in a state; in a fleet with three times as many devices at
+work as a version takes, updates are about three versions late."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class VersionState:
     """Version ``number`` of ``epoch``.
 
-    ``master`` float32[n] and ``slots`` (the server optimizer's, float32[n] each); ``norms`` float32[m] and
-    ``witnesses`` uint32[m] are the defence's window: the norms of the newest updates folded, and a tag of
-    the device behind each. ``fingerprint`` is the layout's.
+    ``master`` float32[n] holds the weights, and the last ``buffer_size`` elements are buffers; ``slots``
+    are the server optimizer's, float32[n - buffer_size] each. ``norms`` float32[m] and ``witnesses``
+    uint32[m] are the defence's window: the norms of the newest updates folded, and a tag of the device
+    behind each. ``past_buffers`` float32[k, buffer_size] are the buffers of the k versions before this one,
+    the oldest first: late updates are deltas to them. ``fingerprint`` is the layout's.
     """
 
     epoch: int
@@ -43,39 +50,69 @@ class VersionState:
     slots: Mapping[str, NDArray[np.float32]]
     norms: NDArray[np.float32]
     witnesses: NDArray[np.uint32]
+    buffer_size: int = 0
+    past_buffers: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
     @classmethod
     def initial(
-        cls, weights: NDArray[np.float32], *, fingerprint: bytes, slots: tuple[str, ...] = (), epoch: int = 1
+        cls,
+        weights: NDArray[np.float32],
+        *,
+        fingerprint: bytes,
+        buffer_size: int = 0,
+        slots: tuple[str, ...] = (),
+        epoch: int = 1,
     ) -> "VersionState":
-        """Version 0: the artifact's weights, float32[n]; slots at zero."""
+        """Version 0: the artifact's weights and buffers, float32[n]; slots at zero."""
         return cls(
             epoch=epoch,
             number=0,
             fingerprint=fingerprint,
             master=np.array(weights, np.float32),
-            slots={name: np.zeros(len(weights), np.float32) for name in slots},
+            slots={name: np.zeros(len(weights) - buffer_size, np.float32) for name in slots},
             norms=np.zeros(0, np.float32),
             witnesses=np.zeros(0, np.uint32),
+            buffer_size=buffer_size,
+            past_buffers=np.zeros((0, buffer_size), np.float32),
         )
+
+    @property
+    def buffers(self) -> NDArray[np.float32]:
+        """This version's buffers: float32[buffer_size]."""
+        return self.master[len(self.master) - self.buffer_size :]
+
+    def buffers_of(self, number: int) -> NDArray[np.float32] | None:
+        """The buffers of an earlier version, or of this one; None for one that is not remembered."""
+        if number == self.number:
+            return self.buffers
+        place = number - self.number + len(self.past_buffers)
+        return self.past_buffers[place] if 0 <= place < len(self.past_buffers) else None
+
+    def remembered(self) -> NDArray[np.float32]:
+        """``past_buffers`` of the version after this one."""
+        if not self.buffer_size:
+            return self.past_buffers
+        return np.concatenate([self.past_buffers, self.buffers[np.newaxis]])[-MOST_REMEMBERED:]
 
     def reopened(self, epoch: int) -> "VersionState":
         """The next version, in a higher epoch, with everything else as it is."""
-        return replace(self, epoch=epoch, number=self.number + 1)
+        return replace(self, epoch=epoch, number=self.number + 1, past_buffers=self.remembered())
 
     def pack(self) -> bytes:
         """The bytes of the state file."""
-        header = pack(
-            {
-                "e": self.epoch,
-                "n": self.number,
-                "f": self.fingerprint,
-                "p": len(self.master),
-                "s": sorted(self.slots),
-                "w": len(self.norms),
-            }
-        )
-        arrays = [self.master, *(self.slots[name] for name in sorted(self.slots)), self.norms]
+        fields: dict[str, Any] = {
+            "e": self.epoch,
+            "n": self.number,
+            "f": self.fingerprint,
+            "p": len(self.master),
+            "s": sorted(self.slots),
+            "w": len(self.norms),
+        }
+        if self.buffer_size:
+            fields |= {"b": self.buffer_size, "h": len(self.past_buffers)}
+        header = pack(fields)
+        slots = [self.slots[name] for name in sorted(self.slots)]
+        arrays = [self.master, *slots, self.past_buffers, self.norms]
         raw = [np.ascontiguousarray(array, "<f4").tobytes() for array in arrays]
         witnesses = np.ascontiguousarray(self.witnesses, "<u4").tobytes()
         return b"".join([_MAGIC, _LENGTH.pack(len(header)), header, *raw, witnesses])
@@ -99,24 +136,32 @@ class VersionState:
             fields = unpack(content[start : start + length], limit=_MAX_HEADER)
             slots = [str(name) for name in fields.array("s", most=8)]
             size = fields.integer("p", low=1, high=MAX_PARAMETERS)
+            buffer_size = fields.integer("b", low=1, high=size - 1) if "b" in fields else 0
+            past = fields.integer("h", high=MOST_REMEMBERED) if buffer_size else 0
             window = fields.integer("w", high=1 << 16)
             epoch, number = fields.integer("e"), fields.integer("n")
             fingerprint = fields.octets("f", length=FINGERPRINT_BYTES)
         except MessageError as error:
             raise StorageError(f"not a version's state: {error}") from None
-        wanted = start + length + 4 * (size * (1 + len(slots)) + 2 * window)
+        weights = size - buffer_size
+        ends = [size + at * weights for at in range(len(slots) + 1)]
+        ends.append(ends[-1] + past * buffer_size)
+        floats = ends[-1] + window
+        wanted = start + length + 4 * (floats + window)
         if len(content) != wanted:
             raise StorageError(f"a version's state of {len(content)} bytes, where {wanted} are announced")
-        arrays = np.frombuffer(content, "<f4", offset=start + length, count=size * (1 + len(slots)) + window)
-        values = arrays.astype(np.float32)
+        values = np.frombuffer(content, "<f4", offset=start + length, count=floats).astype(np.float32)
+        master, *of_slots, past_buffers, norms = np.split(values, ends)
         return cls(
             epoch=epoch,
             number=number,
             fingerprint=fingerprint,
-            master=values[:size],
-            slots={name: values[at * size : (at + 1) * size] for at, name in enumerate(slots, 1)},
-            norms=values[size * (1 + len(slots)) :],
+            master=master,
+            slots=dict(zip(slots, of_slots, strict=True)),
+            norms=norms,
             witnesses=np.frombuffer(content, "<u4", offset=wanted - 4 * window).astype(np.uint32),
+            buffer_size=buffer_size,
+            past_buffers=past_buffers.reshape(past, buffer_size),
         )
 
 

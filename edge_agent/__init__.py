@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from edge_agent.agent import build_agent, build_worker
+    from edge_agent.checkpoint import Checkpoint
     from edge_agent.configuration import AgentConfiguration, read_agent_configuration
+    from edge_agent.predictor import Predictor
     from edge_agent.samples import SampleStore
     from edge_agent.status import read_status
     from edge_agent.supervisor import Supervisor
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = [
     "AgentConfiguration",
     "ArraySamples",
+    "Checkpoint",
+    "Predictor",
     "SampleStore",
     "Samples",
     "ShouldStop",
@@ -42,6 +46,8 @@ __all__ = [
 _HOMES = {
     "AgentConfiguration": "configuration",
     "ArraySamples": "trainer",
+    "Checkpoint": "checkpoint",
+    "Predictor": "predictor",
     "SampleStore": "samples",
     "Samples": "trainer",
     "ShouldStop": "trainer",

@@ -32,15 +32,19 @@ def build_agent(configuration: AgentConfiguration, folder: StateFolder) -> Super
     outbox = folder.open_outbox(
         max_bytes=configuration.outbox.max_bytes, max_age_s=configuration.outbox.max_age_s, clock=clock
     )
-    return Supervisor(
-        configuration,
-        transport=transport,
-        presence=presence,
-        clock=clock,
-        folder=folder,
-        outbox=outbox,
-        make_worker=lambda deliver: build_worker(configuration, deliver),
-    )
+    try:
+        return Supervisor(
+            configuration,
+            transport=transport,
+            presence=presence,
+            clock=clock,
+            folder=folder,
+            outbox=outbox,
+            make_worker=lambda deliver: build_worker(configuration, deliver),
+        )
+    except BaseException:
+        outbox.close()
+        raise
 
 
 def build_worker(configuration: AgentConfiguration, deliver: Deliver) -> Worker:

@@ -10,12 +10,14 @@ import logging
 import random
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgpack
 
 from edge_agent.cache import Cache
 from edge_agent.configuration import AgentConfiguration
+from edge_agent.device_state import DeviceState
 from edge_agent.download import Downloads
 from edge_agent.jobs import (
     Job,
@@ -27,16 +29,19 @@ from edge_agent.jobs import (
     TrainJob,
 )
 from edge_agent.lookout import LOOK_EVERY_S, Lookout
+from edge_agent.model_notice import NoticeBoard
 from edge_agent.orders import Orders
 from edge_agent.outbox import Outbox, OutboxEntry
 from edge_agent.presence import AGENT_VERSION, is_older
+from edge_agent.sealed import unseal
 from edge_agent.setbacks import Setbacks
+from edge_agent.state_folder import StateFolder
 from fl_io.crash import crash_point
 from fl_protocol.clock import Clock
-from fl_protocol.errors import ArtifactError, LichenError
+from fl_protocol.errors import ArtifactError, LichenError, StorageError
 from fl_protocol.task import TaskManifest, participates
 from fl_protocol.topics import UPDATE_ID_BYTES
-from fl_protocol.update import UpdateHeader
+from fl_protocol.update import UpdateHeader, runtime_label
 from fl_protocol.version import VersionId
 
 __all__ = ["Assignment"]
@@ -67,8 +72,8 @@ class Assignment:
         outbox: Outbox,
         lookout: Lookout,
         clock: Clock,
-        incarnation: bytes,
-        device_seed: bytes,
+        folder: StateFolder,
+        board: NoticeBoard,
         created: Callable[[OutboxEntry], None],
         report: Callable[[str], None],
         chance: random.Random | None = None,
@@ -87,8 +92,9 @@ class Assignment:
         self._outbox = outbox
         self._lookout = lookout
         self._clock = clock
-        self._incarnation = incarnation
-        self._device_seed = device_seed
+        self._folder = folder
+        self._board = board
+        self._renewed = False
         self._created = created
         self._report = report
         self._chance = chance or random.Random()
@@ -105,6 +111,7 @@ class Assignment:
         """The worker's next job, if there is one; else ``idle_reason`` says why not, and ``wait_s`` when
         to ask again. Call it only while the worker is free."""
         self.wait_s = FOREVER
+        self._renew_notice()
         manifest = self._orders.manifest
         obstacle = self._obstacle(manifest)
         if manifest is None or obstacle is not None:
@@ -115,6 +122,7 @@ class Assignment:
             return self._go("verifying", manifest, check)
         if not self._fetch(manifest):
             return None
+        self._board.show(manifest, self._device_state(manifest.artifact.sha256))
         if not self._configuration.trainer and not self._is_prepared(manifest):
             return self._go("preparing", manifest, self._prepare_job(manifest))
         return self._go("training", manifest, self._train_job(manifest))
@@ -201,7 +209,7 @@ class Assignment:
         version = manifest.version
         if goals and self._fetching != version:
             # Parts of versions that were overtaken on a slow link must not fill the card.
-            self._cache.drop_old(manifest)
+            self._cache.drop_old(manifest, spare=self._board.files)
             self._fetching = version
         self._downloads.want(goals)
         if not goals:
@@ -226,7 +234,7 @@ class Assignment:
         self._lease = self._orders.lease_for(manifest.version) if manifest.pacing.by_lease else None
         return TrainJob(
             update_id=self._entropy(UPDATE_ID_BYTES),
-            device_seed=self._device_seed,
+            device_seed=self._folder.device_seed,
             artifact_dir=str(self._cache.artifact(manifest.artifact)),
             weights_path=str(self._cache.weights(manifest.weights)),
             samples_path=str(configuration.samples_path),
@@ -238,11 +246,14 @@ class Assignment:
             runtimes=(self.runtime,) if self.runtime in configuration.runtimes else configuration.runtimes,
             trainer=configuration.trainer,
             trainer_path=str(configuration.trainer_path or ""),
+            device_state=self._device_state(manifest.artifact.sha256),
+            checkpoint_path=str(self._folder.checkpoint),
+            checkpoint_every_s=configuration.worker.checkpoint_every_s,
         )
 
     def _keep(self, manifest: TaskManifest, job: TrainJob, trained: Trained) -> None:
         header = UpdateHeader(
-            incarnation=self._incarnation,
+            incarnation=self._folder.incarnation,
             base=manifest.version,
             codec=manifest.codec,
             size=len(trained.payload),
@@ -253,11 +264,40 @@ class Assignment:
             steps_planned=trained.steps_planned,
             lease=self._lease,
             metrics=trained.metrics,
+            runtime=runtime_label(trained.runtime),
         )
-        entry = self._outbox.put(job.update_id, header, trained.payload)
+        state = trained.device_state
+        kept = DeviceState(artifact=manifest.artifact.sha256, content=state) if state else None
+        entry = self._outbox.put(job.update_id, header, trained.payload, device_state=kept)
         crash_point("agent.outbox")
         self._orders.end_lease(self._lease)
         self._created(entry)
+        # What is left to do must not make a failure of an update that is made.
+        with suppress(OSError):
+            self._folder.checkpoint.unlink(missing_ok=True)
+        self._renewed = kept is None
+
+    def _device_state(self, artifact: bytes) -> bytes:
+        """What there is of personal tensors for an artifact. What the card has spoilt is set aside, reported,
+        and done without."""
+        while (kept := self._outbox.device_state(artifact)) is not None:
+            try:
+                unseal(kept.content, "the personal state")
+            except StorageError as error:
+                said = self._folder.set_aside("personal-state", kept.content, str(error.args[0]))
+                self._outbox.drop_device_state(kept.artifact)
+                _log.warning("%s", said)
+                self._report(said)
+            else:
+                return kept.content
+        return b""
+
+    def _renew_notice(self) -> None:
+        """Show the personal tensors as the last training left them: once in each life, for it may be that the
+        last one ended in between, and after each training."""
+        if not self._renewed and self._board.artifact:
+            self._board.renew(self._device_state(self._board.artifact))
+        self._renewed = True
 
     def _is_prepared(self, manifest: TaskManifest) -> bool:
         known = self._outbox.recall(_PREPARED) or b""

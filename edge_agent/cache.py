@@ -6,7 +6,8 @@ process meets it first, so that a damaged card costs a download and not a partic
 
 import hashlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from fl_io.disk import DISK, Disk
@@ -15,13 +16,15 @@ from fl_protocol.blob import BlobRef
 from fl_protocol.errors import ArtifactError
 from fl_protocol.task import TaskManifest
 
-__all__ = ["Cache", "files_for_a_device"]
+__all__ = ["Cache", "files_for_a_device", "runtimes_found"]
 
 KEPT = 2
 """The current one and the one before."""
 _ARRIVING = ".manifest.json"
-_GRAPHS = {"onnx": ".onnx", "numpy": ".onnx", "litert": ".tflite"}
+_GRAPHS = {"onnx": ".onnx", "numpy": ".onnx", "litert": ".tflite", "tflite": ".tflite"}
 """How the files end that each runtime runs."""
+_PACKAGES = {"onnx": "onnxruntime", "litert": "ai_edge_litert", "tflite": "tflite_runtime"}
+"""The package of each runtime that has one."""
 
 
 class Cache:
@@ -89,9 +92,9 @@ class Cache:
         """Hash everything again before it is used again."""
         self._sound.clear()
 
-    def drop_old(self, task: TaskManifest) -> None:
-        """Keep what this task needs, and what was fetched last before it."""
-        keep = {self.weights(task.weights).name, self.artifact(task.artifact).name}
+    def drop_old(self, task: TaskManifest, *, spare: Collection[str] = ()) -> None:
+        """Keep what this task needs, what was fetched last before it, and what is named in ``spare``."""
+        keep = {self.weights(task.weights).name, self.artifact(task.artifact).name, *spare}
         for folder in (self._blobs, self._artifacts):
             others = [path for path in folder.iterdir() if not _belongs(path.name, keep)]
             others.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
@@ -121,23 +124,31 @@ class Cache:
         return False
 
 
+def runtimes_found(runtimes: Sequence[str]) -> tuple[str, ...]:
+    """Those of ``runtimes`` whose package is here, or all where none is: graphs are fetched for no other.
+
+    Whether one of them works is found out by a session, in a worker: to load it here would cost memory.
+    """
+    found = tuple(name for name in runtimes if name not in _PACKAGES or find_spec(_PACKAGES[name]))
+    return found or tuple(runtimes)
+
+
 def files_for_a_device(manifest: ArtifactManifest, runtimes: Sequence[str] = ()) -> Mapping[str, BlobRef]:
     """The files of an artifact that a device needs: all, but graphs only for its ``runtimes`` (where any is
     named), and ``weights.bin`` only where the artifact has parameters that travel in it alone (frozen or
-    personal ones, and buffers).
+    personal ones).
 
     Raises:
         ArtifactError: the manifest names a file that a folder of ours uses for itself.
     """
     if MANIFEST_NAME in manifest.files:
         raise ArtifactError(f"an artifact manifest that names {MANIFEST_NAME} as one of its files")
-    travels_alone = any(p.role != "trainable" or p.kind != "weight" for p in manifest.parameters)
     run_here = {_GRAPHS[name] for name in runtimes if name in _GRAPHS}
     unused = set(_GRAPHS.values()) - run_here if run_here else set()
     return {
         name: ref
         for name, ref in manifest.files.items()
-        if Path(name).suffix not in unused and (name != "weights.bin" or travels_alone)
+        if Path(name).suffix not in unused and (name != "weights.bin" or manifest.needs_initial_weights)
     }
 
 

@@ -149,7 +149,8 @@ def _samples(configuration: AgentConfiguration) -> Finding:
         name="samples",
         ok=training >= configuration.gates.min_samples,
         detail=f"{training} to train on, {held_out} held out in {path}",
-        hint="add some: lichen-agent samples add FILE.npz, or SampleStore(path).add(x, y) in your app",
+        hint="add some: lichen-agent samples add FILE.npz, or SampleStore(path).add(x, y) in your app; "
+        "a trainer that brings its own needs min_samples = 0 under [gates]",
     )
 
 

@@ -60,6 +60,7 @@ def _run(options: argparse.Namespace, configuration: AgentConfiguration) -> int:
                     raise
                 agent = build_agent(configuration, folder)  # which sets a damaged outbox aside
                 if len(folder.quarantined) == before:
+                    agent.close()
                     raise
             else:
                 return 0
@@ -129,6 +130,7 @@ def _complain(text: str) -> None:
 def _status_text(status: dict[str, Any]) -> str:
     version = status.get("version")
     updates, outbox, samples = status.get("updates", {}), status.get("outbox", {}), status.get("samples", {})
+    personal = status.get("personal", {}).get("bytes", 0)
     lines = [
         ("device", f"{status.get('device')} of fleet {status.get('fleet')}"),
         ("state", status.get("state")),
@@ -136,6 +138,7 @@ def _status_text(status: dict[str, Any]) -> str:
         ("version", "-" if version is None else f"{status.get('epoch')}.{version}"),
         ("updates", ", ".join(f"{count} {name}" for name, count in updates.items())),
         ("outbox", f"{outbox.get('count', 0)} waiting, {outbox.get('bytes', 0)} bytes"),
+        ("personal", f"{personal} bytes, which stay on this device" if personal else "-"),
         ("samples", f"{samples.get('training', 0)} to train on, {samples.get('held_out', 0)} held out"),
         ("traffic", f"{status.get('bytes_sent')} bytes sent, {status.get('bytes_received')} received"),
     ]

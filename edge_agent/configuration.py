@@ -18,7 +18,7 @@ __all__ = [
     "read_agent_configuration",
 ]
 
-KNOWN_RUNTIMES = ("onnx", "litert", "numpy")
+KNOWN_RUNTIMES = ("onnx", "litert", "tflite", "numpy")
 _KEY = re.compile(r"ed25519:[0-9a-fA-F]{64}")
 _HOURS = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)-([01]?\d|2[0-3]):([0-5]\d)")
 _TRAINER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -41,7 +41,7 @@ class GateSettings:
     """``[gates]``: when this device may train. 0, false and "" switch a gate off.
 
     ``quiet_hours`` is ``HH:MM-HH:MM`` in local time, across midnight too; ``max_load`` is the load
-    average of one minute, training itself included.
+    average of one minute, training itself included. ``min_samples = 0`` is for a trainer that brings its own.
     """
 
     min_samples: int = 1
@@ -51,8 +51,8 @@ class GateSettings:
     max_load: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.min_samples < 1:
-            raise ValueError("min_samples must be at least 1")
+        if self.min_samples < 0:
+            raise ValueError("min_samples must not be negative")
         if self.quiet_hours and _HOURS.fullmatch(self.quiet_hours) is None:
             raise ValueError(f"quiet_hours must be written as 22:00-06:30, not {self.quiet_hours!r}")
 
@@ -71,7 +71,8 @@ class WorkerSettings:
     """``[worker]``: the process that trains. ``inline`` trains inside the agent's own process.
 
     ``linger_s`` is how long it waits for its next job; a job that takes ``deadline_factor`` times the
-    plan's deadline is killed.
+    plan's deadline is killed. A training that lasts leaves a checkpoint every ``checkpoint_every_s`` seconds:
+    so much of it a power cut may cost. 0 leaves one after each step, which wears flash memory out.
     """
 
     kind: str = "process"
@@ -79,14 +80,15 @@ class WorkerSettings:
     memory_mb: int = 512
     nice: int = 10
     deadline_factor: float = 2.0
+    checkpoint_every_s: float = 120.0
 
     def __post_init__(self) -> None:
         if self.kind not in ("process", "inline"):
             raise ValueError(f"kind must be 'process' or 'inline', not {self.kind!r}")
-        if self.linger_s < 0 or self.memory_mb < 0 or not 0 <= self.nice <= 19 or self.deadline_factor < 1:
-            raise ValueError(
-                "linger_s and memory_mb must not be negative, nice 0 to 19, deadline_factor >= 1"
-            )
+        if min(self.linger_s, self.memory_mb, self.checkpoint_every_s) < 0:
+            raise ValueError("linger_s, memory_mb and checkpoint_every_s must not be negative")
+        if not 0 <= self.nice <= 19 or self.deadline_factor < 1:
+            raise ValueError("nice must be 0 to 19, deadline_factor at least 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +109,7 @@ class AgentConfiguration:
     samples: Path | None = None
     trusted_keys: tuple[str, ...] = ()
     insecure: bool = False
-    runtimes: tuple[str, ...] = ("onnx", "numpy")
+    runtimes: tuple[str, ...] = KNOWN_RUNTIMES
     trainer: str = ""
     trainer_path: Path | None = None
     keepalive_s: int = 600
@@ -156,6 +158,8 @@ class AgentConfiguration:
         unknown = [name for name in self.runtimes if name not in KNOWN_RUNTIMES]
         if unknown or not self.runtimes:
             faults.append(f"runtimes must name some of {', '.join(KNOWN_RUNTIMES)}, not {unknown}")
+        if not self.trainer and not self.gates.min_samples:
+            faults.append("min_samples = 0 is for a trainer of your own that brings its samples")
         if self.trainer and _TRAINER.fullmatch(self.trainer) is None:
             faults.append(f"trainer must be written as module:Class, not {self.trainer!r}")
         if not 10 <= self.keepalive_s <= 65535:

@@ -1,10 +1,13 @@
 """The default trainer: runs an artifact's step graph in whatever runtime its session was opened."""
 
+import hashlib
+import itertools
 import math
 from collections.abc import Mapping
 
 import numpy as np
 
+from edge_agent.checkpoint import Checkpoint
 from edge_agent.sample_form import Array
 from edge_agent.trainer import Samples, ShouldStop, TrainingResult, Weights
 from fl_protocol.artifact import Input
@@ -12,39 +15,54 @@ from fl_protocol.errors import LayoutError
 from fl_protocol.plan import TrainingPlan
 from models.runtime import Batch, Session, TrainingArtifact, zero_slots
 
-__all__ = ["GraphTrainer"]
+__all__ = ["GraphTrainer", "dropout_seed"]
 
 _EVALUATION_ROWS = 256
+_SEEDS = 1 << 22
+_WEIGHT, _SLOT, _GRAD_NORM = "weight/", "slot/", "grad_norm"
+"""How the tensors of a checkpoint are named."""
 
 
 class GraphTrainer:
-    """Trains and evaluates through a session; the optimizer's slots start at zero in each training."""
+    """Trains and evaluates through a session; the optimizer's slots start at zero in each training.
+
+    ``checkpoint`` is where a long training leaves its state (see ``edge_agent.checkpoint``).
+    """
 
     def __init__(self, artifact: TrainingArtifact, session: Session) -> None:
+        self.checkpoint: Checkpoint | None = None
         self._artifact = artifact
         self._session = session
         self._inputs = {entry.name: entry for entry in artifact.manifest.inputs}
+        self._seeded = "seed" in artifact.manifest.hyper
 
     def train(
         self, weights: Weights, samples: Samples, plan: TrainingPlan, should_stop: ShouldStop
     ) -> TrainingResult:
-        """See ``Trainer.train``; FedProx pulls to ``weights``.
+        """See ``Trainer.train``; FedProx pulls to ``weights``. The result's sums hold ``grad_norm``, the
+        global norm of the loss's gradient before clipping.
 
         Raises:
             LayoutError: samples that are not the artifact's input.
             ArtifactError: the runtime fails.
         """
         hyper = {"lr": plan.lr, "momentum": plan.momentum, "mu": plan.mu, "clip": plan.clip}
-        current: Weights = weights
-        slots = zero_slots(self._artifact)
-        steps = 0
-        for x, y in samples.batches(plan.batch_size, epochs=plan.epochs, seed=plan.seed):
-            if should_stop() or (plan.max_steps and steps >= plan.max_steps):
+        course = _Course(weights, zero_slots(self._artifact))
+        if self.checkpoint is not None and (saved := self.checkpoint.resume()):
+            course = _Course.restored(*saved)
+        batches = samples.batches(plan.batch_size, epochs=plan.epochs, seed=plan.seed)
+        for x, y in itertools.islice(batches, course.steps, None):
+            if should_stop() or (plan.max_steps and course.steps >= plan.max_steps):
                 break
-            result = self._session.step(current, slots, self._batch(x, y), hyper, weights)
-            current, slots = result.weights, result.slots
-            steps += 1
-        return TrainingResult(current, steps=steps)
+            if self._seeded:
+                hyper["seed"] = float(dropout_seed(plan.seed, course.steps))
+            result = self._session.step(course.weights, course.slots, self._batch(x, y), hyper, weights)
+            course.weights, course.slots = {**course.weights, **result.weights}, result.slots
+            course.grad_norm += result.grad_norm
+            course.steps += 1
+            if self.checkpoint is not None:
+                self.checkpoint.offer(course.steps, course.tensors)
+        return TrainingResult(course.weights, steps=course.steps, sums={_GRAD_NORM: course.grad_norm})
 
     def evaluate(self, weights: Weights, samples: Samples) -> Mapping[str, float]:
         """The artifact's sums (``loss`` and its metrics) over ``samples``.
@@ -75,3 +93,35 @@ class GraphTrainer:
             )
         shaped = rows if -1 in wanted else rows.reshape(len(rows), *wanted)
         return np.ascontiguousarray(shaped, dtype=entry.dtype)
+
+
+class _Course:
+    """Where a training is: all that its next step depends on."""
+
+    def __init__(self, weights: Weights, slots: dict[str, Array], *, steps: int = 0, grad_norm: float = 0.0):
+        self.weights = weights
+        self.slots = slots
+        self.steps = steps
+        self.grad_norm = grad_norm
+
+    @classmethod
+    def restored(cls, steps: int, tensors: Mapping[str, Array]) -> "_Course":
+        """The course as ``tensors`` gave it after so many steps."""
+        return cls(
+            {key.removeprefix(_WEIGHT): tensor for key, tensor in tensors.items() if key.startswith(_WEIGHT)},
+            {key.removeprefix(_SLOT): tensor for key, tensor in tensors.items() if key.startswith(_SLOT)},
+            steps=steps,
+            grad_norm=float(tensors[_GRAD_NORM]),
+        )
+
+    def tensors(self) -> Mapping[str, Array]:
+        """All of it as named tensors."""
+        named = {f"{_WEIGHT}{name}": tensor for name, tensor in self.weights.items()}
+        named |= {f"{_SLOT}{name}": tensor for name, tensor in self.slots.items()}
+        return {**named, _GRAD_NORM: np.array(self.grad_norm, np.float64)}
+
+
+def dropout_seed(training_seed: int, step: int) -> int:
+    """The seed of one step's dropout masks, in [0, 2**22): a whole number that float32 holds exactly."""
+    drawn = hashlib.sha256(f"dropout {training_seed} {step}".encode()).digest()
+    return int.from_bytes(drawn[:4], "big") % _SEEDS

@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -29,6 +30,7 @@ from fl_protocol.errors import (
 )
 
 if TYPE_CHECKING:
+    from edge_agent.participation import SampleParts
     from edge_agent.trainer import Trainer
     from models.runtime import Session, TrainingArtifact
 
@@ -56,6 +58,16 @@ class JobRunner:
     def run(self, job: Job, report: ReportProgress, should_stop: Callable[[], bool]) -> Result:
         """The job's result; whatever goes wrong in it is a ``JobFailed``."""
         started = time.process_time()
+        result = self._result(job, report, should_stop)
+        if isinstance(result, Trained):
+            return replace(result, cpu_s=time.process_time() - started)
+        failed = isinstance(result, JobFailed) and not result.retryable
+        if failed and isinstance(job, TrainJob) and job.checkpoint_path:
+            with suppress(OSError):  # whatever went wrong must not be gone on with
+                Path(job.checkpoint_path).unlink(missing_ok=True)
+        return result
+
+    def _result(self, job: Job, report: ReportProgress, should_stop: Callable[[], bool]) -> Result:
         try:
             match job:
                 case VerifyJob():
@@ -63,7 +75,7 @@ class JobRunner:
                 case PrepareJob():
                     return self._prepare(job)
                 case TrainJob():
-                    result = self._train(job, report, should_stop)
+                    return self._train(job, report, should_stop)
         except StorageError as error:  # a disk that was full or busy may have room and time later
             return JobFailed(reason=_sentence(error), retryable=True)
         except LichenError as error:
@@ -73,9 +85,6 @@ class JobRunner:
         except Exception as error:  # a trainer of the user's, or a runtime, may raise anything
             _log.exception("the job failed")
             return JobFailed(reason=f"{type(error).__name__}: {error}", retryable=False)
-        if isinstance(result, Trained):
-            return replace(result, cpu_s=time.process_time() - started)
-        return result
 
     def _prepare(self, job: PrepareJob) -> Prepared:
         from models.runtime import open_session
@@ -90,17 +99,20 @@ class JobRunner:
     def _train(
         self, job: TrainJob, report: ReportProgress, should_stop: Callable[[], bool]
     ) -> Trained | JobFailed:
-        from edge_agent.participation import SampleParts, participate
-        from edge_agent.samples import SampleStore
-        from edge_agent.trainer import planned_steps
+        from edge_agent.continuation import find_checkpoint, find_personal
+        from edge_agent.participation import participate
+        from edge_agent.trainer import brings_samples, planned_steps
 
         artifact = self._opened(job.artifact_dir)
         trainer, runtime = self._trainer(job, artifact)
+        personal = find_personal(job, artifact)
         published = _content(Path(job.weights_path))
-        if not Path(job.samples_path).exists():
+        if not Path(job.samples_path).exists() and not brings_samples(trainer):
             return JobFailed(reason=f"there are no samples at {job.samples_path}", retryable=True)
-        with SampleStore(job.samples_path) as store:
-            samples = SampleParts(training=store.training(), held_out=store.held_out())
+        with _samples_at(Path(job.samples_path)) as stored:
+            checkpoint, samples = find_checkpoint(job, artifact, runtime, stored, clock=self._clock)
+            if hasattr(trainer, "checkpoint"):
+                trainer.checkpoint = checkpoint
             planned = planned_steps(job.plan, len(samples.training))
             ends_at = self._clock.monotonic() + job.plan.deadline_s
             reported_at = self._clock.monotonic()
@@ -121,6 +133,9 @@ class JobRunner:
                 samples=samples,
                 should_stop=stop,
                 runtime=runtime,
+                personal=personal,
+                checkpoint=checkpoint,
+                cancelled=should_stop,
             )
 
     def _trainer(self, job: TrainJob, artifact: "TrainingArtifact") -> "tuple[Trainer, str]":
@@ -128,7 +143,7 @@ class JobRunner:
         from edge_agent.trainer import load_trainer
 
         if job.trainer:
-            return load_trainer(job.trainer, job.trainer_path), ""
+            return load_trainer(job.trainer, job.trainer_path), job.trainer.partition(":")[2]
         if _STEP_FILE not in artifact.manifest.files:
             raise ConfigError(
                 f"the artifact {artifact.manifest.name!r} holds weights alone",
@@ -171,6 +186,23 @@ def _verified(job: VerifyJob) -> Verified:
     except (MessageError, SignatureError) as error:
         return Verified(ok=False, reason=_sentence(error))
     return Verified(ok=True)
+
+
+@contextmanager
+def _samples_at(path: Path) -> "Iterator[SampleParts]":
+    """The parts of the store at ``path``; empty ones where there is none, which is not made for that."""
+    import numpy as np
+
+    from edge_agent.participation import SampleParts
+    from edge_agent.samples import SampleStore
+    from edge_agent.trainer import ArraySamples
+
+    if path.exists():
+        with SampleStore(path) as store:
+            yield SampleParts(training=store.training(), held_out=store.held_out())
+    else:
+        nothing = ArraySamples(np.empty((0, 0), np.float32), np.empty((0, 0), np.float32))
+        yield SampleParts(training=nothing, held_out=nothing)
 
 
 def _content(path: Path) -> bytes:

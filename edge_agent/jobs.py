@@ -61,7 +61,9 @@ class TrainJob:
     ``max_examples`` caps what the update counts. A runtime that stands alone in ``runtimes`` has been found
     by a ``PrepareJob`` and is opened straight; of several the golden steps choose one. ``trainer`` is empty
     for the artifact's own step graph, else ``module:Class``, looked for on Python's path and then in the
-    folder ``trainer_path``.
+    folder ``trainer_path``. ``device_state`` is what the last training on this device left of its personal
+    tensors, empty before the first. A training that takes longer than ``checkpoint_every_s`` seconds leaves
+    checkpoints at ``checkpoint_path`` (none where that is empty), and the same training goes on from there.
     """
 
     update_id: bytes
@@ -77,6 +79,9 @@ class TrainJob:
     runtimes: tuple[str, ...]
     trainer: str = ""
     trainer_path: str = ""
+    device_state: bytes = b""
+    checkpoint_path: str = ""
+    checkpoint_every_s: float = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,8 +108,10 @@ class Trained:
     """An encoded update and what its header says of it.
 
     ``num_examples`` counts distinct training examples, capped. ``metrics`` holds sums and counts on the
-    held-out samples: ``before.*`` for the base, ``after.*`` for the trained weights. ``cpu_s`` is the CPU
-    time of the whole job, ``training_cpu_s`` that of the trainer in it.
+    held-out samples: ``before.*`` for the base, ``after.*`` for the trained weights, and the trainer's own
+    sums over its steps under ``after.*`` too. ``cpu_s`` is the CPU time of the whole job, ``training_cpu_s``
+    that of the trainer in it. ``device_state`` holds the personal tensors after the training, empty where the
+    model has none.
     """
 
     update_id: bytes
@@ -116,6 +123,7 @@ class Trained:
     runtime: str = ""
     cpu_s: float = 0.0
     training_cpu_s: float = 0.0
+    device_state: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

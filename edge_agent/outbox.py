@@ -12,6 +12,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_agent.device_state import SCHEMA as DEVICE_STATES
+from edge_agent.device_state import DeviceState, find_state, keep_state, newest_size
 from edge_agent.sqlite_file import commit, storage_errors
 from fl_protocol.clock import Clock
 from fl_protocol.errors import StorageError
@@ -31,7 +33,7 @@ __all__ = [
 LEDGER_ROWS = 10_000
 OUTCOMES = ("created", "done", "refused", "expired", "destroyed")
 _APPLICATION_ID = 0x4C696368
-_FORMAT = 1
+_FORMAT = 2
 _KEPT_BASES = 1_000
 _AGES_SAVED_EVERY_S = 3600.0
 _SCHEMA = """
@@ -47,6 +49,8 @@ CREATE TABLE bases (
     PRIMARY KEY (epoch, number, digest)) WITHOUT ROWID;
 CREATE TABLE facts (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 """
+_STEPS = (_SCHEMA, DEVICE_STATES)
+"""What makes a file of each format from the one before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +79,8 @@ class LedgerRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutboxCounts:
-    """Updates by outcome since the file was made; entries that wait now, and their bytes."""
+    """Updates by outcome since the file was made; entries that wait now, and their bytes; the bytes of the
+    newest device state."""
 
     created: int = 0
     done: int = 0
@@ -84,6 +89,7 @@ class OutboxCounts:
     destroyed: int = 0
     waiting: int = 0
     waiting_bytes: int = 0
+    personal_bytes: int = 0
 
 
 class Outbox:
@@ -112,9 +118,15 @@ class Outbox:
             raise
 
     def put(
-        self, update_id: bytes, header: UpdateHeader, payload: bytes, *, codec_state: bytes | None = None
+        self,
+        update_id: bytes,
+        header: UpdateHeader,
+        payload: bytes,
+        *,
+        codec_state: bytes | None = None,
+        device_state: DeviceState | None = None,
     ) -> OutboxEntry:
-        """Keep an update: payload, header, ledger row and the codec's state in one commit.
+        """Keep an update: payload, header, ledger row, the codec's state and the device's in one commit.
 
         Raises:
             StorageError: also if the payload alone is larger than the whole box.
@@ -143,6 +155,8 @@ class Outbox:
             )
             if codec_state is not None:
                 db.execute("INSERT OR REPLACE INTO facts VALUES ('codec_state', ?)", (codec_state,))
+            if device_state is not None:
+                keep_state(db, device_state, sequence)
         return OutboxEntry(
             sequence=sequence, update_id=update_id, header=packed, base=base, size=len(payload)
         )
@@ -249,6 +263,16 @@ class Outbox:
             row = self._db.execute("SELECT value FROM facts WHERE key = ?", (key,)).fetchone()
         return bytes(row[0]) if row else None
 
+    def device_state(self, artifact: bytes) -> DeviceState | None:
+        """The device state kept for an artifact (by its digest), or else the newest."""
+        with self._translated():
+            return find_state(self._db, artifact)
+
+    def drop_device_state(self, artifact: bytes) -> None:
+        """Forget the device state of an artifact."""
+        with self._commit() as db:
+            db.execute("DELETE FROM device_states WHERE artifact = ?", (artifact,))
+
     def close(self) -> None:
         """Save the ages and close the file."""
         try:
@@ -281,7 +305,7 @@ class Outbox:
             raise sqlite3.DatabaseError(fault)
         if version < _FORMAT:
             marks = f"PRAGMA application_id={_APPLICATION_ID}; PRAGMA user_version={_FORMAT};"
-            self._db.executescript(f"BEGIN;{_SCHEMA}{marks}COMMIT;")
+            self._db.executescript(f"BEGIN;{''.join(_STEPS[version:])}{marks}COMMIT;")
 
     def _make_room(self, db: sqlite3.Connection, cost: int) -> None:
         (used,) = db.execute("SELECT total(size + length(header)) FROM outbox").fetchone()
@@ -334,7 +358,9 @@ def read_counts(path: Path) -> OutboxCounts:
 def _counts(db: sqlite3.Connection) -> OutboxCounts:
     totals = dict(db.execute("SELECT outcome, count FROM totals"))
     waiting, size = db.execute("SELECT count(*), coalesce(sum(size), 0) FROM outbox").fetchone()
-    return OutboxCounts(**totals, waiting=waiting, waiting_bytes=size)
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    personal = newest_size(db) if version >= _FORMAT else 0
+    return OutboxCounts(**totals, waiting=waiting, waiting_bytes=size, personal_bytes=personal)
 
 
 def _append(db: sqlite3.Connection, update_id: bytes, outcome: str, reason: str) -> int:

@@ -6,12 +6,15 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.checkpoint import Checkpoint
 from edge_agent.jobs import JobFailed, Trained, TrainJob
-from edge_agent.trainer import Samples, Trainer, Weights, planned_steps
+from edge_agent.personal import PersonalTensors, pack_personal
+from edge_agent.trainer import Samples, Trainer, TrainingResult, Weights, brings_samples, planned_steps
 from fl_protocol.codec import codec_for, codec_seed, decode_model
 from fl_protocol.errors import ConfigError, LayoutError
 from fl_protocol.layout import TensorLayout
@@ -23,6 +26,7 @@ __all__ = ["SampleParts", "participate", "training_seed"]
 
 _LARGEST_METRIC = 1e38
 _LONGEST_NAME = 64
+_NONE: PersonalTensors = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,12 +52,16 @@ def participate(
     samples: SampleParts,
     should_stop: Callable[[int], bool],
     runtime: str = "",
+    personal: PersonalTensors = _NONE,
+    checkpoint: Checkpoint | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> Trained | JobFailed:
     """Evaluate the published weights, train from them, evaluate again, and encode the difference.
 
     ``published`` is the downloaded content of ``encode_model``. ``should_stop`` is asked before each step
     with the steps taken so far. A training cut short gives an update that counts for its share; one whose
-    weights are not finite gives none.
+    weights are not finite gives none, nor does one that was ``cancelled``, which leaves a checkpoint.
+    ``personal`` holds the personal tensors as this device has them.
 
     Raises:
         CodecError: an unknown codec, or published weights that do not decode.
@@ -66,24 +74,40 @@ def participate(
             f"the artifact has layout {layout.fingerprint.hex()}, the task {job.fingerprint.hex()}"
         )
     examples = len(samples.training)
-    if not examples:
+    if not examples and not brings_samples(trainer):
         return JobFailed(reason="there is no sample to train on", retryable=True)
     base = decode_model(published, layout)
     base.setflags(write=False)
-    weights = split_flat(base, layout)
-    plan = replace(job.plan, seed=training_seed(job.device_seed, job.base))
+    weights = {**split_flat(base, layout), **personal}
+    seed = training_seed(job.device_seed, job.base)
+    plan = replace(job.plan, seed=seed, version=job.base.number)
     metrics = _evaluated("before", trainer, weights, samples.held_out)
     asked = itertools.count()
+
+    def stop() -> bool:
+        before = checkpoint.resumed if checkpoint is not None else 0
+        told = should_stop(before + next(asked))
+        if told and checkpoint is not None and cancelled():
+            checkpoint.leave()
+        return told
+
     started = time.process_time()
-    result = trainer.train(weights, samples.training, plan, lambda: should_stop(next(asked)))
+    result = trainer.train(weights, samples.training, plan, stop)
     training_cpu_s = time.process_time() - started
+    if cancelled():
+        return JobFailed(reason="cancelled", retryable=True)
     steps = int(result.steps)  # a user's trainer may count in numpy's integers, which do not travel
     if steps < 1:
         return JobFailed(reason="the time allowed ended before the first step", retryable=True)
-    trained = _flat(result.weights, layout)
-    if not np.isfinite(trained).all():
+    shared, kept = _apart(result.weights, personal)
+    trained = _flat(shared, layout)
+    if not all(np.isfinite(tensor).all() for tensor in (trained, *kept.values())):
         return JobFailed(reason="training diverged: a weight is not finite", retryable=False)
-    metrics |= _evaluated("after", trainer, split_flat(trained, layout), samples.held_out)
+    examples = _counted(result, trainer, examples)
+    if examples < 1:
+        return JobFailed(reason="the trainer counted no example", retryable=True)
+    metrics |= _evaluated("after", trainer, {**split_flat(trained, layout), **kept}, samples.held_out)
+    metrics |= _of_training(result.sums, metrics)
     np.subtract(trained, base, out=trained)
     planned = planned_steps(plan, examples)
     return Trained(
@@ -95,7 +119,40 @@ def participate(
         metrics=metrics,
         runtime=runtime,
         training_cpu_s=training_cpu_s,
+        device_state=pack_personal(kept),
     )
+
+
+def _counted(result: TrainingResult, trainer: Trainer, handed_over: int) -> int:
+    """Distinct examples; of the samples that were handed over none can count twice."""
+    if result.num_examples is None:
+        return handed_over
+    counted = int(result.num_examples)
+    return counted if brings_samples(trainer) else min(counted, handed_over)
+
+
+def _apart(weights: Weights, personal: PersonalTensors) -> tuple[Weights, dict[str, NDArray[np.float32]]]:
+    """The tensors that are shared, and the personal ones: those not returned stay as they were."""
+    kept = {name: np.asarray(weights.get(name, tensor), np.float32) for name, tensor in personal.items()}
+    for name, tensor in kept.items():
+        if tensor.shape != personal[name].shape:
+            raise LayoutError(
+                f"personal tensor {name!r} came back as {tensor.shape}, it has {personal[name].shape}"
+            )
+    return {name: tensor for name, tensor in weights.items() if name not in personal}, kept
+
+
+def _of_training(sums: Mapping[str, float], known: Mapping[str, float]) -> dict[str, float]:
+    """Sums over the steps of the training, as many as an update has room for."""
+    taken = {name for name in known if name.startswith("after.")}
+    room = MAX_METRICS - len(taken)
+    named = {f"after.{name}": float(value) for name, value in sums.items() if len(name) <= _LONGEST_NAME}
+    fit = [(name, value) for name, value in named.items() if name not in taken and _travels(value)]
+    return dict(fit[:room])
+
+
+def _travels(value: float) -> bool:
+    return math.isfinite(value) and abs(value) < _LARGEST_METRIC
 
 
 def _flat(weights: Weights, layout: TensorLayout) -> NDArray[np.float32]:
@@ -107,16 +164,16 @@ def _flat(weights: Weights, layout: TensorLayout) -> NDArray[np.float32]:
 
 def _evaluated(prefix: str, trainer: Trainer, weights: Weights, held_out: Samples) -> dict[str, float]:
     """Sums and count under ``prefix``; a sum that no message can carry is left out."""
-    if not len(held_out):
+    sums: dict[str, float] = {}
+    if brings_samples(trainer):
+        sums = {"count": 0, **trainer.evaluate(weights, held_out)}
+    elif len(held_out):
+        sums = {**trainer.evaluate(weights, held_out), "count": len(held_out)}
+    if not sums.get("count"):
         return {}
-    sums: Mapping[str, float] = {**trainer.evaluate(weights, held_out), "count": len(held_out)}
     if len(sums) > MAX_METRICS or any(len(name) > _LONGEST_NAME for name in sums):
         raise ConfigError(
             f"the trainer's evaluate gives {len(sums) - 1} sums named up to {max(map(len, sums))} characters",
             hint=f"an update carries {MAX_METRICS - 1}, with names of up to {_LONGEST_NAME} characters",
         )
-    return {
-        f"{prefix}.{name}": float(value)
-        for name, value in sums.items()
-        if math.isfinite(value) and abs(value) < _LARGEST_METRIC
-    }
+    return {f"{prefix}.{name}": float(value) for name, value in sums.items() if _travels(value)}

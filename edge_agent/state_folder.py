@@ -3,7 +3,9 @@
 agent.db        the outbox, the ledger and small facts       identity.json   who this folder is
 samples.db      training samples (unless configured elsewhere)
 blobs/          downloads by hash                            artifacts/      opened training artifacts
-run/            what may vanish at any time                  quarantine/     stores that were damaged
+personal/       personal tensors, for apps to read           model.json      the newest model, for apps
+checkpoint      where a long training is                     run/            what may vanish at any time
+quarantine/     stores that were damaged
 """
 
 import fcntl
@@ -12,9 +14,10 @@ import os
 import secrets
 from pathlib import Path
 
+from edge_agent.model_notice import PERSONAL_FOLDER
 from edge_agent.outbox import Outbox
 from edge_agent.sqlite_file import is_damage
-from fl_io.disk import DISK, Disk, write_file
+from fl_io.disk import DISK, Disk, make_folder, sweep_unfinished, write_file
 from fl_protocol.clock import Clock
 from fl_protocol.errors import StorageError
 from fl_protocol.update import INCARNATION_BYTES
@@ -44,9 +47,11 @@ class StateFolder:
         self._newborn = False
         try:
             self.path.mkdir(mode=0o770, parents=True, exist_ok=True)
-            for folder in (self.blobs, self.artifacts, self.run):
+            for folder in (self.blobs, self.artifacts, self.personal, self.run):
                 folder.mkdir(mode=0o750, exist_ok=True)
             self._hold()
+            for folder in (self.path, self.personal):
+                sweep_unfinished(folder, disk=disk)
         except OSError as error:
             raise StorageError(
                 f"cannot use the state folder {path}: {error.strerror or error}",
@@ -79,6 +84,16 @@ class StateFolder:
         return self.path / "artifacts"
 
     @property
+    def personal(self) -> Path:
+        """Copies of the personal tensors, for apps."""
+        return self.path / PERSONAL_FOLDER
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where a long training leaves its state."""
+        return self.path / "checkpoint"
+
+    @property
     def run(self) -> Path:
         """Files that may vanish: the status."""
         return self.path / "run"
@@ -102,6 +117,20 @@ class StateFolder:
             self.incarnation, self.device_seed = self._new_identity()
             self._quarantine(self.database, str(error.__cause__))
         return Outbox(self.database, max_bytes=max_bytes, max_age_s=max_age_s, clock=clock)
+
+    def set_aside(self, name: str, content: bytes, reason: str) -> str:
+        """Keep damaged content in ``quarantine/``, for a person to look at; a sentence that says so.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        shelf = self.path / "quarantine"
+        make_folder(shelf, disk=self._disk)
+        marked = f"{name}.{secrets.token_hex(4)}"
+        write_file(shelf / marked, content, disk=self._disk, mode=0o600)
+        said = f"{name} was damaged ({reason}) and is now quarantine/{marked}"
+        self.quarantined.append(said)
+        return said
 
     def close(self) -> None:
         """Let the folder go."""

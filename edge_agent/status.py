@@ -69,10 +69,11 @@ def read_status(state: Path) -> dict[str, Any]:
 
 
 def counts_body(counts: OutboxCounts) -> dict[str, Any]:
-    """``updates`` and ``outbox`` as the status shows them."""
+    """``updates``, ``outbox`` and ``personal`` as the status shows them."""
     return {
         "updates": {name: getattr(counts, name) for name in ("created", "done", "refused", "expired")},
         "outbox": {"count": counts.waiting, "bytes": counts.waiting_bytes},
+        "personal": {"bytes": counts.personal_bytes},
     }
 
 

@@ -1,5 +1,6 @@
 """A view of a sample store's training or held-out part."""
 
+import bisect
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
@@ -25,11 +26,26 @@ class StoredSamples:
         self._read = read
         self._form = form or SampleForm(x_dtype="float32", x_shape=(0,), y_dtype="int32", y_shape=(0,))
         self._sequences = sequences
+        self._size = size
         self._keep = size <= CACHED_BYTES
         self._kept: tuple[Array, Array] | None = None
 
     def __len__(self) -> int:
         return len(self._sequences)
+
+    @property
+    def newest(self) -> int:
+        """The sequence number of the newest sample; 0 where there is none."""
+        return self._sequences[-1] if self._sequences else 0
+
+    def until(self, sequence: int) -> "StoredSamples":
+        """The samples of this view up to a sequence number: the view as it was before later ones came."""
+        return StoredSamples(
+            self._read,
+            form=self._form,
+            sequences=self._sequences[: bisect.bisect_right(self._sequences, sequence)],
+            size=self._size,
+        )
 
     def batches(self, batch_size: int, *, epochs: int = 1, seed: int = 0) -> Iterator[tuple[Array, Array]]:
         """See ``Samples.batches``."""

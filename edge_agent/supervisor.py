@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from edge_agent.assignment import Assignment
-from edge_agent.cache import Cache
+from edge_agent.cache import Cache, runtimes_found
 from edge_agent.chores import Chores
 from edge_agent.configuration import AgentConfiguration
 from edge_agent.correspondence import Correspondence
@@ -21,6 +21,7 @@ from edge_agent.gates import LinuxMachine, Machine
 from edge_agent.inbox import MAX_WAITING, Inbox
 from edge_agent.jobs import Deliver, Job, JobFailed, Progress, Result, TrainJob, Verified, VerifyJob, Worker
 from edge_agent.lookout import Lookout
+from edge_agent.model_notice import NoticeBoard
 from edge_agent.outbox import Outbox, OutboxCounts
 from edge_agent.presence import Presence
 from edge_agent.state_folder import StateFolder
@@ -72,8 +73,12 @@ class Supervisor:
         self._transport, self._clock = transport, clock
         self._folder, self._outbox = folder, outbox
         self._inbox: Inbox[_Item] = Inbox()
-        self._worker = make_worker(lambda job, result: self._inbox.put((job, result)))
-        self._cache = Cache(folder.blobs, folder.artifacts, runtimes=configuration.runtimes, disk=disk)
+        self._make_worker = make_worker
+        self._worker = make_worker(self._deliver)
+        self._checker: Worker | None = None
+        """Checks commands while the worker trains: a ``pause`` must not wait for what it is to end."""
+        runtimes = runtimes_found(configuration.runtimes)
+        self._cache = Cache(folder.blobs, folder.artifacts, runtimes=runtimes, disk=disk)
         self._lookout = Lookout(
             configuration.gates, configuration.samples_path, machine=machine or LinuxMachine(), clock=clock
         )
@@ -98,8 +103,8 @@ class Supervisor:
             outbox=outbox,
             lookout=self._lookout,
             clock=clock,
-            incarnation=folder.incarnation,
-            device_seed=folder.device_seed,
+            folder=folder,
+            board=NoticeBoard(folder.path, runtimes=runtimes, disk=disk),
             created=self._correspondence.uploads.add,
             report=self._correspondence.report,
             chance=chance,
@@ -109,6 +114,7 @@ class Supervisor:
         self._status = StatusFile(folder.run / "status.json", clock)
         self._counts = OutboxCounts()
         self._job: Job | None = None
+        self._check: Job | None = None
         self._expire_at = 0.0
         self._said = ""
         self._stopping = False
@@ -176,7 +182,8 @@ class Supervisor:
         self._stopping = True
         try:
             self._correspondence.attendance.depart()
-            self._worker.stop()
+            for worker in filter(None, (self._checker, self._worker)):
+                worker.stop()
             self._transport.stop()
             self._status.write(self.status(), at_once=True)
         finally:
@@ -226,6 +233,9 @@ class Supervisor:
             "expiry": self._expire,
         }
 
+    def _deliver(self, job: Job, result: Result) -> None:
+        self._inbox.put((job, result))
+
     def _take(self, item: _Item) -> None:
         """Take one thing in; what the disk refuses to keep is not obeyed either."""
         if isinstance(item, tuple):
@@ -242,7 +252,10 @@ class Supervisor:
     def _finish(self, job: Job, result: Result) -> None:
         if isinstance(result, Progress) or self._stopping:
             return
-        self._job = None
+        if job is self._check:
+            self._check = None
+        else:
+            self._job = None
         if isinstance(job, VerifyJob) and isinstance(result, JobFailed) and job.context == COMMAND_CONTEXT:
             result = Verified(ok=False, reason=result.reason)
         if isinstance(job, VerifyJob) and isinstance(result, Verified):
@@ -251,7 +264,7 @@ class Supervisor:
             self._assignment.finished(job, result)
 
     def _employ_worker(self) -> float:
-        if self._job is None:
+        if self._job is None and self._check is None:
             job = self._orders.command_check() or self._assignment.next_job()
             if job is not None:
                 self._job = job
@@ -259,8 +272,13 @@ class Supervisor:
                 self._worker.submit(job)
                 if isinstance(job, TrainJob):
                     crash_point("agent.training")
-        elif isinstance(self._job, TrainJob) and self._assignment.should_cancel():
-            self._worker.cancel()
+        elif isinstance(self._job, TrainJob):
+            if self._assignment.should_cancel():
+                self._worker.cancel()
+            elif self._check is None and (check := self._orders.command_check()) is not None:
+                self._check = check
+                self._checker = self._checker or self._make_worker(self._deliver)
+                self._checker.submit(check)
         return min(self._assignment.wait_s, self._orders.command_wait_s() or LONGEST_SLEEP_S)
 
     def _expire(self) -> float:

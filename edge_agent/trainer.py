@@ -8,7 +8,7 @@ import importlib
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -25,6 +25,7 @@ __all__ = [
     "Trainer",
     "TrainingResult",
     "Weights",
+    "brings_samples",
     "load_trainer",
     "planned_steps",
     "shuffled_batches",
@@ -57,22 +58,36 @@ class Samples(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """Trained weights, and the number of optimizer steps taken."""
+    """Trained weights, and the number of optimizer steps taken.
+
+    ``num_examples`` is the number of distinct examples that were trained on, where the trainer knows better
+    than the agent, which counts the samples it handed over. ``sums`` are figures of the training itself,
+    summed over its steps (``grad_norm``); an update carries them under ``after.*``.
+    """
 
     weights: Weights
     steps: int
+    num_examples: int | None = None
+    sums: Mapping[str, float] = field(default_factory=dict)
 
 
 @runtime_checkable
 class Trainer(Protocol):
-    """Training code: a class whose instances are made without arguments."""
+    """Training code: a class whose instances are made without arguments.
+
+    A class with the attribute ``brings_samples = True`` trains on data that it finds by itself: it is asked
+    to train where the store has no samples too, must say ``num_examples``, and adds ``count``, the number of
+    examples, to the sums of ``evaluate``. ``min_samples = 0`` under ``[gates]`` then opens the gate that
+    waits for samples. One with an attribute ``checkpoint`` is given a ``Checkpoint`` there before ``train``.
+    """
 
     def train(
         self, weights: Weights, samples: Samples, plan: TrainingPlan, should_stop: ShouldStop
     ) -> TrainingResult:
         """Train from ``weights`` (copy what you change) under ``plan``, whose ``seed`` is this device's.
 
-        The result holds the same tensors, of the same shapes.
+        The result holds the same tensors, of the same shapes. Where the model has personal tensors they are
+        among ``weights``; a result may leave them out, and they stay as they are.
         """
         ...
 
@@ -117,11 +132,17 @@ def planned_steps(plan: TrainingPlan, examples: int) -> int:
     return min(steps, plan.max_steps) if plan.max_steps else steps
 
 
+def brings_samples(trainer: Trainer) -> bool:
+    """Whether a trainer finds its data by itself."""
+    return bool(getattr(trainer, "brings_samples", False))
+
+
 def load_trainer(name: str, folder: str = "") -> Trainer:
     """Make the trainer ``module:Class``, from Python's path or else from ``folder``.
 
     Raises:
         ConfigError: no such module or class, one that fails as it is made, or one that is no trainer.
+        MemoryError: its packages take more memory than there is.
     """
     module_name, _, class_name = name.partition(":")
     if not module_name or not class_name:
@@ -130,6 +151,8 @@ def load_trainer(name: str, folder: str = "") -> Trainer:
         sys.path.append(folder)  # last, so that a folder called models or tests hides nothing
     try:
         made: object = getattr(importlib.import_module(module_name), class_name)()
+    except MemoryError:
+        raise
     except Exception as error:  # whatever a user's module raises as it is loaded is our caller's news
         raise ConfigError(
             f"the trainer {name!r} cannot be made: {type(error).__name__}: {error}",

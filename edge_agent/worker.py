@@ -1,6 +1,7 @@
 """The worker process: ``python -m edge_agent.worker MEMORY_BYTES NICE PARENT``.
 
-Jobs come on standard input and results leave on standard output, as frames, until the input ends. What a
+Jobs come on standard input and results leave on standard output, as frames, until the input ends. SIGTERM
+ends a training between two of its steps, after it has left a checkpoint, and then the process. What a
 library prints goes to standard error. The process runs at low priority under a memory limit, is the first
 to go when memory runs out, and dies with its parent: a runtime that crashes takes nothing else along.
 """
@@ -13,6 +14,7 @@ import resource
 import select
 import signal
 import sys
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from edge_agent.frames import ReadBytes, pack_frame, read_frame
@@ -39,6 +41,8 @@ def main(arguments: list[str]) -> int:
     from fl_io.clock import SystemClock
 
     runner = JobRunner(clock=SystemClock())
+    told = _Told()
+    signal.signal(signal.SIGTERM, told.take)
 
     def send(result: Result) -> None:
         content = memoryview(pack_frame(result))
@@ -47,11 +51,27 @@ def main(arguments: list[str]) -> int:
 
     def ended() -> bool:
         """One job is out at a time, so input during a job is its end: nobody waits for the result."""
-        return bool(select.select([jobs], [], [], 0)[0])
+        return told.to_end or bool(select.select([jobs], [], [], 0)[0])
 
-    while (job := read_frame(_reader(jobs))) is not None:
+    while not told.to_end and (job := read_frame(_reader(jobs))) is not None:
+        told.at_work = True
         send(runner.run(_checked(job), send, ended))
+        told.at_work = False
     return 0
+
+
+class _Told:
+    """Whether this process was told to end: at once where it waits for a job, else as the job ends."""
+
+    def __init__(self) -> None:
+        self.to_end = False
+        self.at_work = False
+
+    def take(self, number: int, frame: FrameType | None) -> None:
+        """Take the signal."""
+        self.to_end = True
+        if not self.at_work:
+            os._exit(0)
 
 
 def _checked(value: "Job | Result") -> "Job":

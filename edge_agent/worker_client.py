@@ -82,7 +82,8 @@ class ProcessWorker:
     """Runs jobs in a child process, which lingers ``linger_s`` seconds for the next one and then ends.
 
     A child that crashes, is killed, or takes longer than ``deadline_factor`` times what its job is allowed
-    gives ``JobFailed(retryable=True)``; the next job gets a new child. ``memory_bytes`` 0 means no limit.
+    gives ``JobFailed(retryable=True)``; the next job gets a new child. ``memory_bytes`` 0 means no limit. A
+    training that is cancelled has ``grace_s`` seconds to end its step and to leave a checkpoint.
     """
 
     def __init__(
@@ -93,17 +94,20 @@ class ProcessWorker:
         memory_bytes: int = 512 << 20,
         nice: int = 10,
         deadline_factor: float = 2.0,
+        grace_s: float = 10.0,
     ) -> None:
         self._deliver = deliver
         self._linger_s = linger_s
         self._limits = (memory_bytes, nice)
         self._deadline_factor = deadline_factor
+        self._grace_s = grace_s
         self._changed = threading.Condition()
         self._job: Job | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._attendant: threading.Thread | None = None
         self._cancelled = False
         self._stopped = False
+        self._executioner: threading.Timer | None = None
 
     @property
     def busy(self) -> bool:
@@ -128,11 +132,20 @@ class ProcessWorker:
             self._changed.notify_all()
 
     def cancel(self) -> None:
-        """See ``Worker.cancel``; the child is killed."""
+        """See ``Worker.cancel``; the child is killed, if it trains after ``grace_s`` only."""
         with self._changed:
-            if self.busy:
-                self._cancelled = True
+            if not self.busy or self._cancelled:
+                return
+            self._cancelled = True
+            child = self._child
+            if child is None or not isinstance(self._job, TrainJob) or self._grace_s <= 0:
                 self._kill()
+                return
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(child.pid, signal.SIGTERM)
+            self._executioner = threading.Timer(self._grace_s, self._execute, (child,))
+            self._executioner.daemon = True
+            self._executioner.start()
 
     def stop(self) -> None:
         """See ``Worker.stop``."""
@@ -161,6 +174,9 @@ class ProcessWorker:
             result = self._run(job)
             with self._changed:
                 self._job = None
+                if self._executioner is not None:
+                    self._executioner.cancel()
+                    self._executioner = None
                 if self._cancelled:  # perhaps too late for this job, but its child is being killed
                     result, killed, self._child = _CANCELLED, self._child, None
                 else:
@@ -212,6 +228,11 @@ class ProcessWorker:
         if child is not None and child.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(child.pid, signal.SIGKILL)
+
+    def _execute(self, child: "subprocess.Popen[bytes]") -> None:
+        with self._changed:
+            if self._child is child:
+                self._kill()
 
     def _allowance_s(self, job: Job) -> float:
         own = job.plan.deadline_s if isinstance(job, TrainJob) else _SHORT_JOB_S

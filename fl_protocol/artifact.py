@@ -14,7 +14,7 @@ from typing import Any
 from fl_protocol.blob import MAX_BLOB_BYTES, BlobRef
 from fl_protocol.errors import ArtifactError, LayoutError, MessageError
 from fl_protocol.fields import Fields
-from fl_protocol.layout import MAX_TENSORS, TensorLayout, TensorSpec
+from fl_protocol.layout import KINDS, MAX_TENSORS, TensorLayout, TensorSpec
 
 __all__ = ["FORMAT", "MANIFEST_NAME", "MAX_MANIFEST_BYTES", "ArtifactManifest", "Input", "Parameter"]
 
@@ -23,7 +23,6 @@ MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_FILES = 32
 _FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
-KINDS = ("weight", "buffer")
 ROLES = ("trainable", "frozen", "personal")
 
 
@@ -51,7 +50,7 @@ class ArtifactManifest:
     """All that a device must know to train: parameters in wire order, inputs, loss, hyper-parameters.
 
     ``files`` maps a file name to its blob reference. ``hyper`` holds the scalar inputs of the step graph
-    with their defaults. ``slots`` are the optimizer's state tensors per trainable parameter (zero at the
+    with their defaults. ``slots`` are the optimizer's state tensors per trained weight (zero at the
     start of each participation, never sent).
     """
 
@@ -69,14 +68,21 @@ class ArtifactManifest:
 
     @property
     def layout(self) -> TensorLayout:
-        """The layout of an update: trainable weights in wire order."""
+        """The layout of an update: trainable weights in wire order, then trainable buffers."""
+        travelling = [parameter for parameter in self.parameters if parameter.role == "trainable"]
         return TensorLayout(
             tuple(
-                TensorSpec(name=parameter.name, shape=parameter.shape)
-                for parameter in self.parameters
-                if parameter.role == "trainable" and parameter.kind == "weight"
+                TensorSpec(name=parameter.name, shape=parameter.shape, kind=kind)
+                for kind in KINDS
+                for parameter in travelling
+                if parameter.kind == kind
             )
         )
+
+    @property
+    def needs_initial_weights(self) -> bool:
+        """Whether some parameter is in ``weights.bin`` alone, being no part of the layout."""
+        return any(parameter.role != "trainable" for parameter in self.parameters)
 
     def to_json(self) -> bytes:
         """The canonical bytes of ``manifest.json``: sorted keys, two spaces, a final newline."""

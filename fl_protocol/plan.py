@@ -13,7 +13,8 @@ __all__ = ["TrainingPlan"]
 class TrainingPlan:
     """How a device trains: passes over its samples, batch size, and the step graph's scalars.
 
-    ``seed`` is the device's own (0 in a task manifest); ``max_steps`` 0 means no limit; ``clip`` is the
+    ``seed`` is the device's own and ``version`` the number of the version it starts from: both are 0 in a task
+    manifest and filled in where training begins. ``max_steps`` 0 means no limit; ``clip`` is the
     global gradient norm (0: no clipping) and ``mu`` the FedProx weight (Li et al., 2020).
     """
 
@@ -26,9 +27,10 @@ class TrainingPlan:
     max_steps: int = 0
     deadline_s: float = 600.0
     seed: int = 0
+    version: int = 0
 
     def to_body(self) -> Mapping[str, Any]:
-        """The map that travels; the seed does not."""
+        """The map that travels; seed and version do not."""
         return {
             "epochs": self.epochs,
             "batch": self.batch_size,

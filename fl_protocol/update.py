@@ -1,6 +1,7 @@
 """The update header (``begin``): what a device says of an update, and the payload where it is small."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -17,6 +18,7 @@ __all__ = [
     "MAX_METRICS",
     "MAX_UPDATE_BYTES",
     "UpdateHeader",
+    "runtime_label",
     "update_hash",
 ]
 
@@ -29,6 +31,8 @@ INLINE_BYTES = 60 << 10
 MAX_BEGIN_BYTES = 64 << 10
 MAX_UPDATE_BYTES = 1 << 30
 PLAIN = "plain"
+LONGEST_RUNTIME = 16
+_STRANGE = re.compile(r"[^A-Za-z0-9._-]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +42,8 @@ class UpdateHeader:
     ``base`` is the version it was trained from; ``metrics`` holds ``before.*`` (the published base) and
     ``after.*`` (the device's own trained weights) on the device's held-out samples, as sums and counts.
     ``num_examples`` counts distinct training examples. ``incarnation`` names the state directory that
-    made it. ``lease`` is the lease it answers, if any.
+    made it. ``lease`` is the lease it answers, if any. ``runtime`` names what trained it (``runtime_label``),
+    empty where the device does not say.
     """
 
     incarnation: bytes
@@ -53,6 +58,7 @@ class UpdateHeader:
     kind: str = PLAIN
     lease: bytes | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    runtime: str = ""
 
     def pack(self, payload: bytes | None = None) -> bytes:
         """The body of ``begin``; with ``payload`` where that fits, without it the probe 'where are we?'."""
@@ -70,6 +76,7 @@ class UpdateHeader:
                 "k": None if self.kind == PLAIN else self.kind,
                 "l": self.lease,
                 "m": _nested(self.metrics) or None,
+                "r": self.runtime or None,
                 "b": payload,
             }
         )
@@ -95,7 +102,10 @@ class UpdateHeader:
             kind=fields.text("k", longest=16, default=PLAIN),
             lease=fields.maybe("l", lambda key: fields.octets(key, length=LEASE_BYTES)),
             metrics=_flat(fields.group("m")) if "m" in fields else {},
+            runtime=fields.text("r", longest=LONGEST_RUNTIME, default=""),
         )
+        if _STRANGE.search(header.runtime):
+            raise MessageError("a runtime's name of other characters than A-Z a-z 0-9 . _ -")
         if header.steps_done > header.steps_planned:
             raise MessageError("more steps done than planned")
         payload = fields.maybe("b", lambda key: fields.octets(key, longest=INLINE_BYTES))
@@ -104,6 +114,11 @@ class UpdateHeader:
         ):
             raise MessageError("a payload that is not the one its header names")
         return header, payload
+
+
+def runtime_label(name: str) -> str:
+    """A runtime or a trainer's class as headers carry it: 16 of ``A-Z a-z 0-9 . _ -``, others are ``_``."""
+    return _STRANGE.sub("_", name)[:LONGEST_RUNTIME]
 
 
 def update_hash(update_id: bytes, header: UpdateHeader) -> bytes:

@@ -16,17 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from broker_coordinator.embedded_broker import EmbeddedBroker
 from edge_agent.samples import SampleStore
 from fl_io.ed25519 import new_private_key, public_key_text
 from fl_io.mqtt import BrokerAddress, reachable
-from hil.partition import partition
+from fl_protocol.errors import ConfigError
+from hil.lineup import Lineup, Seat, draw_up, graphs_for
 from hil.processes import ManagedProcess
+from hil.workload import Samples, Workload, digits_workload, own_workload
 from models.runtime import open_session
-from models.zoo import digits
-from models.zoo.mlp import digits_artifact
 
 __all__ = ["FleetOptions", "LocalFleet"]
 
@@ -34,7 +33,12 @@ __all__ = ["FleetOptions", "LocalFleet"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetOptions:
     """What the fleet is and does; ``settings`` replaces or adds tables of fleet.toml, ``agent_settings``
-    of agent.toml."""
+    of agent.toml.
+
+    ``artifact`` and ``samples`` (an npz of ``x`` and ``y``) take the place of the digits. ``runtime`` may be
+    ``mixed`` (see ``hil.lineup``). ``epochs``, ``batch_size`` and ``lr`` are the workload's own where None,
+    ``partition`` too.
+    """
 
     name: str = "demo"
     devices: int = 8
@@ -42,16 +46,22 @@ class FleetOptions:
     broker: str = "auto"
     runtime: str = "onnx"
     codec: str = "eden(bits=1)"
-    partition: str = "dirichlet:1.0"
+    partition: str | None = None
+    artifact: Path | None = None
+    samples: Path | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    tflite_python: Path | None = None
     hidden: int = 32
     seed: int = 0
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     agent_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-# Six passes in batches of 16 at 0.3: what ten seeds reach with it stands in docs/benchmarks.md.
-DIGITS_PLAN: Mapping[str, Any] = {"epochs": 6, "batch_size": 16, "lr": 0.3}
 BUFFER_SIZE = 4
+MOST_SAMPLE_BYTES = 1 << 40
+"""No bound but the disk's: the samples are those that were given."""
 FLUSH_AFTER_S = 10.0
 
 
@@ -62,6 +72,10 @@ class LocalFleet:
         self.folder = folder.absolute()
         self.options = options
         self.state = self.folder / "coordinator"
+        self.lineup = Lineup(seats={})
+        """Which device trains with what; empty before ``prepare``."""
+        self.workload: Workload | None = None
+        """What it trains; None before ``prepare``."""
         self.embedded: EmbeddedBroker | None = None
         self.broker_url = options.broker
         self.coordinator = self._process("coordinator", ["lichen", *self._coordinator_words()])
@@ -73,19 +87,23 @@ class LocalFleet:
         """Write artifact, data, keys and configuration.
 
         Raises:
-            LichenError: bad options, no such broker, no such runtime here, a full disk.
+            LichenError: bad options, samples that do not fit, no such broker, no such runtime here, a full
+                disk.
         """
         (self.folder / "logs").mkdir(parents=True, exist_ok=True)
         self.state.mkdir(exist_ok=True)
-        artifact = digits_artifact(
-            self.folder / "artifact",
-            hidden=self.options.hidden,
-            seed=self.options.seed,
-            runtimes=("onnx", "tflite") if self.options.runtime == "litert" else ("onnx",),
-        )
+        workload = self.workload = self._make_workload()
+        shares = workload.shares(self.options.devices, scheme=self.options.partition, seed=self.options.seed)
         # Here and now rather than in every agent, whose fleet would wait for them for ever.
-        open_session(artifact, (self.options.runtime,))
-        train, held_out = digits.split(seed=self.options.seed)
+        self.lineup = draw_up(
+            list(self.agents),
+            self.options.runtime,
+            workload.artifact,
+            tflite_python=self.options.tflite_python,
+        )
+        self._check_batch()
+        workload.check(open_session(workload.artifact)[0])
+        held_out = workload.held_out
         np.savez_compressed(self.folder / "held_out.npz", x=held_out.x, y=held_out.y)
         key = new_private_key()
         key_path = self.state / "coordinator.key"
@@ -93,11 +111,8 @@ class LocalFleet:
         key_path.write_bytes(key)
         self._start_broker()
         (self.folder / "fleet.toml").write_text(self._fleet_toml())
-        parts = partition(
-            train.y, self.options.devices, scheme=self.options.partition, seed=self.options.seed
-        )
-        for device, part in zip(self.agents, parts, strict=True):
-            self._prepare_device(device, train.x[part], train.y[part], public_key_text(key))
+        for device, share in zip(self.agents, shares, strict=True):
+            self._prepare_device(device, share, public_key_text(key))
 
     def start(self) -> None:
         """Start the coordinator and all agents."""
@@ -133,6 +148,11 @@ class LocalFleet:
         return [self.agent_state(device) for device in self.agents]
 
     @property
+    def partition(self) -> str:
+        """How the samples are dealt out."""
+        return self.workload.scheme(self.options.partition) if self.workload else self.options.partition or ""
+
+    @property
     def broker_name(self) -> str:
         """What serves: name and version of a broker of ours, or the URL of yours, without its password."""
         if self.embedded is not None:
@@ -150,21 +170,51 @@ class LocalFleet:
     def _coordinator_words(self) -> list[str]:
         return ["coordinator", "run", str(self.folder / "fleet.toml")]
 
-    def _agent(self, device: str) -> ManagedProcess:
+    def _agent(self, device: str, python: str = sys.executable) -> ManagedProcess:
         configuration = self.folder / "devices" / device / "agent.toml"
-        return self._process(device, ["edge_agent", "run", "--config", str(configuration)])
+        return self._process(device, ["edge_agent", "run", "--config", str(configuration)], python)
 
-    def _process(self, name: str, words: Sequence[str]) -> ManagedProcess:
+    def _process(self, name: str, words: Sequence[str], python: str = sys.executable) -> ManagedProcess:
         log = self.folder / "logs" / f"{name}.log"
-        return ManagedProcess(name, [sys.executable, "-m", *words], log, folder=self.folder)
+        return ManagedProcess(name, [python, "-m", *words], log, folder=self.folder)
 
-    def _prepare_device(
-        self, device: str, x: NDArray[np.float32], y: NDArray[np.int32], trusted_key: str
-    ) -> None:
+    def _make_workload(self) -> Workload:
+        options, folder = self.options, self.folder / "artifact"
+        if (options.artifact is None) != (options.samples is None):
+            raise ConfigError(
+                "a model of one's own needs samples, and these a model",
+                hint="give both --artifact DIR and --samples FILE.npz, or neither",
+            )
+        if options.artifact is not None and options.samples is not None:
+            return own_workload(folder, options.artifact, options.samples, seed=options.seed)
+        graphs = graphs_for(options.runtime)
+        return digits_workload(folder, hidden=options.hidden, seed=options.seed, runtimes=graphs)
+
+    def _plan(self) -> dict[str, Any]:
+        options = self.options
+        asked = {"epochs": options.epochs, "batch_size": options.batch_size, "lr": options.lr}
+        plan = {**(self.workload.plan if self.workload else {})}
+        if self.lineup.rows is not None and "batch_size" in plan:
+            plan["batch_size"] = min(plan["batch_size"], self.lineup.rows)
+        return plan | {name: value for name, value in asked.items() if value is not None}
+
+    def _check_batch(self) -> None:
+        most, asked = self.lineup.rows, self.options.batch_size
+        if most is not None and asked is not None and asked > most:
+            raise ConfigError(
+                f"a batch of {asked} rows, the .tflite graphs take {most}",
+                hint=f"--batch-size {most}, or build the artifact with --batch {asked}",
+            )
+
+    def _prepare_device(self, device: str, share: Samples, trusted_key: str) -> None:
+        seat = self.lineup.seats.get(device, Seat(runtime=self.options.runtime))
+        self.agents[device] = self._agent(device, seat.python)
         state = self.agent_state(device)
         state.mkdir(parents=True, exist_ok=True)
-        with SampleStore(state / "samples.db") as samples:
-            samples.extend(x, y)
+        with SampleStore(
+            state / "samples.db", max_samples=len(share), max_bytes=MOST_SAMPLE_BYTES
+        ) as samples:
+            samples.extend(share.x, share.y)
         tables: dict[str, Mapping[str, Any]] = {
             "": {
                 "device": device,
@@ -172,11 +222,10 @@ class LocalFleet:
                 "broker": self.broker_url,
                 "state": "state",
                 "trusted_keys": [trusted_key],
-                "runtimes": [self.options.runtime],
+                "runtimes": [seat.runtime],
             },
-            **self.options.agent_settings,
         }
-        (state.parent / "agent.toml").write_text(_toml(tables))
+        (state.parent / "agent.toml").write_text(_toml(_overlaid(tables, self.options.agent_settings)))
 
     def _fleet_toml(self) -> str:
         top = {
@@ -192,12 +241,17 @@ class LocalFleet:
         tables: dict[str, Mapping[str, Any]] = {
             "": top,
             "update": {"codec": self.options.codec},
-            "plan": DIGITS_PLAN,
+            "plan": self._plan(),
             "buffer": {"size": size, "flush_after_s": FLUSH_AFTER_S},
         }
-        for name, table in self.options.settings.items():
-            tables[name] = {**tables.get(name, {}), **table}
-        return _toml(tables)
+        return _toml(_overlaid(tables, self.options.settings))
+
+
+def _overlaid(
+    tables: Mapping[str, Mapping[str, Any]], others: Mapping[str, Mapping[str, Any]]
+) -> Mapping[str, Mapping[str, Any]]:
+    """Tables of a configuration, with the keys of others added or replaced; ``""`` is the top."""
+    return {name: {**tables.get(name, {}), **others.get(name, {})} for name in {**tables, **others}}
 
 
 def _toml(tables: Mapping[str, Mapping[str, Any]]) -> str:

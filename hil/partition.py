@@ -5,6 +5,7 @@ Federated Visual Classification (2019).
 """
 
 import re
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ def concentration(scheme: str) -> float | None:
     return float(match[1])
 
 
-def partition(labels: NDArray[np.int32], devices: int, *, scheme: str, seed: int) -> list[NDArray[np.intp]]:
+def partition(labels: NDArray[Any], devices: int, *, scheme: str, seed: int) -> list[NDArray[np.intp]]:
     """Deal the indices of ``labels`` out to ``devices``, each index once.
 
     ``iid`` shuffles; ``dirichlet:a`` draws each label's shares from a Dirichlet distribution of
@@ -38,9 +39,15 @@ def partition(labels: NDArray[np.int32], devices: int, *, scheme: str, seed: int
     20 samples.
 
     Raises:
-        ConfigError: an unknown scheme, or fewer than 20 samples a device.
+        ConfigError: an unknown scheme, fewer than 20 samples a device, or ``dirichlet`` where ``labels`` are
+            no classes (one integer each).
     """
     alpha = concentration(scheme)
+    if alpha is not None and (labels.ndim != 1 or labels.dtype.kind not in "iu"):
+        raise ConfigError(
+            f"partition {scheme!r} deals by class, and the samples have none",
+            hint="iid deals without looking",
+        )
     if len(labels) < FEWEST * devices:
         raise ConfigError(
             f"{len(labels)} samples are too few for {devices} devices",

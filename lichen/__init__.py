@@ -8,20 +8,46 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edge_agent.adapters import FlowerTrainer, KerasTrainer, SklearnTrainer, TorchTrainer
+    from edge_agent.predictor import Predictor
     from edge_agent.samples import SampleStore
     from edge_agent.trainer import TrainingResult
-    from models.build import build_artifact
+    from models.build import build_artifact, from_keras, from_sklearn, from_torch, wrap_weights
     from models.runtime.artifact import TrainingArtifact
 
-__all__ = ["SampleStore", "TrainingArtifact", "TrainingResult", "__version__", "build_artifact"]
+__all__ = [
+    "FlowerTrainer",
+    "KerasTrainer",
+    "Predictor",
+    "SampleStore",
+    "SklearnTrainer",
+    "TorchTrainer",
+    "TrainingArtifact",
+    "TrainingResult",
+    "__version__",
+    "build_artifact",
+    "from_keras",
+    "from_sklearn",
+    "from_torch",
+    "wrap_weights",
+]
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "FlowerTrainer": "edge_agent.adapters",
+    "KerasTrainer": "edge_agent.adapters",
+    "Predictor": "edge_agent.predictor",
     "SampleStore": "edge_agent.samples",
+    "SklearnTrainer": "edge_agent.adapters",
+    "TorchTrainer": "edge_agent.adapters",
     "TrainingArtifact": "models.runtime.artifact",
     "TrainingResult": "edge_agent.trainer",
     "build_artifact": "models.build",
+    "from_keras": "models.build",
+    "from_sklearn": "models.build",
+    "from_torch": "models.build",
+    "wrap_weights": "models.build",
 }
 
 

@@ -23,7 +23,7 @@ _HOMES = {
     "demo": "hil.demo.command",
     "devices": "broker_coordinator.command",
     "export": "broker_coordinator.command",
-    "models": "models.build.command",
+    "models": "models.zoo.command",
     "status": "broker_coordinator.command",
     "versions": "broker_coordinator.command",
 }

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fl_protocol.codec.buffers import HIGHEST_BUFFER
     from fl_protocol.codec.model_codec import decode_model, encode_model, model_size
     from fl_protocol.codec.registry import codec_for
     from fl_protocol.codec.seed import SEED_BYTES, codec_seed
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from fl_protocol.codec.update_codec import Piece, UpdateCodec, decode
 
 __all__ = [
+    "HIGHEST_BUFFER",
     "SEED_BYTES",
     "SEGMENT_ELEMENTS",
     "CodecSpec",
@@ -29,6 +31,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "HIGHEST_BUFFER": "buffers",
     "SEED_BYTES": "seed",
     "SEGMENT_ELEMENTS": "segments",
     "CodecSpec": "spec",

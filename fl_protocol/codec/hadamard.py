@@ -53,7 +53,7 @@ def unrotate(blocks: Floats, sign1: Octets, sign2: Octets, scratch: Floats) -> N
 def spread_bits(octets: Octets, out: Floats) -> None:
     """Write +1 for each bit 1 and -1 for each bit 0, lowest bit first, into contiguous ``out``."""
     # mode="clip" lets numpy write into out directly; every octet is a valid index
-    np.take(_sign_table(), octets, axis=0, out=out.reshape(-1, 8), mode="clip")
+    _sign_table().take(octets, axis=0, out=out.reshape(-1, 8), mode="clip")
 
 
 def _transform(blocks: Floats, room: Floats) -> None:

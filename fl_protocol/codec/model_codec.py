@@ -1,6 +1,6 @@
 """The downlink codec ``int8 rows``: how published weights travel.
 
-Rows of a large tensor become 8-bit codes with one float32 scale each; small tensors stay float32.
+Rows of a large tensor become 8-bit codes with one float32 scale each; small tensors and buffers stay float32.
 Rounding is to nearest and element-wise, so encoding and decoding both give the same bits everywhere.
 """
 
@@ -35,7 +35,7 @@ Floats = npt.NDArray[np.float32]
 class _Part:
     """One tensor in the content: its elements, its float32 numbers, its codes.
 
-    ``row`` is the row length of a coded tensor, 0 where the numbers are the weights themselves.
+    ``row`` is the row length of a coded tensor, 0 where the numbers are the values themselves.
     """
 
     start: int
@@ -127,8 +127,8 @@ def _parts(layout: TensorLayout) -> Iterator[_Part]:
 
 
 def _row_length(tensor: TensorSpec) -> int:
-    """As many whole slices along the first axis as make at least 32 elements; 0 for a small tensor."""
-    if tensor.size < _SMALLEST_CODED:
+    """As many whole slices along the first axis as make at least 32 elements; 0 where there are no rows."""
+    if tensor.size < _SMALLEST_CODED or tensor.kind == "buffer":
         return 0
     inner = tensor.size // tensor.shape[0]
     return inner * -(-_SHORTEST_ROW // inner)

@@ -2,6 +2,7 @@
 
 import difflib
 
+from fl_protocol.codec.buffers import WithBuffers
 from fl_protocol.codec.eden import Eden
 from fl_protocol.codec.float32 import Float32
 from fl_protocol.codec.int8 import Int8
@@ -29,10 +30,10 @@ def codec_for(spec: str | CodecSpec) -> UpdateCodec:
         if option not in known:
             raise _unknown_option(parsed.name, option, value)
     if parsed.name == "float32":
-        return Float32()
+        return WithBuffers(Float32())
     if parsed.name == "int8":
-        return Int8()
-    return _eden(parsed)
+        return WithBuffers(Int8())
+    return WithBuffers(_eden(parsed))
 
 
 def _eden(spec: CodecSpec) -> Eden:

@@ -15,6 +15,8 @@ from hil.bench.demos import seeds, traffic
 from hil.bench.footprint import footprint
 from hil.bench.ingest import ingest
 from hil.bench.page import page
+from hil.bench.training import training
+from hil.bench.zoo import zoo
 
 __all__ = ["main"]
 
@@ -22,7 +24,9 @@ __all__ = ["main"]
 def main(words: list[str] | None = None) -> int:
     """Measure the sections that are asked for; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m hil.bench", description=__doc__)
-    parser.add_argument("--only", action="append", choices=["demo", "traffic", "footprint", "ingest"])
+    parser.add_argument(
+        "--only", action="append", choices=["demo", "traffic", "footprint", "ingest", "zoo", "training"]
+    )
     parser.add_argument("--seeds", type=int, default=10, help="demos of the section demo")
     parser.add_argument("--updates", type=int, default=100_000, help="updates of the section ingest")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where benchmarks.json and .md lie")
@@ -32,6 +36,8 @@ def main(words: list[str] | None = None) -> int:
         "traffic": lambda: list(traffic()),
         "footprint": lambda: [footprint("onnx"), footprint("numpy")],
         "ingest": lambda: ingest(options.updates),
+        "zoo": zoo,
+        "training": training,
     }
     book = options.docs / "benchmarks.json"
     figures: dict[str, Any] = json.loads(book.read_text()) if book.exists() else {}

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from hil.bench.training_page import training_section
+
 __all__ = ["page"]
 
 _HEAD = """\
@@ -72,6 +74,18 @@ run, one publisher each.
 | slope of RSS, KiB per 1,000 updates, first fifth left out | {slope_kib_per_1000} |
 """
 
+_ZOO = """
+## The zoo
+
+`make bench ARGS="--only zoo"`: the models of `lichen models zoo`. Step: batch 32, one thread, the fastest of 15
+rounds in which all take turns, as a multiple of {unit} ({unit_ms} ms). Memory: the peak RSS of a real worker process
+that trains two passes over 256 samples and encodes the update.
+
+| model | parameters | artifact, bytes | {heads} |
+| --- | --- | --- | {dashes} |
+{rows}
+"""
+
 
 def page(figures: Mapping[str, Any]) -> str:
     """The whole page; a section without figures is left out."""
@@ -85,6 +99,10 @@ def page(figures: Mapping[str, Any]) -> str:
         parts.append(_FOOTPRINT.format(rows=_table(_footprint_rows(cells)), rest_s=cells[0]["rest_s"]))
     if "ingest" in figures:
         parts.append(_INGEST.format(**figures["ingest"]))
+    if "zoo" in figures:
+        parts.append(_zoo(figures["zoo"]))
+    if "training" in figures:
+        parts.append(training_section(figures["training"]))
     return "".join(parts)
 
 
@@ -119,3 +137,25 @@ def _footprint_rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[str]
     for row in rows:
         names = ("runtime", "supervisor_mib", "peak_mib", "cpu_s", "training_cpu_s")
         yield ["n/a" if row[name] is None else str(row[name]) for name in names]
+
+
+def _zoo(figures: Mapping[str, Any]) -> str:
+    runtimes: Sequence[str] = figures["runtimes"]
+    columns = [("step", "step, {}"), ("worker_mib", "worker, {}, MiB")]
+    heads = [head.format(runtime) for _, head in columns for runtime in runtimes]
+    rows = (
+        [
+            f"`{row['model']}`",
+            f"{row['parameters']:,}",
+            f"{row['bytes']:,}",
+            *(str(row[key][runtime]) for key, _ in columns for runtime in runtimes),
+        ]
+        for row in figures["models"]
+    )
+    return _ZOO.format(
+        unit=figures["unit"],
+        unit_ms=figures["unit_ms"],
+        heads=" | ".join(heads),
+        dashes=" | ".join("---" for _ in heads),
+        rows=_table(rows),
+    )

@@ -22,8 +22,10 @@ from hil.demo.course import Moment, follow
 from hil.demo.figures import Figures, collect
 from hil.demo.report import write_report
 from hil.demo.screen import Screen
+from hil.lineup import CHOICES
 from hil.local_fleet import FleetOptions, LocalFleet
 from hil.partition import concentration
+from hil.workload import headline
 from models.runtime.artifact import TrainingArtifact
 
 __all__ = ["demo"]
@@ -50,12 +52,15 @@ def _broker(text: str) -> object:
     return text in BROKER_KINDS or BrokerAddress.parse(text)
 
 
-def _checked(check: Callable[[str], object]) -> Callable[[click.Context, click.Parameter, str], str]:
+def _checked(
+    check: Callable[[str], object],
+) -> Callable[[click.Context, click.Parameter, str | None], str | None]:
     """A bad word is known before anything is started."""
 
-    def callback(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    def callback(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
         try:
-            check(value)
+            if value is not None:
+                check(value)
         except LichenError as error:
             raise click.BadParameter(str(error)) from None
         return value
@@ -73,7 +78,31 @@ def _checked(check: Callable[[str], object]) -> Callable[[click.Context, click.P
     callback=_checked(_broker),
     help="auto, mosquitto, amqtt, or a broker's URL.",
 )
-@click.option("--runtime", default="onnx", show_default=True, type=click.Choice(["onnx", "litert", "numpy"]))
+@click.option(
+    "--runtime",
+    default="onnx",
+    show_default=True,
+    type=click.Choice(CHOICES),
+    help="What devices train with; mixed: all of them in one fleet.",
+)
+@click.option(
+    "--tflite-python",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Interpreter for tflite, whose packages need numpy 1.x.  [default: that of make demo-mixed]",
+)
+@click.option(
+    "--artifact",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A training artifact of your own.",
+)
+@click.option(
+    "--samples",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Its samples: an npz of x and y. A fifth is held out.",
+)
+@click.option("--lr", type=click.FloatRange(0, min_open=True), help="Learning rate of the devices.")
+@click.option("--epochs", type=click.IntRange(1, 10_000), help="Passes over a device's samples per update.")
+@click.option("--batch-size", type=click.IntRange(1, 1 << 20), help="Samples per step.")
 @click.option(
     "--codec",
     default="eden(bits=1)",
@@ -83,10 +112,8 @@ def _checked(check: Callable[[str], object]) -> Callable[[click.Context, click.P
 )
 @click.option(
     "--partition",
-    default="dirichlet:1.0",
-    show_default=True,
     callback=_checked(concentration),
-    help="iid or dirichlet:A.",
+    help="iid or dirichlet:A.  [default: dirichlet:1.0 by class, iid without classes]",
 )
 @click.option("--hidden", default=32, show_default=True, type=click.IntRange(1, 8192), help="Hidden units.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Model and partition.")
@@ -99,7 +126,7 @@ def _checked(check: Callable[[str], object]) -> Callable[[click.Context, click.P
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and nothing else.")
 def demo(*, out: Path, as_json: bool, **options: object) -> None:
-    """Train one model on real digits with a fleet of real processes on this machine."""
+    """Train one model with a fleet of real processes here: on real digits, or yours on your samples."""
     console = Console(stderr=as_json, quiet=as_json)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -126,12 +153,13 @@ def _run(fleet: LocalFleet, console: Console, started: float) -> Figures:
     try:
         with console.status("preparing model, data and broker"):
             fleet.prepare()
-            layout = TrainingArtifact.open(fleet.folder / "artifact").layout
+            manifest = TrainingArtifact.open(fleet.folder / "artifact").manifest
         screen = Screen(
             console,
             versions=fleet.options.versions,
             devices=fleet.options.devices,
-            float32_bytes=4 * layout.size,
+            float32_bytes=4 * manifest.layout.size,
+            metric=headline(manifest.metrics),
         )
         fleet.start()
         with screen.running(f"{fleet.options.devices} agents are starting, broker {fleet.broker_name}"):

@@ -1,7 +1,7 @@
 """The course of a demo: what the coordinator and the agents say, sampled while they run."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from fl_protocol.errors import LichenError
@@ -16,12 +16,12 @@ QUIET_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """The fleet at one moment. ``accuracy`` is ``None`` before the first evaluation; ``bytes_up`` counts all
-    MQTT bytes that the agents have sent, at their sockets."""
+    """The fleet at one moment. ``metrics`` are those of the newest evaluation, empty before the first;
+    ``bytes_up`` counts all MQTT bytes that the agents have sent, at their sockets."""
 
     seconds: float
     version: int
-    accuracy: float | None
+    metrics: Mapping[str, float]
     devices_online: int
     updates: int
     refused: int
@@ -58,7 +58,7 @@ def _look(fleet: LocalFleet, seconds: float) -> Moment:
     return Moment(
         seconds=seconds,
         version=int(status.get("version") or 0),
-        accuracy=status.get("accuracy"),
+        metrics=status.get("metrics") or {},
         devices_online=int(status.get("devices_online") or 0),
         updates=int(status.get("updates_accepted") or 0),
         refused=sum((status.get("refused") or {}).values()),

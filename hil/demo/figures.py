@@ -1,15 +1,18 @@
 """The figures of a finished demo: read from the journal, the ledgers and the sockets' counters."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from broker_coordinator.audit import audit
+from broker_coordinator.evaluation import Evaluation
+from broker_coordinator.records import RuntimeCounts
 from broker_coordinator.sqlite_store import SqliteStore
 from fl_protocol.codec import codec_for
 from fl_protocol.update import UpdateHeader
 from hil.demo.course import Moment
 from hil.local_fleet import LocalFleet
+from hil.workload import headline
 from models.runtime.artifact import TrainingArtifact
 
 __all__ = ["DeviceShare", "Figures", "VersionPoint", "collect"]
@@ -19,12 +22,13 @@ FLOAT32_BYTES = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionPoint:
-    """One version: ``accuracy`` of its published weights on the coordinator's held-out file, all MQTT bytes
-    that devices had sent when it was first seen, and the mean staleness of its updates."""
+    """One version: ``metrics`` of its published weights on the coordinator's held-out file (means, empty
+    where it was not measured) and ``device_metrics`` on the devices' own, all MQTT bytes that devices had
+    sent when it was first seen, and the mean staleness of its updates."""
 
     version: int
-    accuracy: float | None
-    device_accuracy: float | None
+    metrics: Mapping[str, float]
+    device_metrics: Mapping[str, float]
     bytes_up: int
     updates: int
     staleness: float
@@ -35,6 +39,7 @@ class DeviceShare:
     """What one device contributed."""
 
     device: str
+    runtime: str
     updates: int
     examples: int
     bytes_up: int
@@ -69,15 +74,21 @@ def collect(fleet: LocalFleet, moments: Sequence[Moment], seconds: float) -> Fig
     books = audit(fleet.state, fleet.agent_states)
     statuses = {device: fleet.agent_status(device) for device in fleet.agents}
     bytes_up = sum(int(status.get("bytes_sent") or 0) for status in statuses.values())
-    layout = TrainingArtifact.open(fleet.folder / "artifact").layout
+    manifest = TrainingArtifact.open(fleet.folder / "artifact").manifest
+    layout = manifest.layout
     raw_bytes = FLOAT32_BYTES * layout.size
     payload_bytes = codec_for(fleet.options.codec).size(layout)
-    points, shares, staleness = _journal(fleet, moments, statuses)
+    journal = _journal(fleet, moments, statuses)
+    newest = journal.versions[-1] if journal.versions else None
     per_update = bytes_up / books.accepted if books.accepted and bytes_up else None
     summary = {
         "devices": len(fleet.agents),
-        "versions": points[-1].version if points else 0,
-        "accuracy": points[-1].accuracy if points else None,
+        "versions": newest.version if newest else 0,
+        "model": manifest.name,
+        "metric": headline(manifest.metrics),
+        "accuracy": newest.metrics.get("accuracy") if newest else None,
+        "metrics": dict(newest.metrics) if newest else {},
+        "held_out_examples": journal.held_out,
         "updates_accepted": books.accepted,
         "updates_refused": books.refused,
         "bytes_up_total": bytes_up or None,
@@ -89,8 +100,10 @@ def collect(fleet: LocalFleet, moments: Sequence[Moment], seconds: float) -> Fig
         "seconds": round(seconds, 2),
         "broker": fleet.broker_name,
         "runtime": fleet.options.runtime,
+        "runtimes": journal.runtimes,
+        "runtimes_absent": dict(fleet.lineup.absent),
         "codec": fleet.options.codec,
-        "partition": fleet.options.partition,
+        "partition": fleet.partition,
         "seed": fleet.options.seed,
         "parameters": layout.size,
         "lost": books.lost,
@@ -99,17 +112,31 @@ def collect(fleet: LocalFleet, moments: Sequence[Moment], seconds: float) -> Fig
         "versions_replayed": books.versions_checked,
         "replay_ok": books.replay_ok,
     }
-    return Figures(summary=summary, versions=points, devices=shares, staleness=staleness)
+    return Figures(
+        summary=summary, versions=journal.versions, devices=journal.devices, staleness=journal.staleness
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Journal:
+    """What the coordinator's store tells; ``held_out`` counts the rows of its held-out file."""
+
+    versions: tuple[VersionPoint, ...]
+    devices: tuple[DeviceShare, ...]
+    staleness: dict[int, int]
+    runtimes: dict[str, dict[str, int]]
+    held_out: int
 
 
 def _journal(
-    fleet: LocalFleet, moments: Sequence[Moment], statuses: dict[str, dict[str, Any]]
-) -> tuple[tuple[VersionPoint, ...], tuple[DeviceShare, ...], dict[int, int]]:
+    fleet: LocalFleet, moments: Sequence[Moment], statuses: Mapping[str, Mapping[str, Any]]
+) -> _Journal:
     store = SqliteStore.open(fleet.state, read_only=True)
     staleness: dict[int, int] = {}
     updates = dict.fromkeys(fleet.agents, 0)
     examples = dict.fromkeys(fleet.agents, 0)
     points = []
+    held_out = 0
     try:
         for record in store.versions():
             folded = [(row.device, row.staleness, row.header) for row in store.folded_into(record.number)]
@@ -117,29 +144,54 @@ def _journal(
                 staleness[steps] = staleness.get(steps, 0) + 1
                 updates[device] = updates.get(device, 0) + 1
                 examples[device] = max(examples.get(device, 0), UpdateHeader.unpack(header)[0].num_examples)
-            reports = store.device_evaluation(record.number).sums
+            measured = Evaluation.from_metrics(record.metrics)
+            reported = Evaluation.of_devices(store.device_evaluation(record.number))
+            held_out = measured.examples if measured else held_out
             points.append(
                 VersionPoint(
                     version=record.number,
-                    accuracy=record.metrics.get("accuracy"),
-                    device_accuracy=_ratio(reports.get("correct"), reports.get("count")),
+                    metrics=measured.means if measured else {},
+                    device_metrics=reported.means if reported else {},
                     bytes_up=_bytes_when(moments, record.number),
                     updates=len(folded),
                     staleness=sum(steps for _, steps, _ in folded) / max(len(folded), 1),
                 )
             )
+        trained_by = {record.device: record.runtime for record in store.devices()}
+        counts = store.runtimes()
     finally:
         store.close()
-    shares = tuple(
-        DeviceShare(
-            device=device,
-            updates=updates[device],
-            examples=examples[device],
-            bytes_up=int(statuses[device].get("bytes_sent") or 0),
-        )
-        for device in fleet.agents
+    trained_by |= {device: seat.runtime for device, seat in fleet.lineup.seats.items()}
+    return _Journal(
+        versions=tuple(points),
+        devices=tuple(
+            DeviceShare(
+                device=device,
+                runtime=trained_by.get(device, ""),
+                updates=updates[device],
+                examples=examples[device],
+                bytes_up=int(statuses[device].get("bytes_sent") or 0),
+            )
+            for device in fleet.agents
+        ),
+        staleness=staleness,
+        runtimes=_by_runtime([trained_by.get(device, "") for device in fleet.agents], counts),
+        held_out=held_out,
     )
-    return tuple(points), shares, staleness
+
+
+def _by_runtime(devices: Sequence[str], counts: Mapping[str, RuntimeCounts]) -> dict[str, dict[str, int]]:
+    """Devices and updates of each runtime; one that has devices and no update is there too."""
+    names = [*dict.fromkeys(devices), *(name for name in counts if name not in devices)]
+    none = RuntimeCounts()
+    return {
+        name: {
+            "devices": devices.count(name),
+            "accepted": counts.get(name, none).accepted,
+            "folded": counts.get(name, none).folded,
+        }
+        for name in names
+    }
 
 
 def _bytes_when(moments: Sequence[Moment], version: int) -> int:
@@ -148,7 +200,3 @@ def _bytes_when(moments: Sequence[Moment], version: int) -> int:
         if moment.version >= version:
             return moment.bytes_up
     return moments[-1].bytes_up if moments else 0
-
-
-def _ratio(part: float | None, whole: float | None) -> float | None:
-    return part / whole if part is not None and whole else None

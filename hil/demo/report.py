@@ -1,11 +1,13 @@
 """The demo's report: ``report.json`` and one page that needs nothing else."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from hil.demo.figures import Figures
+from hil.demo.screen import shown
 from hil.plots import Points, bar_chart, line_chart
 
 __all__ = ["write_report"]
@@ -43,8 +45,9 @@ def _page(figures: Figures) -> Iterator[str]:
     yield f"<title>Lichen demo</title><style>{_STYLE}</style></head><body><main>"
     yield "<h1>Lichen demo</h1>"
     yield (
-        f'<p class="sub">{summary["devices"]} devices as real processes trained '
-        f"{summary['parameters']:,} parameters on handwritten digits over {escape(str(summary['broker']))}; "
+        f'<p class="sub">{summary["devices"]} devices as real processes trained the '
+        f"{summary['parameters']:,} parameters of {escape(str(summary['model']))} "
+        f"over {escape(str(summary['broker']))}; "
         f"{escape(str(summary['codec']))}, {escape(str(summary['partition']))}, seed {summary['seed']}.</p>"
     )
     yield f'<div class="tiles">{"".join(_tiles(figures))}</div>'
@@ -52,15 +55,20 @@ def _page(figures: Figures) -> Iterator[str]:
     for plot in _plots(figures):
         yield f'<div class="plot">{plot}</div>'
     yield "</div>"
-    yield from _table(figures)
+    yield from _runtimes(summary)
+    yield from _devices(figures)
     yield "</main></body></html>"
 
 
 def _tiles(figures: Figures) -> Iterator[str]:
     summary = figures.summary
-    accuracy = summary["accuracy"]
+    metric = str(summary["metric"])
+    score = summary["metrics"].get(metric)
     tiles = [
-        (f"{accuracy:.3f}" if accuracy is not None else "-", "accuracy, 360 held-out digits"),
+        (
+            shown(score) if score is not None else "-",
+            f"{metric}, {summary['held_out_examples']} held-out samples",
+        ),
         (str(summary["versions"]), f"versions in {summary['seconds']:.0f} s"),
         (str(summary["updates_accepted"]), f"updates accepted, {summary['updates_refused']} refused"),
         (
@@ -78,27 +86,28 @@ def _tiles(figures: Figures) -> Iterator[str]:
 
 
 def _plots(figures: Figures) -> Iterator[str]:
-    scored = [point for point in figures.versions if point.accuracy is not None]
-    accuracies = [point.accuracy or 0.0 for point in scored]
-    reported = [point for point in figures.versions if point.device_accuracy is not None]
+    metric = str(figures.summary["metric"])
+    scored = [point for point in figures.versions if metric in point.metrics]
+    scores = [point.metrics[metric] for point in scored]
+    reported = [point for point in figures.versions if metric in point.device_metrics]
     yield line_chart(
         [
-            Points(name="held-out file", x=[float(point.version) for point in scored], y=accuracies),
+            Points(name="held-out file", x=[float(point.version) for point in scored], y=scores),
             Points(
                 name="devices' own held-out samples",
                 x=[float(point.version) for point in reported],
-                y=[point.device_accuracy or 0.0 for point in reported],
+                y=[point.device_metrics[metric] for point in reported],
             ),
         ],
-        title="Accuracy over versions",
+        title=f"{metric.capitalize()} over versions",
         x_label="version",
-        y_label="accuracy",
+        y_label=metric,
     )
     yield line_chart(
-        [Points(name="accuracy", x=[point.bytes_up / 1000 for point in scored], y=accuracies)],
-        title="Accuracy over bytes",
+        [Points(name=metric, x=[point.bytes_up / 1000 for point in scored], y=scores)],
+        title=f"{metric.capitalize()} over bytes",
         x_label="KB sent by all devices, every MQTT byte",
-        y_label="accuracy",
+        y_label=metric,
     )
     levels = range(max(figures.staleness, default=0) + 1)
     yield bar_chart(
@@ -117,12 +126,30 @@ def _plots(figures: Figures) -> Iterator[str]:
     )
 
 
-def _table(figures: Figures) -> Iterator[str]:
-    headings = ("device", "training examples", "updates folded", "bytes sent")
+def _runtimes(summary: Mapping[str, Any]) -> Iterator[str]:
+    yield from _table(
+        ("runtime", "devices", "updates accepted", "updates folded"),
+        [
+            (name or "-", counts["devices"], counts["accepted"], counts["folded"])
+            for name, counts in summary["runtimes"].items()
+        ],
+    )
+    for name, reason in summary["runtimes_absent"].items():
+        yield f'<p class="sub">{escape(name)} took no part: {escape(reason)}</p>'
+
+
+def _devices(figures: Figures) -> Iterator[str]:
+    yield from _table(
+        ("device", "runtime", "training examples", "updates folded", "bytes sent"),
+        [
+            (share.device, share.runtime or "-", share.examples, share.updates, f"{share.bytes_up:,}")
+            for share in figures.devices
+        ],
+    )
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
     yield f"<table><tr>{''.join(f'<th>{heading}</th>' for heading in headings)}</tr>"
-    for share in figures.devices:
-        yield (
-            f"<tr><td>{escape(share.device)}</td><td>{share.examples}</td><td>{share.updates}</td>"
-            f"<td>{share.bytes_up:,}</td></tr>"
-        )
+    for row in rows:
+        yield f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>"
     yield "</table>"

@@ -14,7 +14,7 @@ from rich.text import Text
 from hil.demo.course import Moment
 from hil.demo.figures import Figures
 
-__all__ = ["Screen"]
+__all__ = ["Screen", "shown"]
 
 SPARKS = "▁▂▃▄▅▆▇█"
 
@@ -22,12 +22,15 @@ SPARKS = "▁▂▃▄▅▆▇█"
 class Screen:
     """Live progress on a terminal; a line per version where the output is no terminal."""
 
-    def __init__(self, console: Console, *, versions: int, devices: int, float32_bytes: int) -> None:
+    def __init__(
+        self, console: Console, *, versions: int, devices: int, float32_bytes: int, metric: str = "accuracy"
+    ) -> None:
         self._console = console
+        self._metric = metric
         self._versions = versions
         self._devices = devices
         self._float32_bytes = float32_bytes
-        self._accuracies: list[float] = []
+        self._scores: list[float] = []
         self._version = 0
         self._live: Live | None = None
 
@@ -45,8 +48,9 @@ class Screen:
 
     def show(self, moment: Moment) -> None:
         """Show a moment."""
-        if moment.version > self._version and moment.accuracy is not None:
-            self._accuracies += [moment.accuracy] * (moment.version - self._version)
+        score = moment.metrics.get(self._metric)
+        if moment.version > self._version and score is not None:
+            self._scores += [score] * (moment.version - self._version)
             self._version = moment.version
             if self._live is None:
                 self._console.print(self._line(moment), highlight=False, soft_wrap=True)
@@ -63,9 +67,8 @@ class Screen:
         self._console.print(table)
 
     def _line(self, moment: Moment) -> str:
-        accuracy = f"{moment.accuracy:.3f}" if moment.accuracy is not None else "-"
         return (
-            f"version {moment.version:>3}/{self._versions}  accuracy {accuracy}  "
+            f"version {moment.version:>3}/{self._versions}  {self._metric} {self._score(moment, '-')}  "
             f"devices {moment.devices_online}/{self._devices}  updates {moment.updates}  "
             f"sent {_size(moment.bytes_up)} ({self._smaller(moment)})  {moment.seconds:.0f} s"
         )
@@ -73,14 +76,18 @@ class Screen:
     def _panel(self, moment: Moment) -> Panel:
         grid = Table.grid(padding=(0, 2))
         grid.add_row("version", f"{moment.version} of {self._versions}")
-        accuracy = f"{moment.accuracy:.3f}" if moment.accuracy is not None else "waiting for the first one"
-        grid.add_row("accuracy", Text.assemble((accuracy, "bold green"), "  ", _sparkline(self._accuracies)))
+        score = self._score(moment, "waiting for the first one")
+        grid.add_row(self._metric, Text.assemble((score, "bold green"), "  ", _sparkline(self._scores)))
         grid.add_row("devices on line", f"{moment.devices_online} of {self._devices}")
         grid.add_row("updates", f"{moment.updates} accepted, {moment.refused} refused")
         grid.add_row("sent by devices", f"{_size(moment.bytes_up)}, {self._smaller(moment)}")
         grid.add_row("time", f"{moment.seconds:.0f} s")
         bar = ProgressBar(total=self._versions, completed=moment.version, width=60)
         return Panel(Group(grid, Text(""), bar), title="lichen demo", title_align="left", width=78)
+
+    def _score(self, moment: Moment, otherwise: str) -> str:
+        score = moment.metrics.get(self._metric)
+        return shown(score) if score is not None else otherwise
 
     def _smaller(self, moment: Moment) -> str:
         if not moment.bytes_up or not moment.updates:
@@ -89,11 +96,16 @@ class Screen:
 
 
 def _rows(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    accuracy = summary["accuracy"]
-    yield "accuracy", f"{accuracy:.4f} on 360 held-out digits" if accuracy is not None else "none"
+    metrics, first = summary["metrics"], summary["metric"]
+    for name in sorted(metrics, key=lambda name: (name != first, name)):
+        yield name, f"{shown(metrics[name], 4)} on {summary['held_out_examples']} held-out samples"
     yield "versions", f"{summary['versions']} in {summary['seconds']:.1f} s"
     yield "devices", f"{summary['devices']} processes, {summary['runtime']} runtime, {summary['partition']}"
     yield "updates", f"{summary['updates_accepted']} accepted, {summary['updates_refused']} refused"
+    for name, counts in summary["runtimes"].items():
+        yield name, f"{counts['devices']} devices, {counts['accepted']} accepted, {counts['folded']} folded"
+    for name, reason in summary["runtimes_absent"].items():
+        yield name, f"took no part: {reason}"
     if summary["bytes_up_total"]:
         total, each = _size(summary["bytes_up_total"]), summary["bytes_up_per_update"]
         yield "sent by devices", f"{total} in all, {each:.0f} bytes an update with every MQTT byte counted"
@@ -109,6 +121,11 @@ def _rows(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
         f"{summary['versions_replayed']} versions replayed "
         + ("bit for bit" if summary["replay_ok"] else "WITH DIFFERENCES"),
     )
+
+
+def shown(value: float, places: int = 3) -> str:
+    """A share with fixed places; what is no share with as many digits that count."""
+    return f"{value:.{places}f}" if 0.01 <= abs(value) < 10 else f"{value:.{places}g}"
 
 
 def _sparkline(values: list[float], width: int = 40) -> str:

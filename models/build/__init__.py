@@ -5,12 +5,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from models.build.builder import build_artifact
+    from models.build.from_keras import from_keras
+    from models.build.from_sklearn import from_sklearn
+    from models.build.from_torch import from_torch
     from models.build.inspection import inspect_model
     from models.build.wrap import wrap_weights
 
-__all__ = ["build_artifact", "inspect_model", "wrap_weights"]
+__all__ = ["build_artifact", "from_keras", "from_sklearn", "from_torch", "inspect_model", "wrap_weights"]
 
-_HOMES = {"build_artifact": "builder", "inspect_model": "inspection", "wrap_weights": "wrap"}
+_HOMES = {
+    "build_artifact": "builder",
+    "from_keras": "from_keras",
+    "from_sklearn": "from_sklearn",
+    "from_torch": "from_torch",
+    "inspect_model": "inspection",
+    "wrap_weights": "wrap",
+}
 
 
 def __getattr__(name: str) -> Any:

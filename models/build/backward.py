@@ -43,6 +43,10 @@ def backward(graph: WorkingGraph, seeds: Mapping[str, str], wanted: Sequence[str
                 continue
             known = gradients.get(name)
             gradients[name] = gradient if known is None else graph.op("Add", known, gradient)
+            # A gradient has the shape of its value; inference loses the batch in a Reshape or a Resize.
+            shape = graph.known_shape(name)
+            if shape is not None and gradients[name] not in graph.constants:
+                graph.know(gradients[name], shape, like=name)
     missing = [name for name in wanted if name not in gradients]
     if missing:
         raise ArtifactError(

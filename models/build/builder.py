@@ -11,9 +11,11 @@ import onnx
 from fl_protocol.artifact import ArtifactManifest, Input, Parameter
 from fl_protocol.blob import BlobRef
 from fl_protocol.errors import ArtifactError, RuntimeUnavailable
-from models.build.assemble import EXTRA_HYPER, assemble
+from models.build.assemble import assemble, hyper_of
+from models.build.exporter import check_nothing_lost
 from models.build.gates import (
     check_gradients,
+    check_modes,
     check_parameters,
     check_runtimes,
     check_same_model,
@@ -22,6 +24,7 @@ from models.build.gates import (
 from models.build.lift import Forward, lift, load_model
 from models.build.losses import LOSSES
 from models.build.optimizers import OPTIMIZERS
+from models.build.uniform import SEED, SEEDS
 from models.runtime.artifact import GOLDEN_FILE, WEIGHTS_FILE, TrainingArtifact
 from models.runtime.golden import GoldenSteps
 from models.runtime.numpy_runtime import NumpyRuntime
@@ -31,11 +34,11 @@ __all__ = ["build_artifact"]
 _DTYPES = {1: "float32", 6: "int32"}
 _GOLDEN_SEED = 3
 _GOLDEN_STEPS: tuple[tuple[int, Mapping[str, float]], ...] = (
-    (8, {"lr": 0.1, "momentum": 0.0, "mu": 0.0, "clip": 0.0}),
-    (5, {"lr": 0.05, "momentum": 0.9, "mu": 0.0, "clip": 0.5}),
-    (6, {"lr": 0.1, "momentum": 0.5, "mu": 0.1, "clip": 0.0}),
+    (8, {"lr": 0.1, "momentum": 0.0, "mu": 0.0, "clip": 0.0, SEED: 1.0}),
+    (5, {"lr": 0.05, "momentum": 0.9, "mu": 0.0, "clip": 0.5, SEED: 123_456.0}),
+    (6, {"lr": 0.1, "momentum": 0.5, "mu": 0.1, "clip": 0.0, SEED: SEEDS - 1.0}),
 )
-"""Rows and scalars of each golden step: other batch sizes, clipping on and off, momentum, FedProx."""
+"""Rows and scalars of each golden step: other batch sizes, clipping on and off, momentum, FedProx, seeds."""
 _GOLDEN_DAMPING = {"epsilon": 0.05}
 """Adam divides by the root of tiny numbers, which are rounding and differ from runtime to runtime."""
 
@@ -50,7 +53,9 @@ def build_artifact(
     name: str | None = None,
     parameters: Sequence[str] | None = None,
     train: Sequence[str] | None = None,
+    personal: Sequence[str] | None = None,
     batch_norm: str | None = None,
+    correction: bool = False,
     expect_params: int | None = None,
     class_names: Sequence[str] = (),
     normalisation: Mapping[str, float] | None = None,
@@ -60,12 +65,16 @@ def build_artifact(
     """Build a training artifact; with ``out`` it is written to that folder, else it stays in memory.
 
     ``metrics`` are the loss's own where not given. ``parameters`` are shell patterns of the initializers
-    that are parameters (all float32 ones of at least one dimension where not given), ``train`` of those
-    parameters that are trained: the others are frozen, travel once with the artifact and are no part of an
-    update. ``batch_norm`` says what becomes of running statistics (``lift.BATCH_NORM``); ``expect_params``
-    is the number of scalars that you know the model to have, such statistics left out. ``runtimes`` are
-    the kinds of graphs to write: ``onnx`` always, ``tflite`` where named, whose batch is fixed to ``batch``
-    rows (8 at least); a device pads shorter ones. The same model gives the same bytes.
+    that are parameters (all float32 ones of at least one dimension where not given). Those that match
+    ``personal`` are trained, but start from the artifact, stay on the device for ever and are no part of an
+    update; of the others, ``train`` are those that are trained: what is left is frozen and travels once, with
+    the artifact. ``batch_norm`` says what becomes of running statistics: ``local`` (each device keeps its
+    own; the default), ``averaged`` (they travel) or ``frozen`` (as exported). With ``correction`` the step
+    graph takes a tensor for each weight that is added to its gradient, as SCAFFOLD needs it.
+
+    ``expect_params`` is the number of scalars that you know the model to have, running statistics left out.
+    ``runtimes`` are the kinds of graphs to write: ``onnx`` always, ``tflite`` where named, whose batch is
+    fixed to ``batch`` rows (8 at least); a device pads shorter ones. The same model gives the same bytes.
 
     Raises:
         ArtifactError: the model cannot be trained as it is, or a gate found the result wrong; nothing
@@ -73,11 +82,13 @@ def build_artifact(
         StorageError: the folder cannot be written.
     """
     source = load_model(model)
-    forward = lift(source, patterns=parameters, train=train, batch_norm=batch_norm)
+    forward = lift(source, patterns=parameters, train=train, personal=personal, batch_norm=batch_norm)
     check_parameters(forward, expect_params)
+    if expect_params is None and parameters is None:
+        check_nothing_lost(source, forward.parameters)
     if metrics is None:
         metrics = LOSSES[loss].metrics if loss in LOSSES else ()
-    content = assemble(forward, loss=loss, optimizer=optimizer, metrics=metrics)
+    content = assemble(forward, loss=loss, optimizer=optimizer, metrics=metrics, correction=correction)
     content |= _further_graphs(content, runtimes, batch)
     content[WEIGHTS_FILE] = b"".join(array.astype("<f4").tobytes() for array in forward.parameters.values())
     fallback = Path(model).stem if isinstance(model, Path | str) else source.graph.name
@@ -85,7 +96,7 @@ def build_artifact(
         name=name or fallback or "model",
         loss=loss,
         metrics=tuple(metrics),
-        **_state(forward, optimizer),
+        **_state(forward, optimizer, correction=correction),
         inputs=_inputs(forward, loss),
         files={file: BlobRef.of(octets) for file, octets in content.items()},
         class_names=tuple(class_names),
@@ -93,7 +104,8 @@ def build_artifact(
     )
     draft = TrainingArtifact.of(manifest, content)
     check_same_model(forward, draft)
-    check_gradients(draft)
+    check_gradients(forward, draft)
+    check_modes(forward, draft)
     content[GOLDEN_FILE] = _golden(draft)
     files = {**manifest.files, GOLDEN_FILE: BlobRef.of(content[GOLDEN_FILE])}
     artifact = TrainingArtifact.of(replace(manifest, files=files), content)
@@ -126,7 +138,7 @@ def _further_graphs(content: Mapping[str, bytes], runtimes: Sequence[str], batch
     }
 
 
-def _state(forward: Forward, optimizer: str) -> dict[str, Any]:
+def _state(forward: Forward, optimizer: str, *, correction: bool) -> dict[str, Any]:
     """The manifest's entries of what a step reads and writes: parameters, slots, scalars."""
     chosen = OPTIMIZERS[optimizer]
     parameters = tuple(
@@ -134,14 +146,14 @@ def _state(forward: Forward, optimizer: str) -> dict[str, Any]:
             name=name,
             shape=array.shape,
             kind="buffer" if name in forward.buffers else "weight",
-            role="trainable" if name in forward.trainable else "frozen",
+            role=forward.roles[name],
         )
         for name, array in forward.parameters.items()
     )
     return {
         "optimizer": optimizer,
         "slots": chosen.all_slots,
-        "hyper": {**chosen.hyper, **EXTRA_HYPER},
+        "hyper": hyper_of(forward, optimizer, correction=correction),
         "parameters": parameters,
     }
 

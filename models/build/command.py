@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fl_protocol.errors import ArtifactError
+from models.build.roles import BATCH_NORM
 from models.runtime.artifact import TrainingArtifact
 from models.runtime.choose import RuntimeTrial, runtimes_for, try_runtime
 
@@ -38,7 +39,14 @@ _FREEZE = [
         help="Initializers that are parameters (all float32).",
     ),
     click.option("--train", multiple=True, metavar="PATTERN", help="Parameters to train; others are frozen."),
-    click.option("--batch-norm", metavar="POLICY", help="Running statistics: frozen."),
+    click.option(
+        "--personal", multiple=True, metavar="PATTERN", help="Parameters trained that stay on the device."
+    ),
+    click.option(
+        "--batch-norm",
+        type=click.Choice(BATCH_NORM),
+        help="Running statistics: each device's own (local, the default), averaged, or frozen.",
+    ),
 ]
 
 
@@ -59,6 +67,9 @@ def _choices(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--name", help="The artifact's name; the file's, where not given.")
 @_choices
+@click.option(
+    "--correction", is_flag=True, help="Let the step add a tensor to each weight's gradient (SCAFFOLD)."
+)
 @click.option("--expect-params", type=click.IntRange(min=1), help="How many parameters the model has.")
 @click.option(
     "--runtimes",
@@ -85,7 +96,9 @@ def build(
     name: str | None,
     parameters: Sequence[str],
     train: Sequence[str],
+    personal: Sequence[str],
     batch_norm: str | None,
+    correction: bool,
     expect_params: int | None,
     runtimes: str,
     batch: int,
@@ -107,7 +120,9 @@ def build(
         name=name,
         parameters=parameters or None,
         train=train or None,
+        personal=personal or None,
         batch_norm=batch_norm,
+        correction=correction,
         expect_params=expect_params,
         runtimes=[runtime.strip() for runtime in runtimes.split(",")],
         batch=batch,
@@ -134,16 +149,24 @@ def verify(folder: Path, as_json: bool) -> None:
 @_choices
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def inspect(
+    *,
     network: Path,
     parameters: Sequence[str],
     train: Sequence[str],
+    personal: Sequence[str],
     batch_norm: str | None,
     as_json: bool,
 ) -> None:
     """Show what a build would make of NET.onnx: parameters, operators, and what stands in the way."""
     from models.build import inspect_model
 
-    found = inspect_model(network, parameters=parameters or None, train=train or None, batch_norm=batch_norm)
+    found = inspect_model(
+        network,
+        parameters=parameters or None,
+        train=train or None,
+        personal=personal or None,
+        batch_norm=batch_norm,
+    )
     if as_json:
         click.echo(json.dumps(asdict(found)))
     else:
@@ -162,12 +185,15 @@ def inspect(
     "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write."
 )
 @click.option("--name", help="The artifact's name; the file's, where not given.")
+@click.option(
+    "--buffers", multiple=True, metavar="PATTERN", help="Arrays that are running statistics, not weights."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def wrap(weights: Path, out: Path, name: str | None, as_json: bool) -> None:
+def wrap(weights: Path, out: Path, name: str | None, buffers: Sequence[str], as_json: bool) -> None:
     """Make an artifact of the arrays in WEIGHTS.npz alone, for a trainer of your own code."""
     from models.build import wrap_weights
 
-    _show(wrap_weights(weights, out=out, name=name), [], as_json=as_json, confirmed=True)
+    _show(wrap_weights(weights, out=out, name=name, buffers=buffers), [], as_json=as_json, confirmed=True)
 
 
 def _trials(artifact: TrainingArtifact) -> list[RuntimeTrial]:
@@ -183,7 +209,7 @@ def _show(
     console = Console()
     manifest = artifact.manifest
     console.print(
-        f"{manifest.name}: {artifact.layout.size:,} parameters, "
+        f"{manifest.name}: {artifact.layout.weight_size:,} parameters, "
         f"{manifest.loss or 'for a trainer of your own'}, {manifest.optimizer or 'no graphs'}, "
         f"sha256 {artifact.digest.hex()[:16]}, in {artifact.path}",
         markup=False,
@@ -248,14 +274,11 @@ def _report(artifact: TrainingArtifact, trials: Sequence[RuntimeTrial]) -> Mappi
         "loss": manifest.loss,
         "metrics": list(manifest.metrics),
         "optimizer": manifest.optimizer,
-        "parameters": artifact.layout.size,
+        "parameters": artifact.layout.weight_size,
         "layout_fingerprint": artifact.layout.fingerprint.hex(),
         "tensors": {tensor.name: list(tensor.shape) for tensor in artifact.layout.tensors},
-        "frozen": {
-            entry.name: list(entry.shape)
-            for entry in manifest.parameters
-            if (entry.kind, entry.role) != ("weight", "trainable")
-        },
+        "roles": {entry.name: [entry.kind, entry.role] for entry in manifest.parameters},
+        "frozen": {entry.name: list(entry.shape) for entry in manifest.parameters if entry.role == "frozen"},
         "files": {name: ref.size for name, ref in sorted(manifest.files.items())},
         "runtimes": [
             {

@@ -3,7 +3,8 @@
 Each gate raises ``ArtifactError``; none of them trusts the part that it checks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,19 +13,23 @@ from numpy.typing import NDArray
 
 from fl_protocol.errors import ArtifactError
 from models.build.lift import Forward
+from models.build.uniform import SEED
 from models.runtime.artifact import TrainingArtifact
 from models.runtime.choose import RuntimeTrial, runtimes_for, try_runtime
 from models.runtime.flat import split_flat
-from models.runtime.numpy_runtime import NumpyRuntime
+from models.runtime.numpy_runtime import NumpyGraph, NumpyRuntime
 from models.runtime.onnx_reader import read_model
 from models.runtime.session import Batch, zero_slots
 
-__all__ = ["check_gradients", "check_parameters", "check_runtimes", "check_same_model"]
+__all__ = ["check_gradients", "check_modes", "check_parameters", "check_runtimes", "check_same_model"]
 
 _OUTPUT_TOLERANCE = 1e-4
 _GRADIENT_TOLERANCE = 1e-4
-_DIFFERENCE = 1e-6
+_DIFFERENCES = (1e-6, 1e-7, 1e-8)
+"""Tried in turn: the slope bends where a ReLU's kink lies within one; a wrong gradient is wrong at each."""
 _ROWS = 5
+_MANY = 1e9
+_STILL = 1e-6
 _FEW = 8
 _REPORT = "this is a defect of the builder: please report it with the model"
 
@@ -36,7 +41,9 @@ def check_parameters(forward: Forward, expected: int | None) -> None:
     parameters = {name: it for name, it in forward.parameters.items() if name not in forward.buffers}
     count = sum(array.size for array in parameters.values())
     if expected is not None and count != expected:
-        listed = "\n".join(f"  {name} {list(array.shape)}" for name, array in parameters.items())
+        listed = "\n".join(
+            f"  {name} {list(array.shape)} {forward.roles[name]}" for name, array in parameters.items()
+        )
         raise ArtifactError(
             f"the model has {count} parameters, not {expected}:\n{listed}",
             hint="an exporter may have folded or dropped some: export without optimisation",
@@ -69,43 +76,86 @@ def check_same_model(forward: Forward, artifact: TrainingArtifact) -> None:
         )
 
 
-def check_gradients(artifact: TrainingArtifact) -> None:
+def check_gradients(forward: Forward, artifact: TrainingArtifact) -> None:
     """The step's gradient is the slope of the loss that ``eval.onnx`` computes, for every parameter.
 
     Double precision, central differences along one random direction per tensor, at weights moved a
     little off the initial ones: zero biases would put a whole layer on the kink of its ReLU. The step's
-    gradient is what the optimizer's first slot takes up where all scalars are 0.
+    gradient is what the optimizer's first slot takes up where all scalars are 0. A model that trains in
+    another mode than it is evaluated in is held to the step's own loss.
     """
     session = NumpyRuntime(np.float64).open(artifact)
     bits = np.random.PCG64(2)
     draw = np.random.Generator(bits)
     weights: dict[str, Array] = {
         name: tensor.astype(np.float64) + 0.01 * draw.standard_normal(tensor.shape)
-        for name, tensor in split_flat(artifact.initial_weights(), artifact.layout).items()
+        for name, tensor in _initial(artifact).items()
+        if name in forward.trained
     }
+    buffers = {name: it for name, it in _initial(artifact).items() if name in forward.statistics}
     batch = draw_batch(artifact, bits, _ROWS)
     plain = dict.fromkeys(artifact.manifest.hyper, 0.0) | {"lr": 1.0}
-    slots = session.step(weights, zero_slots(artifact), batch, plain, weights).slots
+    slots = session.step(weights | buffers, zero_slots(artifact), batch, plain, weights).slots
     first = artifact.manifest.slots[0]
+    own_loss = None if _one_mode(forward) else _loss_of_step(artifact)
 
     def mean_loss(moved: Mapping[str, Array]) -> float:
+        if own_loss is not None:
+            return own_loss({**moved, **buffers}, batch)
         sums = session.evaluate(moved, batch)
         return sums["loss"] / sums["weight"]
 
     for name, tensor in weights.items():
         direction = draw.standard_normal(tensor.shape)
-        there, back = (
-            mean_loss({**weights, name: tensor + sign * _DIFFERENCE * direction}) for sign in (1, -1)
-        )
-        slope = (there - back) / (2 * _DIFFERENCE)
         gradient = float((slots[f"{first}.{name}"] * direction).sum())
-        scale = max(abs(slope), abs(gradient), 1e-3)
-        if not abs(slope - gradient) <= _GRADIENT_TOLERANCE * scale:
+        for difference in _DIFFERENCES:
+            there, back = (
+                mean_loss({**weights, name: tensor + sign * difference * direction}) for sign in (1, -1)
+            )
+            slope = (there - back) / (2 * difference)
+            scale = max(abs(slope), abs(gradient), 1e-3)
+            if abs(slope - gradient) <= _GRADIENT_TOLERANCE * scale:
+                break
+        else:
             raise ArtifactError(
                 f"the gradient of {name!r} is {gradient:.6g} along a direction where the loss's slope is "
                 f"{slope:.6g}",
                 hint=_REPORT,
             )
+
+
+def check_modes(forward: Forward, artifact: TrainingArtifact) -> None:
+    """A model evaluated with the statistics of a batch has the loss that it has while it trains on it.
+
+    Those statistics are told from two steps: what a step makes of 0 and of 1 is linear in both. Not where
+    units are dropped, nor where a layer is used twice and so sees two batches.
+    """
+    if not forward.statistics or SEED in artifact.manifest.hyper or not forward.moves_once:
+        return
+    session = NumpyRuntime(np.float64).open(artifact)
+    weights = _initial(artifact)
+    batch = draw_batch(artifact, np.random.PCG64(6), _ROWS)
+    # A variance is kept as that of all rows there may be; of so many, one more or less is the same.
+    batch = replace(batch, sample_weight=batch.sample_weight.astype(np.float64) * _MANY)
+
+    def next_statistics(start: float) -> tuple[float, dict[str, Array]]:
+        given = {name: np.full_like(weights[name], start) for name in forward.statistics}
+        hyper = dict.fromkeys(artifact.manifest.hyper, 0.0)
+        result = session.step(weights | given, zero_slots(artifact), batch, hyper, weights)
+        return result.sums["loss"], {name: result.weights[name] for name in given}
+
+    (loss, of_zero), (_, of_one) = next_statistics(0), next_statistics(1)
+    rates = {name: 1 - (of_one[name] - of_zero[name]) for name in of_zero}
+    if any((rate <= _STILL).any() for rate in rates.values()):
+        return  # statistics that no step moves
+    told = {name: of_zero[name] / rate for name, rate in rates.items()}
+    evaluated = session.evaluate(weights | told, batch)["loss"]
+    if not abs(evaluated - loss) <= _OUTPUT_TOLERANCE * max(abs(loss), abs(evaluated)):
+        raise ArtifactError(
+            f"with the statistics of a batch the loss is {evaluated / _MANY:.6g} in evaluation and "
+            f"{loss / _MANY:.6g} in training",
+            hint=_REPORT,
+        )
 
 
 def check_runtimes(artifact: TrainingArtifact) -> list[RuntimeTrial]:
@@ -138,6 +188,42 @@ def draw_batch(artifact: TrainingArtifact, bits: np.random.PCG64, count: int) ->
     else:
         y = (_below(9, bits, count, *output[1:]) / 8).astype(np.float32)
     return Batch(x=x, y=y, sample_weight=sample_weight)
+
+
+def _initial(artifact: TrainingArtifact) -> dict[str, NDArray[np.float32]]:
+    """Every tensor as it starts."""
+    return artifact.frozen_weights() | split_flat(artifact.initial_weights(), artifact.layout)
+
+
+def _one_mode(forward: Forward) -> bool:
+    return not forward.statistics and SEED not in forward.training.inputs
+
+
+def _loss_of_step(artifact: TrainingArtifact) -> Callable[[Mapping[str, Array], Batch], float]:
+    """``loss / weight`` of ``step.onnx``, in double precision and without the rest of the step."""
+    step = read_model(artifact.read("step.onnx"))
+    wanted = {"loss", "weight"}
+    nodes = []
+    for node in reversed(step.nodes):
+        if wanted.intersection(node.outputs):
+            wanted.update(node.inputs)
+            nodes.append(node)
+    graph = replace(
+        step,
+        nodes=tuple(nodes[::-1]),
+        inputs=tuple(value for value in step.inputs if value.name in wanted),
+        outputs=tuple(value for value in step.outputs if value.name in ("loss", "weight")),
+    )
+    run = NumpyGraph(graph, precision=np.float64)
+    fixed = {f"w.{name}": array for name, array in artifact.frozen_weights().items()}
+    scalars = {name: np.zeros((), np.float32) for name in artifact.manifest.hyper}
+
+    def loss(weights: Mapping[str, Array], batch: Batch) -> float:
+        rows = {"x": batch.x, "y": batch.y, "sample_weight": batch.sample_weight}
+        sums = run(fixed | scalars | rows | {f"w.{name}": array for name, array in weights.items()})
+        return float(sums["loss"] / sums["weight"])
+
+    return loss
 
 
 def _vocabulary(artifact: TrainingArtifact) -> int:

@@ -40,8 +40,6 @@ Dim: TypeAlias = int | str | None
 """A size, a symbol, or unknown."""
 Array: TypeAlias = NDArray[Any]
 
-_BROADCASTING = frozenset({"Add", "Sub", "Mul", "Div", "Sum", "Where"})
-
 
 class UnknownShape(ArtifactError):
     """A shape that inference has not found, or that depends on the data."""
@@ -96,9 +94,8 @@ class WorkingGraph:
         key = (op_type, inputs, tuple(sorted((name, repr(value)) for name, value in attributes.items())))
         if key not in self._made_nodes:
             self._count += 1
-            name = f"{op_type}.{self._count}"
             output = self._made_nodes[key] = f"tmp.{self._count}"
-            self.nodes.append(helper.make_node(op_type, list(inputs), [output], name=name, **attributes))
+            self.nodes.append(helper.make_node(op_type, list(inputs), [output], **attributes))
         return self._made_nodes[key]
 
     def constant(self, value: object, dtype: Any = None) -> str:
@@ -136,9 +133,9 @@ class WorkingGraph:
         if value not in self.types and old in self.types:
             self.types[value] = self.types[old]
 
-    def prune(self, output: str) -> None:
-        """Drop the nodes that ``output`` does not depend on."""
-        self.nodes = self._live(self.nodes, {output})
+    def prune(self, *outputs: str) -> None:
+        """Drop the nodes that none of ``outputs`` depends on."""
+        self.nodes = self._live(self.nodes, set(outputs))
 
     def shape(self, name: str) -> tuple[Dim, ...]:
         """The shape of a value.
@@ -187,7 +184,9 @@ class WorkingGraph:
         Raises:
             ArtifactError: the graph is inconsistent.
         """
-        proto = self._graph_proto(self.nodes, list(self.inputs), [])
+        read = {name for node in self.nodes for name in node.input}
+        constants = {name: array for name, array in self.constants.items() if name in read}
+        proto = self._graph_proto(self.nodes, constants, list(self.inputs), [])
         made = {name for node in self.nodes for name in node.output}
         proto.value_info.extend(
             helper.make_tensor_value_info(name, element, shape)
@@ -209,39 +208,20 @@ class WorkingGraph:
             self._shapes[name] = array.shape
 
     def finish(self, name: str, inputs: Sequence[str], outputs: Mapping[str, str]) -> bytes:
-        """Clean up and serialise; ``outputs`` maps the name outside to the value.
+        """Serialise what ``outputs`` depend on; they map the name outside to the value.
 
         Raises:
             ArtifactError: the ONNX checker refuses the graph.
         """
         self.infer()
-        nodes = self._renamed_outputs(self._live(self._without_expands(), set(outputs.values())), outputs)
-        proto = self._graph_proto(nodes, inputs, [(key, value) for key, value in outputs.items()], name=name)
+        nodes, constants = self._renamed(self._live(self.nodes, set(outputs.values())), outputs)
+        proto = self._graph_proto(nodes, constants, inputs, list(outputs.items()), name=name)
         model = _model(proto)
         try:
             onnx.checker.check_model(model, full_check=True)
         except (onnx.checker.ValidationError, shape_inference.InferenceError) as error:
             raise ArtifactError(f"the ONNX checker refuses the {name} graph: {error}") from None
         return bytes(model.SerializeToString(deterministic=True))
-
-    def _without_expands(self) -> list[onnx.NodeProto]:
-        """Let an operator that broadcasts anyway read what an Expand would have copied."""
-        source = {node.output[0]: node.input[0] for node in self.nodes if node.op_type == "Expand"}
-        nodes = []
-        for node in self.nodes:
-            nodes.append(onnx.NodeProto())
-            nodes[-1].CopyFrom(node)
-            if node.op_type not in _BROADCASTING:
-                continue
-            full = self.known_shape(node.output[0])
-            for index, name in enumerate(node.input):
-                others = [other for place, other in enumerate(node.input) if place != index]
-                if name in source and any(
-                    other not in source and full is not None and self.known_shape(other) == full
-                    for other in others
-                ):
-                    nodes[-1].input[index] = source[name]
-        return nodes
 
     @staticmethod
     def _live(nodes: Sequence[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto]:
@@ -252,8 +232,13 @@ class WorkingGraph:
                 live.append(node)
         return live[::-1]
 
-    @staticmethod
-    def _renamed_outputs(nodes: Sequence[onnx.NodeProto], outputs: Mapping[str, str]) -> list[onnx.NodeProto]:
+    def _renamed(
+        self, nodes: Sequence[onnx.NodeProto], outputs: Mapping[str, str]
+    ) -> tuple[list[onnx.NodeProto], dict[str, Array]]:
+        """Copies of the nodes that give the outputs under their names outside, and the constants they read.
+
+        All other names are short: they would be a third of the file.
+        """
         computed = {name for node in nodes for name in node.output}
         rename: dict[str, str] = {}
         copies: list[onnx.NodeProto] = []
@@ -261,22 +246,28 @@ class WorkingGraph:
             if value in computed and value not in rename:
                 rename[value] = outside
             else:
-                copies.append(helper.make_node("Identity", [value], [outside], name=f"Identity.{outside}"))
+                copies.append(helper.make_node("Identity", [value], [outside]))
+        read = {name for node in [*nodes, *copies] for name in node.input}
+        constants = [name for name in self.constants if name in read]
+        for name in [*constants, *(name for node in nodes for name in node.output if name)]:
+            rename.setdefault(name, str(len(rename)))
+        renamed = []
         for node in [*nodes, *copies]:
-            for ports in (node.input, node.output):
-                for index, name in enumerate(ports):
-                    ports[index] = rename.get(name, name)
-        return [*nodes, *copies]
+            renamed.append(onnx.NodeProto())
+            renamed[-1].CopyFrom(node)
+            for ports in (renamed[-1].input, renamed[-1].output):
+                ports[:] = [rename.get(name, name) for name in ports]
+        return renamed, {rename[name]: self.constants[name] for name in constants}
 
     def _graph_proto(
         self,
         nodes: Sequence[onnx.NodeProto],
+        constants: Mapping[str, Array],
         inputs: Sequence[str],
         outputs: Sequence[tuple[str, str]],
         *,
         name: str = "graph",
     ) -> onnx.GraphProto:
-        read = {name for node in nodes for name in node.input} | {value for _, value in outputs}
         return helper.make_graph(
             nodes,
             name,
@@ -285,11 +276,7 @@ class WorkingGraph:
                 helper.make_tensor_value_info(key, self.types[value], self.shape(value))
                 for key, value in outputs
             ],
-            [
-                numpy_helper.from_array(np.asarray(array, order="C"), key)
-                for key, array in self.constants.items()
-                if key in read
-            ],
+            [numpy_helper.from_array(np.asarray(array, order="C"), key) for key, array in constants.items()],
         )
 
 
@@ -316,7 +303,7 @@ def batch_factor(dim: Dim) -> int | None:
 
 def described(node: onnx.NodeProto) -> str:
     """A node as a person knows it: the name that the exporter gave it, and its operator."""
-    return f"node {node.name.removeprefix('fwd.')!r} ({node.op_type})"
+    return f"node {(node.name or node.output[0]).removeprefix('fwd.')!r} ({node.op_type})"
 
 
 def _model(graph: onnx.GraphProto) -> onnx.ModelProto:

@@ -9,8 +9,11 @@ import onnx
 
 from fl_protocol.errors import ArtifactError
 from models.build.assemble import assemble
+from models.build.exporter import check_nothing_lost
 from models.build.lift import Forward, lift, load_model
 from models.build.lower import LOWERINGS
+from models.build.mode import MODES
+from models.build.obstacles import unsupported
 from models.build.rules import RULES
 from models.runtime.numpy_ops import KERNELS
 
@@ -56,6 +59,7 @@ def inspect_model(
     *,
     parameters: Sequence[str] | None = None,
     train: Sequence[str] | None = None,
+    personal: Sequence[str] | None = None,
     batch_norm: str | None = None,
 ) -> Inspection:
     """Take a model apart as ``build_artifact`` would, which see for the choices.
@@ -70,16 +74,17 @@ def inspect_model(
     operators = tuple(
         OperatorUse(op=op, count=count, support=_support(op)) for op, count in sorted(counts.items())
     )
-    obstacles = [
-        Obstacle(
-            reason=f"node {node.name or node.output[0]!r} ({node.op_type}): not supported", hint=_REPLACE
-        )
+    refusals = [
+        unsupported(node)
         for node in source.graph.node
         if node.op_type not in local and _support(node.op_type) == UNSUPPORTED
     ]
+    obstacles = [Obstacle(reason=str(error.args[0]), hint=error.hint) for error in refusals]
     forward: Forward | None = None
     try:
-        forward = lift(source, patterns=parameters, train=train, batch_norm=batch_norm)
+        forward = lift(source, patterns=parameters, train=train, personal=personal, batch_norm=batch_norm)
+        if parameters is None:
+            check_nothing_lost(source, forward.parameters)
         classes = forward.graph.shape(forward.output)[1:]
         several = len(classes) == 1 and classes != (1,)
         assemble(forward, loss="softmax_cross_entropy" if several else "mse", optimizer="sgd", metrics=())
@@ -95,21 +100,16 @@ def inspect_model(
     )
 
 
-_REPLACE = "put operators in its place that docs/operators.md lists, or cut the graph in front of it"
-
-
 def _support(op: str) -> str:
     if op in RULES:
         return DIFFERENTIATED
-    if op in LOWERINGS:
+    if op in LOWERINGS or op in MODES:
         return LOWERED
     return FORWARD_ONLY if op in KERNELS else UNSUPPORTED
 
 
 def _listed(forward: Forward) -> tuple[tuple[str, tuple[int, ...], str], ...]:
     def role(name: str) -> str:
-        if name in forward.buffers:
-            return "buffer"
-        return "trainable" if name in forward.trainable else "frozen"
+        return f"{forward.roles[name]} buffer" if name in forward.buffers else forward.roles[name]
 
     return tuple((name, array.shape, role(name)) for name, array in forward.parameters.items())

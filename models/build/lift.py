@@ -5,7 +5,7 @@ for constants (a GroupNorm weight came out as ``val_21``).
 """
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,17 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, inliner, numpy_helper, version_converter
 
 from fl_protocol.errors import ArtifactError
-from models.build.graph import BATCH, WorkingGraph, described
+from models.build.exported_mode import in_evaluation_mode, keep_statistics, running_statistics
+from models.build.exporter import declared_parameters
+from models.build.graph import BATCH, UnknownShape, WorkingGraph, described
 from models.build.lower import LOWERINGS, lower
+from models.build.mode import MODES, in_mode
+from models.build.obstacles import foreign, nested, unsupported
+from models.build.roles import BATCH_NORM, FROZEN, roles_of
 from models.runtime.numpy_ops import KERNELS
 from models.runtime.onnx_reader import MAX_NAME_BYTES, OPSET
 
-__all__ = ["BATCH_NORM", "Forward", "lift", "load_model"]
-
-BATCH_NORM = ("local", "averaged", "frozen")
-"""What may become of the running statistics of a batch normalisation."""
+__all__ = ["Forward", "lift", "load_model"]
 
 _MAX_NAME_CHARS = 128
 _SETTINGS = {"Resize": (1, 2, 3), "Pad": (2,), "Clip": (1, 2), "Dropout": (1,), "Pow": (1,)}
@@ -35,6 +37,7 @@ _INPUTS = {
     TensorProto.INT64: TensorProto.INT32,
 }
 """Element type of the model's input to that of ``x``; ids travel as int32, which every runtime has."""
+_FLOATING = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _NESTED = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 
 
@@ -42,17 +45,29 @@ _NESTED = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 class Forward:
     """A forward model ready to be differentiated.
 
-    ``graph`` has the inputs ``x`` and ``w.<parameter>``; ``output`` is the value the model computes;
-    ``parameters`` maps names to float32 arrays in wire order, ``trainable`` and ``buffers`` name some of
-    them (all others are frozen weights); ``source`` is the model as it was given.
+    ``graph`` has the inputs ``x`` and ``w.<parameter>``; ``output`` is the value the model computes where
+    it infers. ``training`` is the same in training mode (``models.build.mode``), with ``training_output``
+    and ``statistics``, which maps a running statistic to its next value; ``moves_once`` unless a layer that
+    has some is used twice. ``parameters`` maps names to
+    float32 arrays in wire order, ``roles`` each of them to its role in the manifest; ``buffers`` names those
+    that are running statistics. ``source`` is the model as it was given, in evaluation mode.
     """
 
     graph: WorkingGraph
     output: str
+    training: WorkingGraph
+    training_output: str
+    statistics: Mapping[str, str]
+    moves_once: bool
     parameters: dict[str, NDArray[np.float32]]
-    trainable: tuple[str, ...]
+    roles: Mapping[str, str]
     buffers: frozenset[str]
     source: onnx.ModelProto
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The weights that an optimizer moves, trainable and personal ones, in wire order."""
+        return tuple(name for name, role in self.roles.items() if role != FROZEN and name not in self.buffers)
 
 
 def load_model(source: onnx.ModelProto | Path | str) -> onnx.ModelProto:
@@ -80,60 +95,76 @@ def lift(
     *,
     patterns: Sequence[str] | None = None,
     train: Sequence[str] | None = None,
+    personal: Sequence[str] | None = None,
     batch_norm: str | None = None,
 ) -> Forward:
-    """Make the working graph of a checked model.
+    """Make the working graphs of a checked model.
 
     Parameters are the float32 initializers of at least one dimension, or those whose name matches one of
-    ``patterns`` (shell style); all others stay constants of the graph. Parameters that match one of
-    ``train`` are trained, the others are frozen; without it all are trained but the running statistics of
-    a batch normalisation, which are buffers. ``batch_norm`` says what becomes of those: ``frozen``.
+    ``patterns`` (shell style); all others stay constants of the graph. Those that match one of ``personal``
+    are trained and stay on the device; of the others, those that match one of ``train`` (all, without it)
+    are trained and travel, and what is left is frozen. ``batch_norm`` is one of ``roles.BATCH_NORM``, the
+    first of them where not given; a running statistic that matches ``personal`` stays on the device even
+    where others are averaged.
 
     Raises:
         ArtifactError: the model cannot become a training artifact; the message names the node and why.
     """
     _refuse_foreign(model)
-    converted = _to_opset(inliner.inline_local_functions(model) if model.functions else model)
+    source = in_evaluation_mode(inliner.inline_local_functions(model) if model.functions else model)
+    converted = _to_opset(source)
     _give_each_its_own(converted)
-    buffers = _running_statistics(converted, batch_norm)
-    parameters = _parameters(converted, patterns)
-    buffers &= parameters.keys()
-    trainable = _trainable(parameters, train, buffers)
+    parameters = _parameters(converted, patterns, declared_parameters(model))
+    buffers = running_statistics(converted, parameters.keys())
+    roles = roles_of(
+        parameters, buffers, train=train, personal=personal, batch_norm=batch_norm or BATCH_NORM[0]
+    )
+    moved = keep_statistics(converted, [name for name in buffers if roles[name] != FROZEN])
     source_input = _one_input(converted)
-    output = _one_output(converted)
+    source_output = _one_output(converted)
     converted = _with_parameters_as_inputs(_with_free_batch(converted, source_input.name), parameters)
-    graph, value = _working_graph(converted, parameters, source_input, output)
-    value = lower(graph, value)
+    graph, value = _working_graph(converted, parameters, source_input, source_output)
+    try:
+        value = lower(graph, value)
+    except UnknownShape:
+        _check_operators(graph)  # of a node that nobody knows, nobody knows the shape
+        raise
     graph.prune(value)
-    _check_nodes(graph)
-    _check_batch(graph, value)
+    moving = sum(node.op_type == "BatchNormalization" for node in graph.nodes)
+    inferring, (output,) = in_mode(graph, [value], training=False)
+    after = [f"fwd.{name}" for name in moved.values()]
+    training, (training_output, *next_ones) = in_mode(graph, [value, *after], training=True)
+    _check_nodes(inferring)
+    _check_nodes(training)
+    _check_batch(inferring, output)
     return Forward(
-        graph=graph,
-        output=value,
+        graph=inferring,
+        output=output,
+        training=training,
+        training_output=training_output,
+        statistics=dict(zip(moved, next_ones, strict=True)),
+        moves_once=len(moved) == 2 * moving,
         parameters=parameters,
-        trainable=trainable,
+        roles=roles,
         buffers=frozenset(buffers),
-        source=model,
+        source=source,
     )
 
 
 def _refuse_foreign(model: onnx.ModelProto) -> None:
     graph = model.graph
     if graph.sparse_initializer:
-        raise ArtifactError("the model has sparse parameters", hint="export it with dense ones")
+        name = graph.sparse_initializer[0].values.name
+        raise ArtifactError(
+            f"the parameter {name!r} is sparse",
+            hint="make it dense before the export (in PyTorch: to_dense())",
+        )
     local = {(function.domain, function.name) for function in model.functions}
     for node in graph.node:
-        where = f"node {node.name or node.output[0]!r} ({node.op_type})"
         if node.domain not in ("", "ai.onnx") and (node.domain, node.op_type) not in local:
-            raise ArtifactError(
-                f"{where} is of the foreign operator domain {node.domain!r}",
-                hint="export with standard operators only, or cut the graph in front of this node",
-            )
+            raise foreign(node)
         if any(entry.type in _NESTED for entry in node.attribute):
-            raise ArtifactError(
-                f"{where} runs a graph inside the graph, whose steps depend on the data",
-                hint="export with the loop unrolled and the branch chosen",
-            )
+            raise nested(node)
     for tensor in graph.initializer:
         if tensor.data_location == TensorProto.EXTERNAL:
             raise ArtifactError(
@@ -174,49 +205,10 @@ def _give_each_its_own(model: onnx.ModelProto) -> None:
             model.graph.node.remove(node)
 
 
-def _running_statistics(model: onnx.ModelProto, policy: str | None) -> set[str]:
-    """The names of the tensors that a batch normalisation keeps beside its weights."""
-    if policy not in (None, *BATCH_NORM):
-        raise ArtifactError(
-            f"there is no policy {policy!r} for batch normalisation",
-            hint=f"there are {', '.join(BATCH_NORM)}",
-        )
-    if policy in ("local", "averaged"):
-        raise ArtifactError(
-            f"running statistics of a batch normalisation cannot be {policy} yet",
-            hint="build with the policy frozen, or use a group normalisation in its place",
-        )
-    names: set[str] = set()
-    for node in model.graph.node:
-        if node.op_type != "BatchNormalization":
-            continue
-        if policy is None:
-            raise ArtifactError(
-                f"node {node.name or node.output[0]!r} (BatchNormalization) keeps running statistics",
-                hint="build with --batch-norm frozen (they stay as they were exported), or use a group "
-                "normalisation, which needs none and suits small batches",
-            )
-        names.update(node.input[3:5])
-    return names
-
-
-def _trainable(
-    parameters: dict[str, NDArray[np.float32]], train: Sequence[str] | None, buffers: set[str]
-) -> tuple[str, ...]:
-    patterns = ["*"] if train is None else train
-    names = tuple(
-        name
-        for name in parameters
-        if name not in buffers and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-    )
-    if not names:
-        raise ArtifactError(
-            f"no parameter matches {list(patterns)}", hint=f"there are {', '.join(parameters)}"[:500]
-        )
-    return names
-
-
-def _parameters(model: onnx.ModelProto, patterns: Sequence[str] | None) -> dict[str, NDArray[np.float32]]:
+def _parameters(
+    model: onnx.ModelProto, patterns: Sequence[str] | None, declared: frozenset[str] | None
+) -> dict[str, NDArray[np.float32]]:
+    """``declared`` are the parameters by the exporter's own word: what else is float32 are its constants."""
     parameters: dict[str, NDArray[np.float32]] = {}
     settings = {
         node.input[index]
@@ -224,21 +216,27 @@ def _parameters(model: onnx.ModelProto, patterns: Sequence[str] | None) -> dict[
         for index in _SETTINGS.get(node.op_type, ())
         if index < len(node.input)
     }
+    normalised = [node for node in model.graph.node if node.op_type == "BatchNormalization"]
+    known = declared and declared.union(*(node.input[3:5] for node in normalised))
     for tensor in model.graph.initializer:
         wanted = (
             any(fnmatch.fnmatchcase(tensor.name, pattern) for pattern in patterns)
             if patterns is not None
-            else tensor.data_type == TensorProto.FLOAT
+            else tensor.data_type in _FLOATING
             and len(tensor.dims) > 0
             and tensor.name not in settings
+            and (not known or tensor.name in known)
         )
         if not wanted:
             continue
         if tensor.data_type != TensorProto.FLOAT or len(tensor.name) > _MAX_NAME_CHARS:
             kind = TensorProto.DataType.Name(tensor.data_type)
+            count = len(tensor.name)
+            long = f", its name {count} characters long" if count > _MAX_NAME_CHARS else ""
             raise ArtifactError(
-                f"the parameter {tensor.name[:_MAX_NAME_CHARS]!r} is {kind}, or has too long a name",
-                hint=f"parameters are float32 and their names at most {_MAX_NAME_CHARS} characters",
+                f"the parameter {tensor.name[:_MAX_NAME_CHARS]!r} is {kind}{long}",
+                hint="export the model in float32 (in PyTorch: net.float()), with names of at most "
+                f"{_MAX_NAME_CHARS} characters",
             )
         parameters[tensor.name] = np.array(numpy_helper.to_array(tensor), np.float32)
         if not np.isfinite(parameters[tensor.name]).all():
@@ -255,7 +253,10 @@ def _one_input(model: onnx.ModelProto) -> Any:
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
     if len(inputs) != 1:
-        raise ArtifactError(f"the model has {len(inputs)} inputs: {[value.name for value in inputs]}, not 1")
+        raise ArtifactError(
+            f"the model has {len(inputs)} inputs: {[value.name for value in inputs]}, not 1",
+            hint="export it with one, which the model cuts up itself (Slice, Split)",
+        )
     tensor = inputs[0].type.tensor_type
     if tensor.elem_type not in _INPUTS:
         kind = TensorProto.DataType.Name(tensor.elem_type)
@@ -336,14 +337,17 @@ def _working_graph(
     return graph, rename.get(output, output)
 
 
+def _check_operators(graph: WorkingGraph) -> None:
+    for node in graph.nodes:
+        if not any(node.op_type in known for known in (KERNELS, LOWERINGS, MODES)):
+            raise unsupported(node)
+
+
 def _check_nodes(graph: WorkingGraph) -> None:
     graph.infer()
     for node in graph.nodes:
         if node.op_type not in KERNELS:
-            raise ArtifactError(
-                f"{described(node)}: the operator is not supported",
-                hint=f"there are {', '.join(sorted(KERNELS.keys() | LOWERINGS.keys()))}",
-            )
+            raise unsupported(node)
         if len(node.output) > 1 and any(node.output[1:]):
             raise ArtifactError(f"{described(node)} has more than one output")
         graph.shape(node.output[0])
@@ -351,11 +355,21 @@ def _check_nodes(graph: WorkingGraph) -> None:
 
 def _check_batch(graph: WorkingGraph, output: str) -> None:
     shape = graph.shape(output)
-    if not shape or shape[0] != BATCH:
-        raise ArtifactError(
-            f"the model's output has the shape {list(shape)}, whose first dimension is not the batch",
-            hint="export with a dynamic batch dimension: the number of rows is built into this graph",
-        )
+    if shape and shape[0] == BATCH:
+        return
+    where = ""
+    free = {name for name in graph.inputs if BATCH in graph.shape(name)}
+    for node in graph.nodes:
+        sizes = graph.shape(node.output[0])
+        if any(isinstance(dim, str) for dim in sizes):
+            free.update(node.output)
+        elif free.intersection(node.input):
+            where = f": {described(node)} makes {list(sizes)} of any number of rows"
+            break
+    raise ArtifactError(
+        f"the model's output has the shape {list(shape)}, not [batch, ...]{where}",
+        hint="export with a dynamic batch dimension; write no number of rows into the model (reshape to -1)",
+    )
 
 
 def _spelt(tensor: Any) -> list[int | str]:

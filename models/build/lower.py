@@ -11,6 +11,7 @@ from onnx import numpy_helper
 from fl_protocol.errors import ArtifactError
 from models.build import (  # noqa: F401 - importing them enters their lowerings
     lower_activation,
+    lower_einsum,
     lower_normalisation,
     lower_recurrent,
     lower_reshape,
@@ -31,7 +32,8 @@ _NEWER = frozenset({"Gelu", "GroupNormalization"})
 def lower(graph: WorkingGraph, output: str) -> str:
     """Rewrite the graph until nothing changes; returns the value that ``output`` has become.
 
-    Several passes, because a shape known at last may allow the next rewriting.
+    Several passes, because a shape known at last may allow the next rewriting. What a layer does in training
+    only (``models.build.mode``) is left as it is.
 
     Raises:
         ArtifactError: an operator is used in a way that training cannot follow.
@@ -39,9 +41,10 @@ def lower(graph: WorkingGraph, output: str) -> str:
     waiting: list[UnknownShape] = []
     for _ in range(_MAX_PASSES):
         graph.infer(strict=not any(node.op_type in _NEWER for node in graph.nodes))
-        before = [node.SerializeToString() for node in graph.nodes]
+        before = [node.SerializeToString() for node in graph.nodes], [str(error) for error in waiting]
         output, waiting = _one_pass(graph, output)
-        if [node.SerializeToString() for node in graph.nodes] == before:
+        # A pass that changes no node may still have found a shape that another node waits for.
+        if before == ([node.SerializeToString() for node in graph.nodes], [str(error) for error in waiting]):
             break
     if waiting:
         raise waiting[0]
@@ -100,17 +103,6 @@ def _constant(graph: WorkingGraph, node: onnx.NodeProto) -> str:
 
 @lowering("Identity")
 def _identity(graph: WorkingGraph, node: onnx.NodeProto) -> str:
-    return str(node.input[0])
-
-
-@lowering("Dropout")
-def _dropout(graph: WorkingGraph, node: onnx.NodeProto) -> str:
-    mode = node.input[2] if len(node.input) > 2 else ""
-    if mode and (mode not in graph.constants or graph.constants[mode].any()):
-        raise ArtifactError(
-            f"{described(node)} is in training mode",
-            hint="export the model in evaluation mode: net.eval()",
-        )
     return str(node.input[0])
 
 

@@ -5,28 +5,19 @@ from collections.abc import Sequence
 
 import onnx
 
-from fl_protocol.errors import ArtifactError
-from models.build.graph import WorkingGraph, attribute, described
+from models.build.batch_norm import normalised_by
+from models.build.graph import WorkingGraph, attribute
 from models.build.lowering import fixed_sizes, lowering, optional_input
 
 __all__: list[str] = []
 
 
 @lowering("BatchNormalization")
-def _batch_normalization(graph: WorkingGraph, node: onnx.NodeProto) -> str:
-    """With its running statistics as they are, in training too.
-
-    Ioffe, Szegedy: Batch normalization (2015). The statistics of a batch would mix its rows.
-    """
+def _batch_normalization(graph: WorkingGraph, node: onnx.NodeProto) -> str | None:
+    """With its running statistics as they are, in training too, unless it is in training mode."""
     if attribute(node, "training_mode", 0):
-        raise ArtifactError(
-            f"{described(node)} is in training mode", hint="export the model in evaluation mode: net.eval()"
-        )
-    x, scale, bias, mean, variance = node.input
-    deviation = graph.op("Sqrt", graph.op("Add", variance, graph.constant(attribute(node, "epsilon", 1e-5))))
-    factor = graph.op("Div", scale, deviation)
-    offset = graph.op("Sub", bias, graph.op("Mul", mean, factor))
-    return _affine(graph, x, factor, offset)
+        return None
+    return normalised_by(graph, node.input, attribute(node, "epsilon", 1e-5))
 
 
 @lowering("InstanceNormalization")

@@ -53,9 +53,9 @@ def _target(graph: WorkingGraph, node: onnx.NodeProto) -> list[Dim] | None:
     """The wanted shape, ``None`` where a size is to be found out."""
     constant = graph.constants.get(node.input[1])
     given = graph.entries.get(node.input[1]) if constant is None else constant
-    if given is not None and not attribute(node, "allowzero", 0):
+    dims: list[Dim] = [] if given is None else given.tolist()
+    if given is not None and (not attribute(node, "allowzero", 0) or 0 not in dims):
         source = graph.known_shape(node.input[0]) or ()
-        dims: list[Dim] = given.tolist()
         if any(dim == 0 and axis >= len(source) for axis, dim in enumerate(dims)):
             return None
         return [source[axis] if dim == 0 else None if dim == -1 else dim for axis, dim in enumerate(dims)]

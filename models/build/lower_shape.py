@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 
 from fl_protocol.errors import ArtifactError
-from models.build.graph import WorkingGraph, attribute, described
+from models.build.graph import UnknownShape, WorkingGraph, attribute, described
 from models.build.lowering import lowering, optional_input
 
 __all__: list[str] = []
@@ -29,6 +29,26 @@ def _split(graph: WorkingGraph, node: onnx.NodeProto) -> tuple[str, ...]:
         raise ArtifactError(f"{described(node)}: its sizes are computed", hint="split into fixed sizes")
     starts = [sum(sizes[:place]) for place in range(len(sizes))]
     return tuple(_cut(graph, x, axis, start, size) for start, size in zip(starts, sizes, strict=True))
+
+
+@lowering("SequenceAt")
+def _sequence_at(graph: WorkingGraph, node: onnx.NodeProto) -> str:
+    """A piece of what a SplitToSequence makes, which is how PyTorch exports ``chunk`` and ``split``."""
+    split, place = graph.producer(str(node.input[0])), graph.constants.get(node.input[1])
+    if split is None or split.op_type != "SplitToSequence" or place is None:
+        raise ArtifactError(
+            f"{described(node)} picks from a sequence of tensors", hint="split into a fixed number of pieces"
+        )
+    x, given = str(split.input[0]), optional_input(split, 1)
+    axis = int(attribute(split, "axis", 0)) % len(graph.shape(x))
+    size, sizes = graph.shape(x)[axis], graph.constants.get(given) if given is not None else np.array(1)
+    if not isinstance(size, int) or sizes is None:
+        raise ArtifactError(f"{described(split)} makes pieces of any size", hint="split into fixed sizes")
+    ends = np.cumsum(sizes) if sizes.ndim else np.minimum(np.arange(0, size, int(sizes)) + int(sizes), size)
+    stop, start = int(ends[int(place)]), int(ends[int(place) - 1]) if int(place) % len(ends) else 0
+    piece = _cut(graph, x, axis, start, stop - start)
+    dropped = given is None and not attribute(split, "keepdims", 1)
+    return graph.op("Squeeze", piece, graph.integers(axis)) if dropped else piece
 
 
 def _cut(graph: WorkingGraph, x: str, axis: int, start: int, size: int) -> str:
@@ -69,6 +89,21 @@ def _gather(graph: WorkingGraph, node: onnx.NodeProto) -> str | None:
         return None
     cut = _cut(graph, x, axis, first, places.size)
     return cut if places.ndim else graph.op("Squeeze", cut, graph.integers(axis))
+
+
+@lowering("GatherElements")
+def _gather_elements(graph: WorkingGraph, node: onnx.NodeProto) -> str:
+    """Of constants, as exporters spell the positions of tokens; a later pass may know more of them."""
+    if any(name not in graph.constants for name in node.input):
+        raise UnknownShape(
+            f"{described(node)} picks single entries by numbers that the graph computes",
+            hint="pick whole rows (Gather), or multiply by a one-hot mask and sum",
+        )
+    x, places = (graph.constants[name] for name in node.input)
+    axis = int(attribute(node, "axis", 0)) % x.ndim
+    part = tuple(slice(None) if at == axis else slice(size) for at, size in enumerate(places.shape))
+    picked = np.take_along_axis(x[part], places, axis)
+    return graph.constant(picked, picked.dtype)
 
 
 @lowering("ReduceMin")

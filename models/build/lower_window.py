@@ -67,7 +67,12 @@ def _conv_transpose(graph: WorkingGraph, node: onnx.NodeProto) -> str | None:
 def _max_pool(graph: WorkingGraph, node: onnx.NodeProto) -> str | None:
     if graph.known_shape(node.input[0]) is None:
         return None
-    return _again(graph, node, _pool(graph, node))
+    written = _pool(graph, node)
+    made = graph.producer(str(node.input[0]))
+    if made is None or made.op_type != "Relu":
+        return _again(graph, node, written)
+    # The same maxima, and the Relu has fewer numbers to look at, forwards and backwards.
+    return graph.op("Relu", graph.op("MaxPool", made.input[0], **written))
 
 
 @lowering("AveragePool")

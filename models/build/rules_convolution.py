@@ -3,6 +3,8 @@
 Dumoulin, Visin: A guide to convolution arithmetic for deep learning (2016), chapter 4.
 """
 
+from collections.abc import Sequence
+
 from models.build.site import Gradients, Site, rule
 from models.build.window import Window
 
@@ -124,6 +126,14 @@ def _kernel_gradient(site: Site, window: Window, *, image: str, error: str) -> s
         split = graph.op("Reshape", image, graph.integers(0, group, channels // group, *sizes))
         split = graph.op("Transpose", split, perm=[2, 1, 0, *range(3, 3 + rank)])
         channels_first = graph.op("Reshape", split, graph.integers(channels // group, -1, *sizes))
+    # Pixels at the far edge that no window reached make the result too large: less padding leaves them out.
+    surplus = [
+        dilation * (count - taps)
+        for count, taps, dilation in zip(
+            _covered(window, sizes, errors, window.after), window.kernel, window.dilations, strict=True
+        )
+    ]
+    after = [max(pad - more, 0) for pad, more in zip(window.after, surplus, strict=True)]
     gradient = graph.op(
         "Conv",
         channels_first,
@@ -131,16 +141,10 @@ def _kernel_gradient(site: Site, window: Window, *, image: str, error: str) -> s
         kernel_shape=errors,
         strides=window.dilations,
         dilations=window.strides,
-        pads=window.pads,
+        pads=[*window.before, *after],
         group=group,
     )
-    covered = tuple(
-        (size + before + after - stride * (count - 1) - 1) // dilation + 1
-        for size, before, after, stride, count, dilation in zip(
-            sizes, window.before, window.after, window.strides, errors, window.dilations, strict=True
-        )
-    )
-    if covered != window.kernel:
+    if _covered(window, sizes, errors, after) != window.kernel:
         gradient = graph.op(
             "Slice",
             gradient,
@@ -149,6 +153,18 @@ def _kernel_gradient(site: Site, window: Window, *, image: str, error: str) -> s
             graph.integers(*range(2, 2 + rank)),
         )
     return graph.op("Transpose", gradient, perm=swap)
+
+
+def _covered(
+    window: Window, sizes: Sequence[int], errors: Sequence[int], after: Sequence[int]
+) -> tuple[int, ...]:
+    """How many taps the gradient of a kernel has for an image of ``sizes``, padded by ``after`` at its end."""
+    return tuple(
+        (size + before + end - stride * (count - 1) - 1) // dilation + 1
+        for size, before, end, stride, count, dilation in zip(
+            sizes, window.before, after, window.strides, errors, window.dilations, strict=True
+        )
+    )
 
 
 def _bias_gradient(site: Site) -> Gradients:

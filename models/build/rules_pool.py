@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from models.build.graph import WorkingGraph
 from models.build.site import Gradients, Site, rule
 from models.build.window import Window
 
@@ -22,11 +21,11 @@ _BELOW_ALL = -1e30
 def _max_pool(site: Site) -> Gradients:
     graph, window = site.graph, _window(site)
     if _tiles(site, window):
-        largest = graph.op("Equal", site.x, _magnified(graph, site.y, window.kernel))
+        largest = graph.op("Equal", site.x, _magnified(site, site.y, window.kernel))
         mask = graph.op("Cast", largest, to=graph.float_element)
         share = graph.op("AveragePool", mask, kernel_shape=window.kernel, strides=window.kernel)
         ties = graph.op("Mul", share, graph.constant(math.prod(window.kernel)))
-        return (graph.op("Mul", mask, _magnified(graph, graph.op("Div", site.dy, ties), window.kernel)),)
+        return (graph.op("Mul", mask, _magnified(site, graph.op("Div", site.dy, ties), window.kernel)),)
     taps = math.prod(window.kernel)
     one_hot = graph.constant(np.eye(taps).reshape(taps, 1, *window.kernel))
     image = _one_channel(site, site.x)
@@ -54,7 +53,7 @@ def _average_pool(site: Site) -> Gradients:
         raise site.refuse("its average leaves the padding out", "pad in front of the pool")
     share = 1 / math.prod(window.kernel)
     if _tiles(site, window):
-        return (_magnified(graph, graph.op("Mul", site.dy, graph.constant(share)), window.kernel),)
+        return (_magnified(site, graph.op("Mul", site.dy, graph.constant(share)), window.kernel),)
     kernel = graph.constant(np.full((1, 1, *window.kernel), share))
     return (_spread_back(site, window, _one_channel(site, site.dy, like=site.y), kernel),)
 
@@ -86,9 +85,10 @@ def _tiles(site: Site, window: Window) -> bool:
     return plain and window.kernel == window.strides and sizes == site.sizes(site.x, 2)
 
 
-def _magnified(graph: WorkingGraph, value: str, factors: Sequence[int]) -> str:
-    scales = graph.constant([1, 1, *factors], np.float32)
-    return graph.op(
+def _magnified(site: Site, value: str, factors: Sequence[int]) -> str:
+    """Every position repeated, which gives the shape of the pool's input."""
+    scales = site.graph.constant([1, 1, *factors], np.float32)
+    wide = site.graph.op(
         "Resize",
         value,
         "",
@@ -97,6 +97,9 @@ def _magnified(graph: WorkingGraph, value: str, factors: Sequence[int]) -> str:
         coordinate_transformation_mode="asymmetric",
         nearest_mode="floor",
     )
+    # Inference forgets the batch here, although its factor is 1.
+    site.graph.know(wide, site.shape(site.x), like=site.x)
+    return wide
 
 
 def _one_channel(site: Site, value: str, *, like: str | None = None) -> str:

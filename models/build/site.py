@@ -129,9 +129,12 @@ def rule(*ops: str) -> Callable[[Rule], Rule]:
 def summed_to(graph: WorkingGraph, gradient: str, wide: tuple[Dim, ...], narrow: tuple[Dim, ...]) -> str:
     """Sum ``gradient``, whose shape is ``wide``, to the shape ``narrow`` that was broadcast to it."""
     lead = len(wide) - len(narrow)
-    if lead:
-        gradient = graph.op("ReduceSum", gradient, graph.integers(*range(lead)), keepdims=0)
-    repeated = [axis for axis, dim in enumerate(narrow) if dim == 1 and wide[lead + axis] != 1]
-    if repeated:
-        gradient = graph.op("ReduceSum", gradient, graph.integers(*repeated), keepdims=1)
-    return gradient
+    repeated = [lead + axis for axis, dim in enumerate(narrow) if dim == 1 and wide[lead + axis] != 1]
+    if not repeated:
+        return (
+            gradient
+            if not lead
+            else graph.op("ReduceSum", gradient, graph.integers(*range(lead)), keepdims=0)
+        )
+    summed = graph.op("ReduceSum", gradient, graph.integers(*range(lead), *repeated), keepdims=1)
+    return graph.op("Squeeze", summed, graph.integers(*range(lead))) if lead else summed

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 
 from models.build.graph import WorkingGraph
+from models.runtime.session import CORRECTION
 
-__all__ = ["clip_by_global_norm", "pull_to_anchor"]
+__all__ = ["add_correction", "clip_by_global_norm", "pull_to_anchor"]
 
 _TINY = 1e-12
 
@@ -32,12 +33,25 @@ def clip_by_global_norm(
 def pull_to_anchor(
     graph: WorkingGraph, gradients: Mapping[str, str], weights: Mapping[str, str], anchors: Mapping[str, str]
 ) -> dict[str, str]:
-    """Add the gradient of ``mu / 2 * |w - anchor|^2``: FedProx.
+    """Add the gradient of ``mu / 2 * |w - anchor|^2`` to the gradients that have an anchor: FedProx.
 
     Li et al.: Federated Optimization in Heterogeneous Networks (2020). Added after clipping, so that the
     limit bounds what the data can do and not the pull back.
     """
     return {
-        name: graph.op("Add", gradient, graph.op("Mul", "mu", graph.op("Sub", weights[name], anchors[name])))
-        for name, gradient in gradients.items()
+        name: graph.op("Add", gradients[name], graph.op("Mul", "mu", graph.op("Sub", weights[name], anchor)))
+        for name, anchor in anchors.items()
+    }
+
+
+def add_correction(
+    graph: WorkingGraph, gradients: Mapping[str, str], corrections: Mapping[str, str]
+) -> dict[str, str]:
+    """Add ``correction`` times a tensor to the gradients that have one: SCAFFOLD's ``c - c_i``.
+
+    Karimireddy et al.: SCAFFOLD (2020), algorithm 1. After clipping, as the pull to the anchor.
+    """
+    return {
+        name: graph.op("Add", gradients[name], graph.op("Mul", CORRECTION, given))
+        for name, given in corrections.items()
     }

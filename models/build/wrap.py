@@ -1,6 +1,7 @@
 """An artifact of layout and weights alone, for a trainer that brings its own code."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,13 @@ def wrap_weights(
     *,
     out: Path | str | None = None,
     name: str | None = None,
+    buffers: Sequence[str] = (),
 ) -> TrainingArtifact:
     """Wrap named arrays, or those of an ``.npz`` file; their order is the wire order.
 
-    Floating-point arrays only; they become float32. With ``out`` the artifact is written to that folder.
+    Floating-point arrays only; they become float32. Those whose name matches one of the shell patterns
+    ``buffers`` are no weights but running statistics: averaged over the fleet, never coded coarsely. With
+    ``out`` the artifact is written to that folder.
 
     Raises:
         ArtifactError: no readable file, no arrays, or one that is not of finite numbers.
@@ -50,12 +54,19 @@ def wrap_weights(
         optimizer="",
         slots=(),
         hyper={},
-        parameters=tuple(Parameter(name=key, shape=tensor.shape) for key, tensor in tensors.items()),
+        parameters=tuple(
+            Parameter(name=key, shape=tensor.shape, kind=_kind(key, buffers))
+            for key, tensor in tensors.items()
+        ),
         inputs=(),
         files={file: BlobRef.of(octets) for file, octets in content.items()},
     )
     artifact = TrainingArtifact.of(manifest, content)
     return artifact if out is None else artifact.save(out)
+
+
+def _kind(name: str, buffers: Sequence[str]) -> str:
+    return "buffer" if any(fnmatchcase(name, pattern) for pattern in buffers) else "weight"
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:

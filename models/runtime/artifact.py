@@ -79,7 +79,7 @@ class TrainingArtifact:
 
     @property
     def layout(self) -> TensorLayout:
-        """The layout of an update: trainable weights in wire order."""
+        """The layout of an update: trainable weights in wire order, then trainable buffers."""
         return self._manifest.layout
 
     @property
@@ -126,7 +126,7 @@ class TrainingArtifact:
         return np.concatenate([everything[name].reshape(-1) for name in travels])
 
     def frozen_weights(self) -> dict[str, NDArray[np.float32]]:
-        """The tensors that are no part of an update, by name: frozen and personal ones, and buffers.
+        """The tensors that are no part of an update, by name: frozen ones, and personal ones as they start.
 
         ``weights.bin`` is read only if there are any.
 

@@ -13,14 +13,15 @@ from models.runtime.litert_runtime import LitertRuntime
 from models.runtime.numpy_runtime import NumpyRuntime
 from models.runtime.onnx_runtime import OnnxRuntime
 from models.runtime.session import STEP, Runtime, Session, zero_slots
+from models.runtime.tflite_runtime import TfliteRuntime
 
 __all__ = ["PREFERENCE", "RUNTIMES", "RuntimeTrial", "open_session", "runtimes_for", "try_runtime"]
 
 RUNTIMES: Mapping[str, Runtime] = MappingProxyType(
-    {"onnx": OnnxRuntime(), "litert": LitertRuntime(), "numpy": NumpyRuntime()}
+    {"onnx": OnnxRuntime(), "litert": LitertRuntime(), "tflite": TfliteRuntime(), "numpy": NumpyRuntime()}
 )
 """Every runtime by its name."""
-PREFERENCE = ("onnx", "litert", "numpy")
+PREFERENCE = ("onnx", "litert", "tflite", "numpy")
 """The order in which runtimes are tried where nobody says otherwise: fastest first."""
 
 

@@ -6,6 +6,7 @@ after many steps not even closely (one ReLU that flips is enough); three steps a
 
 import hashlib
 import io
+import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_protocol.errors import ArtifactError
-from fl_protocol.layout import TensorLayout
 from models.runtime.artifact import GOLDEN_FILE, TrainingArtifact
-from models.runtime.flat import split_flat
-from models.runtime.session import Array, Batch, Session, zero_slots
+from models.runtime.session import CORRECTION, Array, Batch, Session, zero_slots
 
 __all__ = ["TOLERANCE", "GoldenStep", "GoldenSteps", "deviation"]
 
@@ -27,6 +26,7 @@ TOLERANCE = 1e-5
 MAX_STEPS = 16
 MAX_UNPACKED_BYTES = 1 << 26
 _SAMPLED = 64
+_GRID = 2.0**30
 _RECORDED = ("evaluated", "output", "slots", "stepped", "weights")
 
 
@@ -57,14 +57,18 @@ class GoldenSteps:
         observed = _observe(artifact, session, plan)
         return cls(
             steps=tuple(
-                GoldenStep(batch=batch, hyper=hyper, expected=expected)
+                GoldenStep(
+                    batch=batch,
+                    hyper=hyper,
+                    expected={key: _on_grid(values) for key, values in expected.items()},
+                )
                 for (batch, hyper), expected in zip(plan, observed, strict=True)
             )
         )
 
     def to_bytes(self) -> bytes:
         """The content of ``golden.npz``: plain arrays, not compressed, the same bytes every time."""
-        arrays: dict[str, Array] = {}
+        arrays: dict[str, Any] = {}
         for index, step in enumerate(self.steps):
             arrays[f"{index}.x"] = step.batch.x
             arrays[f"{index}.y"] = step.batch.y
@@ -73,7 +77,7 @@ class GoldenSteps:
             for key, values in step.expected.items():
                 arrays[f"{index}.{key}"] = values.astype(np.float32)
         content = io.BytesIO()
-        np.savez(content, allow_pickle=False, **arrays)
+        np.savez(content, **arrays)  # numbers alone; NumPy 1.x would store a keyword as one more array
         return content.getvalue()
 
     @classmethod
@@ -129,13 +133,14 @@ def _observe(
 
     A sample keeps the file small for a large model, the norm covers what the sample leaves out.
     """
-    weights: Mapping[str, Array] = split_flat(_drawn_weights(artifact.layout), artifact.layout)
+    weights: Mapping[str, Array] = _drawn_weights(artifact)
     anchor, slots = weights, zero_slots(artifact)
+    correction = anchor if CORRECTION in artifact.manifest.hyper else None
     observed: list[dict[str, Array]] = []
     for batch, hyper in plan:
         sums = session.evaluate(weights, batch)
         output = session.infer(weights, batch.x)
-        result = session.step(weights, slots, batch, hyper, anchor)
+        result = session.step(weights, slots, batch, hyper, anchor, correction=correction)
         weights, slots = result.weights, result.slots
         observed.append(
             {
@@ -149,17 +154,34 @@ def _observe(
     return observed
 
 
-def _drawn_weights(layout: TensorLayout) -> NDArray[np.float32]:
-    """float32[layout.size], the same bits on every machine: raw PCG64 words, each tensor's values within
-    the power of two below ``1 / sqrt(longest dimension)``."""
-    flat = np.empty(layout.size, np.float32)
-    for tensor, start in layout.offsets():
-        seed = int.from_bytes(hashlib.sha256(b"golden" + tensor.name.encode()).digest()[:8], "little")
-        words = np.random.PCG64(seed).random_raw(tensor.size) >> np.uint64(40)
+def _drawn_weights(artifact: TrainingArtifact) -> dict[str, NDArray[np.float32]]:
+    """Every tensor that a step changes, the same bits on every machine: raw PCG64 words.
+
+    A weight's values are within the power of two below ``1 / sqrt(longest dimension)``, a running
+    statistic's from 1/2 to 3/2, so that it may be a variance.
+    """
+    drawn: dict[str, NDArray[np.float32]] = {}
+    for entry in artifact.manifest.parameters:
+        if entry.role == "frozen":
+            continue
+        seed = int.from_bytes(hashlib.sha256(b"golden" + entry.name.encode()).digest()[:8], "little")
+        words = np.random.PCG64(seed).random_raw(math.prod(entry.shape)) >> np.uint64(40)
         unit = (words.astype(np.float32) - np.float32(1 << 23)) * np.float32(2.0**-23)
-        bound = 2.0 ** -(max(tensor.shape, default=1).bit_length() // 2)
-        flat[start : start + tensor.size] = unit * np.float32(bound)
-    return flat
+        if entry.kind == "buffer":
+            values = unit * np.float32(0.5) + np.float32(1)
+        else:
+            values = unit * np.float32(2.0 ** -(max(entry.shape, default=1).bit_length() // 2))
+        drawn[entry.name] = values.reshape(entry.shape)
+    return drawn
+
+
+def _on_grid(values: Array) -> Array:
+    """``values`` as multiples of 2**-30, far below the tolerance and far above double precision's noise.
+
+    A gradient that is 0 by rights comes out as another 1e-18 on each machine; the file should not.
+    """
+    grid: Array = np.rint(np.asarray(values, np.float64) * _GRID) / _GRID + 0.0  # + 0.0: no minus zeros
+    return grid
 
 
 def _sketch(tensors: Mapping[str, Array]) -> NDArray[np.float64]:
@@ -174,10 +196,10 @@ def _sketch(tensors: Mapping[str, Array]) -> NDArray[np.float64]:
 
 def _read_step(arrays: Mapping[str, Any], index: int, hyper: Sequence[str]) -> GoldenStep:
     scalars = [float(value) for value in arrays[f"{index}.hyper"]]
+    rows = {key: arrays[f"{index}.{key}"] for key in ("x", "y", "sample_weight")}
     return GoldenStep(
-        batch=Batch(
-            x=arrays[f"{index}.x"], y=arrays[f"{index}.y"], sample_weight=arrays[f"{index}.sample_weight"]
-        ),
+        # The file is little-endian; on a machine that is not, no runtime takes its arrays as they are.
+        batch=Batch(**{key: array.astype(array.dtype.newbyteorder("=")) for key, array in rows.items()}),
         hyper=dict(zip(hyper, scalars, strict=True)),
         expected={key: arrays[f"{index}.{key}"] for key in _RECORDED},
     )

@@ -38,6 +38,7 @@ _PLAIN: Mapping[str, Callable[..., Any]] = {
     "Cos": np.cos,
     "Equal": np.equal,
     "Exp": np.exp,
+    "Floor": np.floor,
     "Greater": np.greater,
     "Identity": np.asarray,
     "IsNaN": np.isnan,

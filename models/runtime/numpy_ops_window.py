@@ -17,12 +17,13 @@ def _conv(attributes: Attributes, x: Array, w: Array, bias: Array | None = None)
     group = attributes.get("group", 1)
     patches = _patches(_padded(x, pads, 0), w.shape[2:], strides, dilations)
     rank, rows, sizes = w.ndim - 2, len(x), patches.shape[2 : w.ndim]
-    # [batch, group, positions, channels x taps] times [group, channels x taps, outputs]
+    # [group, batch x positions, channels x taps] times [group, channels x taps, outputs]: few, large products
     split = patches.reshape(rows, group, w.shape[1], *patches.shape[2:])
-    order = (0, 1, *range(3, 3 + rank), 2, *range(3 + rank, 3 + 2 * rank))
-    columns = split.transpose(order).reshape(rows, group, math.prod(sizes), -1)
+    order = (1, 0, *range(3, 3 + rank), 2, *range(3 + rank, 3 + 2 * rank))
+    columns = split.transpose(order).reshape(group, rows * math.prod(sizes), -1)
     kernels = w.reshape(group, w.shape[0] // group, -1).swapaxes(1, 2)
-    product = np.matmul(columns, kernels).swapaxes(2, 3).reshape(rows, w.shape[0], *sizes)
+    product = np.matmul(columns, kernels).reshape(group, rows, *sizes, -1)
+    product = np.moveaxis(product, (0, -1), (1, 2)).reshape(rows, w.shape[0], *sizes)
     return np.asarray(product if bias is None else product + _per_channel(bias, rank))
 
 

@@ -150,6 +150,8 @@ def _node(message: memoryview) -> Node:
             raise ArtifactError(f"a node with more than {MAX_PORTS} inputs, outputs and attributes")
     if domain not in ("", "ai.onnx"):
         raise ArtifactError(f"node {name!r} is of the foreign operator domain {domain!r}")
+    # Nodes of the builder's own have no names: they are known by what they compute.
+    name = name or next(iter(outputs), "")
     return Node(op=op, name=name, inputs=tuple(inputs), outputs=tuple(outputs), attributes=attributes)
 
 

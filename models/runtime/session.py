@@ -15,6 +15,7 @@ from fl_protocol.errors import ArtifactError, LayoutError
 from models.runtime.artifact import TrainingArtifact
 
 __all__ = [
+    "CORRECTION",
     "STEP",
     "STEP_COUNTER",
     "Array",
@@ -36,6 +37,8 @@ STEP, EVAL, INFER = "step", "eval", "infer"
 """The graphs of an artifact; their files end as the runtime's ``suffix`` says."""
 STEP_COUNTER = "t"
 """The one slot that is not a tensor per parameter but a scalar: how many steps were taken."""
+CORRECTION = "correction"
+"""The scalar that a step graph with corrections has: what they are multiplied by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +63,10 @@ class Batch:
 class StepResult:
     """What one training step gives back.
 
-    ``weights`` and ``slots`` are the next ones, named as they went in; ``sums`` are over the rows, each
-    times its sample weight, under the *old* weights: ``loss``, ``weight``, and one per metric
-    (``correct``); ``grad_norm`` is the global norm of the loss's gradient before clipping.
+    ``weights`` holds every tensor that the step changes: weights and running statistics, those that travel
+    and those that are personal; it and ``slots`` are named as they went in. ``sums`` are over the rows, each
+    times its sample weight, under the *old* weights and in training mode: ``loss``, ``weight``, and one per
+    metric (``correct``); ``grad_norm`` is the global norm of the loss's gradient before clipping.
     """
 
     weights: dict[str, Array]
@@ -90,12 +94,18 @@ class Session(Protocol):
         batch: Batch,
         hyper: Mapping[str, float],
         anchor: Mapping[str, Array],
+        *,
+        correction: Mapping[str, Array] | None = None,
     ) -> StepResult:
         """Take one training step.
 
-        ``weights`` and ``anchor`` (the weights that FedProx pulls to: the base version) map a tensor's
-        name to float32; ``slots`` maps ``slot.tensor`` (``zero_slots`` at the start of a participation).
-        ``hyper`` overrides the artifact's defaults; names its graph has no input for are left out.
+        ``weights`` maps the name of every tensor of the layout to float32; personal tensors may be among
+        them, those that are not are the artifact's own. ``anchor`` (the weights that FedProx pulls to: the
+        base version) and ``correction`` (added to the gradients, SCAFFOLD's ``c - c_i``; zero where it is
+        not given) are of the layout's weights; an artifact built without correction takes none.
+        ``slots`` maps ``slot.tensor`` (``zero_slots`` at the start of a participation). ``hyper`` overrides
+        the artifact's defaults; names its graph has no input for are left out. Where units are dropped,
+        ``seed`` among them, an integer from 0 to 2^22 - 1, says which: give each step another one.
         """
 
     def evaluate(self, weights: Mapping[str, Array], batch: Batch) -> dict[str, float]:
@@ -145,10 +155,20 @@ class GraphSession:
         self._load = load
         self._suffix = suffix
         self._runners: dict[str, GraphRunner] = {}
-        self._parameters = tuple(tensor.name for tensor in manifest.layout.tensors)
+        self._travels = tuple(tensor.name for tensor in manifest.layout.tensors)
+        self._anchored = tuple(tensor.name for tensor in manifest.layout.weights.tensors)
+        self._personal = tuple(entry.name for entry in manifest.parameters if entry.role == "personal")
         self._slots = tuple(_slot_shapes(artifact))
-        self._frozen = {f"w.{name}": array for name, array in artifact.frozen_weights().items()}
+        self._resting = {f"w.{name}": array for name, array in artifact.frozen_weights().items()}
         self._hyper = dict(manifest.hyper)
+        self._no_correction = (
+            {
+                f"c.{entry.name}": np.zeros(entry.shape, np.float32)
+                for entry in manifest.layout.weights.tensors
+            }
+            if CORRECTION in manifest.hyper
+            else {}
+        )
         self._runner(STEP)
 
     @property
@@ -163,12 +183,16 @@ class GraphSession:
         batch: Batch,
         hyper: Mapping[str, float],
         anchor: Mapping[str, Array],
+        *,
+        correction: Mapping[str, Array] | None = None,
     ) -> StepResult:
         """See ``Session.step``."""
+        feeds = self._weights(weights) | self._no_correction
         try:
-            feeds = self._frozen | {f"w.{name}": weights[name] for name in self._parameters}
-            feeds.update((f"a.{name}", anchor[name]) for name in self._parameters)
+            feeds.update((f"a.{name}", anchor[name]) for name in self._anchored)
             feeds.update((slot, slots[slot]) for slot in self._slots)
+            if correction is not None:
+                feeds.update(self._corrections(correction))
         except KeyError as missing:
             raise LayoutError(f"a training step needs the tensor {missing}, which was not given") from None
         for key, default in self._hyper.items():
@@ -176,7 +200,7 @@ class GraphSession:
         outputs = self._runner(STEP)(feeds | _rows(batch))
         try:
             return StepResult(
-                weights={name: outputs.pop(f"w.{name}.new") for name in self._parameters},
+                weights={name: outputs.pop(f"w.{name}.new") for name in (*self._travels, *self._personal)},
                 slots={slot: outputs.pop(f"{slot}.new") for slot in self._slots},
                 grad_norm=float(outputs.pop("grad_norm")),
                 sums=_sums(STEP, outputs),
@@ -198,9 +222,18 @@ class GraphSession:
 
     def _weights(self, weights: Mapping[str, Array]) -> dict[str, Array]:
         try:
-            return self._frozen | {f"w.{name}": weights[name] for name in self._parameters}
+            feeds = self._resting | {f"w.{name}": weights[name] for name in self._travels}
         except KeyError as missing:
             raise LayoutError(f"the model needs the tensor {missing}, which was not given") from None
+        feeds.update((f"w.{name}", weights[name]) for name in self._personal if name in weights)
+        return feeds
+
+    def _corrections(self, correction: Mapping[str, Array]) -> dict[str, Array]:
+        if not self._no_correction:
+            raise LayoutError(
+                "the artifact takes no correction", hint="build it with --correction, or train without one"
+            )
+        return {f"c.{name}": correction[name] for name in self._anchored}
 
     def _runner(self, graph: str) -> GraphRunner:
         runner = self._runners.get(graph)
@@ -221,10 +254,11 @@ def zero_slots(artifact: TrainingArtifact) -> dict[str, Array]:
 def _slot_shapes(artifact: TrainingArtifact) -> dict[str, tuple[int, ...]]:
     manifest = artifact.manifest
     shapes: dict[str, tuple[int, ...]] = {
-        f"{slot}.{tensor.name}": tensor.shape
+        f"{slot}.{entry.name}": entry.shape
         for slot in manifest.slots
         if slot != STEP_COUNTER
-        for tensor in manifest.layout.tensors
+        for entry in manifest.parameters
+        if entry.kind == "weight" and entry.role != "frozen"
     }
     return shapes | ({STEP_COUNTER: ()} if STEP_COUNTER in manifest.slots else {})
 

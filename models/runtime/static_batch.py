@@ -22,6 +22,11 @@ class StaticBatchSession:
         self._rows = rows
 
     @property
+    def rows(self) -> int:
+        """Rows of a training batch at most."""
+        return self._rows
+
+    @property
     def name(self) -> str:
         """The runtime's name."""
         return self._session.name
@@ -33,6 +38,8 @@ class StaticBatchSession:
         batch: Batch,
         hyper: Mapping[str, float],
         anchor: Mapping[str, Array],
+        *,
+        correction: Mapping[str, Array] | None = None,
     ) -> StepResult:
         """See ``Session.step``.
 
@@ -44,7 +51,7 @@ class StaticBatchSession:
                 f"a training batch of {len(batch.x)} rows, the {self.name} graphs take {self._rows} at most",
                 hint=f"train with a batch size of at most {self._rows}, or build with a larger --batch",
             )
-        return self._session.step(weights, slots, self._padded(batch), hyper, anchor)
+        return self._session.step(weights, slots, self._padded(batch), hyper, anchor, correction=correction)
 
     def evaluate(self, weights: Mapping[str, Array], batch: Batch) -> dict[str, float]:
         """See ``Session.evaluate``."""

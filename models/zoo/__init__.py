@@ -1,1 +1,1 @@
-"""Ready models with their data: ``digits`` (8x8 images of handwritten digits, a small MLP)."""
+"""Ready models: their networks and artifacts, and the data of ``digits`` (handwritten, 8x8 pixels)."""

@@ -18,6 +18,7 @@ PACKAGES = (
     "models/build/tflite",
     "models/zoo",
     "edge_agent",
+    "edge_agent/adapters",
     "broker_coordinator",
     "hil",
     "hil/demo",

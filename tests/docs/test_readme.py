@@ -136,6 +136,8 @@ def test_run_it_for_real_does_what_it_says(desk, readme, broker_of):
     assert f"{DEVICES[0]} of fleet garden" in told
 
     add_from_an_app(desk, readme, train.x[-1], train.y[-1])
+    answers = predict_in_an_app(desk, readme, held_out.x)
+    assert (answers.argmax(axis=1) == held_out.y).mean() > 0.3  # chance is a tenth
     with urllib.request.urlopen(f"{newest['http']}/healthz", timeout=10) as answer:
         assert answer.status == 200
     with urllib.request.urlopen(f"{newest['http']}/metrics", timeout=10) as answer:
@@ -206,6 +208,14 @@ def add_from_an_app(desk: Desk, readme, x: np.ndarray, y: np.ndarray) -> None:
     code = put(readme.block("python", "SampleStore("), (r'"/var/lib/lichen/samples\.db"', repr(str(samples))))
     exec(code, {"x": x, "y": y})
     assert sum(count_samples(samples)) == before + 1 == 101
+
+
+def predict_in_an_app(desk: Desk, readme, batch: np.ndarray) -> np.ndarray:
+    """The page's other program, beside the agent of that device."""
+    state = desk.folder / "devices" / DEVICES[0] / "state"
+    names = {"batch": batch, "print": lambda number: None}
+    exec(put(readme.block("python", "Predictor("), (r'"/var/lib/lichen"', repr(str(state)))), names)
+    return np.asarray(names["answers"])
 
 
 def linear_model() -> onnx.ModelProto:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from edge_agent.cache import Cache, files_for_a_device
+from edge_agent.cache import Cache, files_for_a_device, runtimes_found
 from fl_protocol.artifact import ArtifactManifest, Input, Parameter
 from fl_protocol.blob import BlobRef
 from fl_protocol.errors import ArtifactError
@@ -91,6 +91,7 @@ def test_initial_weights_travel_only_where_nothing_else_carries_them(role, trave
         (("onnx", "numpy"), {"step.onnx"}),
         (("numpy",), {"step.onnx"}),
         (("litert",), {"step.tflite"}),
+        (("tflite",), {"step.tflite"}),
         (("litert", "onnx"), {"step.onnx", "step.tflite"}),
     ],
 )
@@ -101,6 +102,16 @@ def test_only_graphs_that_run_here_are_fetched(runtimes, graphs):
     names = set(files_for_a_device(both, runtimes))
     assert {name for name in names if name.startswith("step.")} == graphs
     assert "golden.npz" in names
+
+
+def test_graphs_are_fetched_for_packages_that_are_here_and_for_all_where_none_is(monkeypatch):
+    """Asking for every runtime must not download files that nothing here opens; NumPy always is."""
+    here = {"onnxruntime"}
+    monkeypatch.setattr("edge_agent.cache.find_spec", lambda name: name in here or None)
+    assert runtimes_found(("onnx", "litert", "tflite", "numpy")) == ("onnx", "numpy")
+    assert runtimes_found(("litert", "tflite")) == ("litert", "tflite")
+    here.add("tflite_runtime")
+    assert runtimes_found(("litert", "tflite")) == ("tflite",)
 
 
 def test_a_file_is_hashed_once_per_process_and_a_damaged_one_is_missing(cache, tmp_path):

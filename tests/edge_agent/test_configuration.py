@@ -22,7 +22,7 @@ def test_the_least_configuration(tmp_path):
     assert configuration.samples_path == tmp_path / "state" / "samples.db"
     assert configuration.trainer_path == tmp_path
     assert configuration.task == "main"
-    assert configuration.runtimes == ("onnx", "numpy")
+    assert configuration.runtimes == ("onnx", "litert", "tflite", "numpy")
     assert configuration.worker.kind == "process"
     assert configuration.address.port == 1883
     assert not configuration.insecure

@@ -281,7 +281,7 @@ def test_a_participation_is_three_commits(make):
 
 def test_a_file_of_a_newer_agent_is_left_alone(make, tmp_path):
     """After a downgrade the box is not taken for damaged."""
-    make()._db.execute("PRAGMA user_version=2")
+    make()._db.execute("PRAGMA user_version = 99")
     with pytest.raises(StorageError, match="newer agent"):
         make()
     assert (tmp_path / "agent.db").exists()

@@ -8,6 +8,7 @@ import pytest
 from edge_agent.graph_trainer import GraphTrainer
 from edge_agent.jobs import JobFailed, Trained
 from edge_agent.participation import SampleParts, participate, training_seed
+from edge_agent.tensor_record import unpack_record
 from edge_agent.trainer import ArraySamples, TrainingResult
 from fl_protocol.codec import codec_for, codec_seed, decode, decode_model, encode_model
 from fl_protocol.errors import CodecError, ConfigError, LayoutError
@@ -52,6 +53,23 @@ class Returns:
         return self.sums
 
 
+class PersonalTrainer(LinearTrainer):
+    """Learns the inclination, which is shared, and an offset of this device's own."""
+
+    def __init__(self, *, silent: bool = False):
+        self.silent = silent
+
+    def train(self, weights, samples, plan, should_stop):
+        assert not weights["offset"].flags.writeable
+        x, y = samples.all()
+        offset = np.array((y - x @ weights["w"]).mean(), np.float32)
+        trained = {"w": weights["w"] + 1} | ({} if self.silent else {"offset": offset})
+        return TrainingResult(trained, steps=2, sums={"grad_norm": 3.5, "loss": 1.0})
+
+    def evaluate(self, weights, samples):
+        return {"loss": float(weights["offset"])}
+
+
 def linear_samples(count: int = 50, seed: int = 0) -> ArraySamples:
     x = np.random.default_rng(seed).normal(size=(count, 3)).astype(np.float32)
     return ArraySamples(x, x @ np.array([[3], [2], [1]], np.float32))
@@ -62,12 +80,12 @@ def job(train_job):
     return train_job(codec="float32", fingerprint=LAYOUT.fingerprint)
 
 
-def run(job, trainer, *, training=None, stop=lambda steps: False, published=PUBLISHED):
+def run(job, trainer, *, training=None, stop=lambda steps: False, published=PUBLISHED, **options):
     samples = SampleParts(
         training=linear_samples() if training is None else training, held_out=linear_samples(20, 1)
     )
     return participate(
-        job, layout=LAYOUT, published=published, trainer=trainer, samples=samples, should_stop=stop
+        job, layout=LAYOUT, published=published, trainer=trainer, samples=samples, should_stop=stop, **options
     )
 
 
@@ -145,6 +163,57 @@ def test_a_trainer_that_returns_other_tensors_is_refused(job, weights):
     """Missing, misshapen or additional tensors are named."""
     with pytest.raises(LayoutError):
         run(job, Returns(weights))
+
+
+def personal(offset: float) -> dict[str, np.ndarray]:
+    tensor = np.array(offset, np.float32)
+    tensor.setflags(write=False)
+    return {"offset": tensor}
+
+
+def test_personal_tensors_stay_on_the_device(job):
+    """Trained, evaluated before and after as this device has them, and not in the payload."""
+    trained = run(job, PersonalTrainer(), personal=personal(5.0))
+    assert np.array_equal(decoded(trained, job), np.ones(3, np.float32))
+    _, kept = unpack_record(trained.device_state, "the state")
+    assert kept.keys() == {"offset"}
+    assert kept["offset"].shape == ()
+    assert trained.metrics["before.loss"] == 5.0
+    assert trained.metrics["after.loss"] == float(kept["offset"]) != 5.0
+    assert run(job, LinearTrainer()).device_state == b""
+
+
+def test_a_trainer_may_leave_personal_tensors_as_they_are(job):
+    """Those that it does not return."""
+    trained = run(job, PersonalTrainer(silent=True), personal=personal(5.0))
+    assert unpack_record(trained.device_state, "the state")[1]["offset"] == 5.0
+
+
+@pytest.mark.parametrize(("offset", "says"), [(np.nan, "diverged"), (np.zeros(2), "offset")])
+def test_personal_tensors_that_cannot_be_kept_give_no_update(job, offset, says):
+    """Not finite, or of another shape: the device goes on with those it has."""
+    trainer = Returns({"w": np.zeros((3, 1)), "offset": offset})
+    if says == "diverged":
+        assert says in run(job, trainer, personal=personal(1.0)).reason
+    else:
+        with pytest.raises(LayoutError, match=says):
+            run(job, trainer, personal=personal(1.0))
+
+
+def test_figures_of_the_training_go_under_after(job):
+    """As far as there is room, and none in place of what was measured on held-out samples."""
+    trained = run(job, PersonalTrainer(), personal=personal(5.0))
+    assert trained.metrics["after.grad_norm"] == 3.5
+    assert trained.metrics["after.loss"] != 1.0
+    full = Returns({"w": np.zeros((3, 1))}, sums={f"s{i}": 1.0 for i in range(15)})
+    full.result = TrainingResult({"w": np.zeros((3, 1))}, steps=1, sums={"grad_norm": 1.0, "s0": 2.0})
+    assert len(run(job, full).metrics) == 2 * 16
+
+
+def test_a_cancelled_training_gives_no_update(job):
+    """Nobody waits for it, and its evaluation would cost time."""
+    failed = run(job, LinearTrainer(), stop=lambda steps: steps >= 3, cancelled=lambda: True)
+    assert failed == JobFailed(reason="cancelled", retryable=True)
 
 
 def test_a_trainer_may_return_float64_and_count_more_steps_than_planned(job):

@@ -23,7 +23,7 @@ class Agent:
         Agent.lives += 1
 
     def run(self) -> None:
-        self._outbox.close()
+        self.close()
         if not self._damaged:
             return
         if self._damage == "real":
@@ -35,6 +35,9 @@ class Agent:
 
     def stop(self) -> None:
         pass
+
+    def close(self) -> None:
+        self._outbox.close()
 
 
 @pytest.fixture

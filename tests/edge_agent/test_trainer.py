@@ -15,6 +15,8 @@ class Mine:
     def evaluate(self, weights, samples): ...
 class Half:
     def train(self, weights, samples, plan, should_stop): ...
+class Hungry:
+    def __init__(self): raise MemoryError
 class Broken:
     def __init__(self): raise RuntimeError("no camera")
 """
@@ -54,6 +56,12 @@ def test_a_trainer_that_cannot_be_used_says_why(folder, name, says):
     """Whatever is wrong with it is a ConfigError with the cause."""
     with pytest.raises(ConfigError, match=says):
         load_trainer(name, folder)
+
+
+def test_a_trainer_that_finds_no_memory_is_not_a_fault_of_its_name(folder):
+    """More may be free later: the job says so."""
+    with pytest.raises(MemoryError):
+        load_trainer("my_trainer_app:Hungry", folder)
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ def test_a_trainer_of_the_users(worker, results, train_job, user_folder):
         worker, results, train_job(trainer="user_trainers:Zero", trainer_path=str(user_folder), runtimes=())
     )
     assert isinstance(trained, Trained), trained
-    assert trained.runtime == ""
+    assert trained.runtime == "Zero"
     failed = done(worker, results, train_job(trainer="user_trainers:Fails", trainer_path=str(user_folder)))
     assert failed == JobFailed(reason="RuntimeError: no camera", retryable=False)
 

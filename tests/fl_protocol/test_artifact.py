@@ -45,9 +45,27 @@ def test_the_text_is_canonical_and_reads_back():
     assert text.endswith(b"\n")
 
 
-def test_an_update_holds_trainable_weights_only():
-    """Frozen and personal parameters and buffers do not travel up."""
+def test_an_update_holds_trainable_parameters_only():
+    """Frozen and personal ones do not travel up; trainable buffers do, behind all weights."""
     assert [tensor.name for tensor in MANIFEST.layout.tensors] == ["w", "b"]
+    averaged = (
+        Parameter(name="mean", shape=(64,), kind="buffer"),
+        Parameter(name="var", shape=(64,), kind="buffer", role="personal"),
+        *MANIFEST.parameters[:2],
+    )
+    layout = dataclasses.replace(MANIFEST, parameters=averaged).layout
+    assert [(tensor.name, tensor.kind) for tensor in layout.tensors] == [
+        ("w", "weight"),
+        ("b", "weight"),
+        ("mean", "buffer"),
+    ]
+
+
+def test_the_initial_weights_are_needed_for_what_does_not_travel():
+    """Trainable weights and buffers come with every published model, the others in the file alone."""
+    assert MANIFEST.needs_initial_weights
+    trainable = (*MANIFEST.parameters[:2], Parameter(name="mean", shape=(64,), kind="buffer"))
+    assert not dataclasses.replace(MANIFEST, parameters=trainable).needs_initial_weights
 
 
 FILE = {"sha256": 64 * "0", "size": 5}

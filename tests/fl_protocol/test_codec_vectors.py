@@ -30,7 +30,7 @@ def cases(kind):
 
 def layout_of(case):
     """The layout of a case."""
-    return TensorLayout.of((name, shape) for name, shape in case["layout"])
+    return TensorLayout.of(case["layout"])
 
 
 def decoded(codec, case):

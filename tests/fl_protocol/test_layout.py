@@ -26,6 +26,21 @@ def test_the_fingerprint_tells_names_shapes_and_order_apart():
     assert len(TensorLayout.of(layouts[0]).fingerprint) == 8
 
 
+def test_buffers_stand_behind_the_weights():
+    """They have a size of their own, and another fingerprint than weights of that name."""
+    layout = TensorLayout.of([("w", (3, 4)), ("b", (4,)), ("mean", (4,), "buffer")])
+    assert (layout.size, layout.weight_size, layout.buffer_size) == (20, 16, 4)
+    assert layout.weights == TensorLayout.of([("w", (3, 4)), ("b", (4,))])
+    assert layout.weights.weights is layout.weights
+    assert layout.fingerprint != TensorLayout.of([("w", (3, 4)), ("b", (4,)), ("mean", (4,))]).fingerprint
+    assert TensorLayout.of(layout.entries) == layout
+
+
+def test_a_layout_without_buffers_keeps_its_fingerprint():
+    """Whatever was built before there were buffers still fits."""
+    assert TensorLayout.of([("w", (33, 40)), ("b", (7,))]).fingerprint.hex() == "455232198817eaa4"
+
+
 @pytest.mark.parametrize(
     "tensors",
     [
@@ -35,9 +50,12 @@ def test_the_fingerprint_tells_names_shapes_and_order_apart():
         [("w", (-1, -1))],
         [("w", (1 << 16, 1 << 16))],
         [(str(index), (1,)) for index in range(MAX_TENSORS + 1)],
+        [("mean", (3,), "buffer")],
+        [("mean", (3,), "buffer"), ("w", (3,))],
+        [("w", (3,)), ("mean", (3,), "statistic")],
     ],
 )
 def test_a_layout_without_meaning_is_refused(tensors):
-    """Nothing, twice the same, empty, too large."""
+    """Nothing, twice the same, empty, too large, no weight, a weight behind a buffer, an unknown kind."""
     with pytest.raises(LayoutError):
         TensorLayout.of(tensors)

@@ -62,6 +62,7 @@ def headers(draw):
         kind=draw(st.sampled_from(["plain", "masked"])),
         lease=draw(st.none() | octets(8)),
         metrics=draw(METRICS),
+        runtime=draw(st.from_regex(r"[A-Za-z0-9._-]{0,16}", fullmatch=True)),
     )
     return header, draw(st.none() | st.just(payload))
 

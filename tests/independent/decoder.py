@@ -31,9 +31,14 @@ def parse_codec(text):
     return name, {key: float(number) for key, number in re.findall(r"(\w+)=([^,)]+)", inside)}
 
 
-def sizes_of(layout):
-    """The number of elements of each tensor of ``[[name, [dim, ...]], ...]``."""
-    return [math.prod(shape) for _, shape in layout]
+def is_buffer(entry):
+    """Whether an entry of ``[[name, [dim, ...]], ...]`` is ``[name, [dim, ...], "buffer"]``."""
+    return entry[2:] == ["buffer"]
+
+
+def sizes_of(entries):
+    """The number of elements of each tensor."""
+    return [math.prod(entry[1]) for entry in entries]
 
 
 def codec_seed(update_id):
@@ -89,6 +94,13 @@ def read_values(octets):
     return values
 
 
+def read_halves(octets):
+    """Section 2: float16 values, finite."""
+    if any(bits & 0x7C00 == 0x7C00 for (bits,) in struct.iter_unpack("<H", octets)):
+        raise Refused("a float16 value is not finite")
+    return [value for (value,) in struct.iter_unpack("<e", octets)]
+
+
 def read_codes(octets):
     """Section 2: 8-bit codes in [-127, 127]."""
     codes = list(struct.unpack(f"<{len(octets)}b", octets))
@@ -104,9 +116,18 @@ def require_length(payload, length):
 
 
 def decode_update(codec, layout, seed, payload):
-    """Sections 4 to 6: the flat vector that a payload stands for."""
+    """Section 1: the flat vector that a payload stands for, weights and then buffers."""
+    tail = 2 * sum(sizes_of(entry for entry in layout if is_buffer(entry)))
+    if len(payload) < tail:
+        raise Refused("no room for the buffers")
+    sizes = sizes_of(entry for entry in layout if not is_buffer(entry))
+    head, behind = payload[: len(payload) - tail], payload[len(payload) - tail :]
+    return decode_weights(codec, sizes, seed, head) + read_halves(behind)
+
+
+def decode_weights(codec, sizes, seed, payload):
+    """Sections 4 to 6: the weights that a payload without buffers stands for."""
     name, options = parse_codec(codec)
-    sizes = sizes_of(layout)
     if name == "float32":
         require_length(payload, 4 * sum(sizes))
         return read_values(payload)
@@ -196,10 +217,11 @@ def decode_eden(sizes, keep, seed, payload):
     return decoded
 
 
-def rows_of(shape):
+def rows_of(entry):
     """Section 7: the row lengths of a tensor, empty where it travels as float32."""
+    shape = entry[1]
     size = math.prod(shape)
-    if size < 256:
+    if size < 256 or is_buffer(entry):
         return []
     inner = size // shape[0]
     row = inner * math.ceil(32 / inner)
@@ -208,14 +230,14 @@ def rows_of(shape):
 
 def decode_model(layout, content):
     """Section 7: the flat vector of published weights."""
-    numbers = sum(len(rows_of(shape)) or math.prod(shape) for _, shape in layout)
-    coded = sum(sum(rows_of(shape)) for _, shape in layout)
+    numbers = sum(len(rows_of(entry)) or math.prod(entry[1]) for entry in layout)
+    coded = sum(sum(rows_of(entry)) for entry in layout)
     require_length(content, 4 * numbers + coded)
     codes = iter(read_codes(content[4 * numbers :]))
     weights, position = [], 0
-    for _, shape in layout:
-        rows = rows_of(shape)
-        end = position + 4 * (len(rows) or math.prod(shape))
+    for entry in layout:
+        rows = rows_of(entry)
+        end = position + 4 * (len(rows) or math.prod(entry[1]))
         if rows:
             for scale, row in zip(read_scales(content[position:end]), rows, strict=True):
                 weights += [float32_product(next(codes), scale) for _ in range(row)]

@@ -19,7 +19,7 @@ def read_version(body):
 
 
 def fingerprint(tensors):
-    """Of ``[[name, [dim, ...]], ...]``."""
+    """Of ``[[name, [dim, ...]], ...]``, where a buffer's entry is ``[name, [dim, ...], "buffer"]``."""
     return hashlib.sha256(pack(tensors)).digest()[:8]
 
 
@@ -137,6 +137,7 @@ def read_plan(body):
         "max_steps": body.integer("steps"),
         "deadline_s": body.number("deadline", 1, 604_800),
         "seed": 0,
+        "version": 0,
     }
 
 
@@ -251,11 +252,14 @@ def read_begin(octets):
         "kind": body.text("k", 16, "plain"),
         "lease": body.optional("l", lambda key: body.octets(key, 8)),
         "metrics": read_metrics(Body(body.get("m", {}))),
+        "runtime": body.text("r", 16, ""),
         "payload": body.optional("b", lambda key: body.octets(key, most=61_440)),
     }
     payload = header["payload"]
     if header["steps_done"] > header["steps_planned"]:
         raise Refused("more done than planned")
+    if re.search(r"[^A-Za-z0-9._-]", header["runtime"]):
+        raise Refused("r")
     fits = payload is None or len(payload) == header["size"]
     if not fits or (payload is not None and hashlib.sha256(payload).digest() != header["sha256"]):
         raise Refused("another payload")
@@ -297,6 +301,8 @@ def write_header(header):
         groups.setdefault(group, {})[metric] = int(value) if whole else value
     if groups:
         body["m"] = groups
+    if header["runtime"]:
+        body["r"] = header["runtime"]
     return pack(body)
 
 

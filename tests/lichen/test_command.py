@@ -49,7 +49,12 @@ def run(monkeypatch, capsys):
 def test_the_words_are_these():
     """Adding one is easy; losing one should be noticed."""
     assert lichen.list_commands(click.Context(lichen)) == WORDS
-    assert set(ALL_WORDS) >= {("coordinator", "run"), ("coordinator", "recover"), ("models", "verify")}
+    assert set(ALL_WORDS) >= {
+        ("coordinator", "run"),
+        ("coordinator", "recover"),
+        ("models", "verify"),
+        ("models", "zoo"),
+    }
 
 
 @pytest.mark.parametrize("words", ALL_WORDS, ids=" ".join)
@@ -112,6 +117,7 @@ def test_both_commands_are_installed(tmp_path):
         ["backup"],
         ["models", "build"],
         ["models", "verify", "nowhere"],
+        ["models", "zoo", "--out", "copy"],
         ["demo", "--devices", "0"],
         ["demo", "--runtime", "abacus"],
         ["demo", "--codec", "eden(bits=9)"],
@@ -165,7 +171,7 @@ state = "state"
 trusted_key = ["ed25519:00"]
 
 [gates]
-min_samples = 0
+min_samples = -1
 
 [worker]
 nice = "very"
@@ -173,7 +179,7 @@ nice = "very"
 AGENT_FAULTS = [
     "agent.toml:4: trusted_key: unknown key, did you mean 'trusted_keys'?",
     "agent.toml:1: broker: missing",
-    "agent.toml:6: gates: min_samples must be at least 1",
+    "agent.toml:6: gates: min_samples must not be negative",
     "agent.toml:10: worker.nice: must be an integer, not 'very'",
 ]
 

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 ROOTS = ("broker_coordinator", "edge_agent", "fl_io", "fl_protocol", "hil", "lichen", "models")
-LAZY = (*ROOTS, "fl_protocol.codec", "models.build", "models.zoo")
+LAZY = (*ROOTS, "edge_agent.adapters", "fl_protocol.codec", "models.build", "models.zoo")
 HEAVY = (
     "amqtt",
     "asyncio",

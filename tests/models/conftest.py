@@ -7,7 +7,7 @@ from models.build import build_artifact
 from models.runtime import Batch
 from models.zoo.mlp import digits_artifact, mlp
 
-PACKAGES = {"onnx": "onnxruntime", "litert": "ai_edge_litert"}
+PACKAGES = {"onnx": "onnxruntime", "litert": "ai_edge_litert", "tflite": "tflite_runtime"}
 """The package that each runtime needs beside NumPy."""
 
 

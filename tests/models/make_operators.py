@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from models.build.lower import LOWERINGS
+from models.build.mode import MODES
 from models.build.rules import RULES
 from models.build.tflite.convert import TRANSLATIONS
 from models.runtime.numpy_ops import KERNELS
@@ -21,9 +22,10 @@ Written by `tests/models/make_operators.py` from the tables of the builder and t
 What a forward graph may consist of (standard ONNX; `lichen models inspect NET.onnx` says it of a model of
 yours). An operator with a *rule* has a gradient of its own, checked against central differences in double
 precision. One that is *lowered* is written in operators that have rules, and checked against ONNX Runtime.
-One that is *forward only* carries no gradient, which truth values, shapes and ids do not need. A few have
-both a rule and a lowering, which writes their attributes out first. "by parts" in the TFLite column: what it
-is lowered to is there. Every model is checked again as a whole when it is built.
+One that *trains otherwise* is lowered twice: with the statistics of the batch or with running ones, with
+units dropped or without. One that is *forward only* carries no gradient, which truth values, shapes and ids
+do not need. A few have both a rule and a lowering, which writes their attributes out first. "by parts" in the
+TFLite column: what it is lowered to is there. Every model is checked again as a whole when it is built.
 
 """
 
@@ -38,12 +40,14 @@ def cases_of(name: str) -> Counter[str]:
 
 def page() -> str:
     """The page as it should stand."""
-    rules, lowerings, kernels = map(cases_of, ("test_rules", "test_lower", "test_numpy_ops"))
+    tests = ("test_rules", "test_lower", "test_numpy_ops", "test_mode")
+    rules, lowerings, kernels, modes = map(cases_of, tests)
     rows = ["| operator | gradient | cases | TFLite |", "| --- | --- | --- | --- |"]
-    for op in sorted(RULES.keys() | LOWERINGS.keys() | KERNELS.keys()):
-        ways = [word for word, table in (("rule", RULES), ("lowered", LOWERINGS)) if op in table]
-        lite = "yes" if op in TRANSLATIONS else "by parts" if op in LOWERINGS else "no"
-        count = rules[op] + lowerings[op] + kernels[op]
+    tables = {"rule": RULES, "lowered": LOWERINGS | MODES, "trains otherwise": MODES}
+    for op in sorted(RULES.keys() | LOWERINGS.keys() | KERNELS.keys() | MODES.keys()):
+        ways = [word for word, table in tables.items() if op in table]
+        lite = "yes" if op in TRANSLATIONS else "by parts" if op in tables["lowered"] else "no"
+        count = rules[op] + lowerings[op] + kernels[op] + modes[op]
         rows.append(f"| {op} | {', '.join(ways) or 'forward only'} | {count} | {lite} |")
     return HEAD + "\n".join(rows) + "\n"
 

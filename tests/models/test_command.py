@@ -14,6 +14,7 @@ from onnx import numpy_helper
 from fl_protocol.errors import ArtifactError
 from models.build.command import models
 from models.runtime import TrainingArtifact
+from models.zoo.forward import Network
 from models.zoo.mlp import mlp
 
 
@@ -67,8 +68,30 @@ def test_build_writes_graphs_for_tflite_where_asked_to(network, tmp_path):
     words = ["--loss", "softmax_cross_entropy", "--out", tmp_path / "out", "--json"]
     report = json.loads(run("build", network, *words, "--runtimes", "onnx, tflite", "--batch", 16).output)
     assert {"step.onnx", "step.tflite", "eval.tflite", "infer.tflite"} <= report["files"].keys()
-    assert {entry["runtime"] for entry in report["runtimes"]} == {"onnx", "litert", "numpy"}
+    assert {entry["runtime"] for entry in report["runtimes"]} == {"onnx", "litert", "tflite", "numpy"}
     assert not any(entry["installed"] and entry["reason"] for entry in report["runtimes"])
+
+
+def test_build_shows_what_is_personal_and_what_is_a_buffer(tmp_path):
+    """With its role, in the table and for scripts; inspect and verify say the same."""
+    net = Network("net", [4], seed=1)
+    value = net.batch_norm("norm", net.linear("body", net.x, 6))
+    onnx.save(net.finish(net.linear("head", value, 3)), tmp_path / "net.onnx")
+    choices = ["--personal", "head.*", "--batch-norm", "averaged"]
+    words = ["--loss", "softmax_cross_entropy", "--out", tmp_path / "out", "--correction", *choices]
+    result = run("build", tmp_path / "net.onnx", *words)
+    assert result.exit_code == 0, result.output
+    shown = run("inspect", tmp_path / "net.onnx", *choices).output
+    verified = run("verify", tmp_path / "out").output
+    for output in (result.output, shown, verified):
+        lines = {line.split()[1]: line for line in output.splitlines() if line.startswith("│")}
+        assert "personal" in lines["head.bias"]
+        assert "trainable buffer" in lines["norm.running_var"]
+        assert "buffer" not in lines["norm.weight"]
+    report = json.loads(run("verify", tmp_path / "out", "--json").output)
+    assert report["roles"]["head.weight"] == ["weight", "personal"]
+    assert report["roles"]["norm.running_mean"] == ["buffer", "trainable"]
+    assert TrainingArtifact.open(tmp_path / "out").manifest.hyper["correction"] == 1
 
 
 def test_verify_shows_runtimes_and_times(digits_folder):
@@ -156,7 +179,7 @@ def test_inspect_names_every_node_that_stands_in_the_way(network, tmp_path):
     onnx.save(model, tmp_path / "odd.onnx")
     result = run("inspect", tmp_path / "odd.onnx")
     assert isinstance(result.exception, ArtifactError)
-    assert "node 'odd1' (Tan): not supported" in result.output
+    assert "node 'odd1' (Tan): the operator is not supported" in result.output
     assert "unsupported" in result.output
     failed = lichen("inspect", tmp_path / "odd.onnx", "--json")
     assert failed.returncode == 1
@@ -202,6 +225,17 @@ def test_wrap_refuses_what_is_no_weight(tmp_path, arrays, words):
     assert isinstance(result.exception, ArtifactError)
     assert words in str(result.exception)
     assert not (tmp_path / "out").exists()
+
+
+def test_wrap_keeps_running_statistics_apart(tmp_path):
+    """They end the layout as buffers, wherever they stand in the file; the manifest keeps its order."""
+    np.savez(tmp_path / "weights.npz", mean=np.ones(2), w=np.ones((3, 2)), var=np.ones(2))
+    command = ("wrap", tmp_path / "weights.npz", "--out", tmp_path / "out")
+    assert run(*command, "--buffers", "mean", "--buffers", "v?r").exit_code == 0
+    manifest = TrainingArtifact.open(tmp_path / "out").manifest
+    assert [parameter.name for parameter in manifest.parameters] == ["mean", "w", "var"]
+    kinds = [(tensor.name, tensor.kind) for tensor in manifest.layout.tensors]
+    assert kinds == [("w", "weight"), ("mean", "buffer"), ("var", "buffer")]
 
 
 def test_wrap_refuses_a_file_that_is_none(tmp_path):

@@ -5,13 +5,16 @@ import io
 import zipfile
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_protocol.errors import ArtifactError
+from models.build import build_artifact
 from models.runtime.golden import MAX_UNPACKED_BYTES, TOLERANCE, GoldenSteps, deviation
 from models.runtime.numpy_runtime import NumpyRuntime
+from models.zoo.forward import Network
 
 HYPER = ("clip", "lr", "momentum", "mu")
 
@@ -23,9 +26,9 @@ class Tampered:
         self._session, self._change = session, change
         self.name = session.name
 
-    def step(self, *arguments):
+    def step(self, *arguments, **named):
         """The real step, changed."""
-        return self._change(self._session.step(*arguments))
+        return self._change(self._session.step(*arguments, **named))
 
     def evaluate(self, *arguments):
         """The real evaluation."""
@@ -70,6 +73,62 @@ def not_a_number(result):
     """One NaN."""
     result.weights["layer2.bias"][0] = np.nan
     return result
+
+
+@pytest.fixture(scope="module")
+def moody_artifact():
+    """Running statistics of both roles, a personal head, units dropped, a correction."""
+    net = Network("moody", [5], seed=4)
+    value = net.batch_norm("norm1", net.linear("body", net.x, 8))
+    value = net.batch_norm("norm2", net.linear("waist", net.activation("Relu", "active", value), 6))
+    model = net.finish(net.linear("head", value, 3))
+    layer = onnx.helper.make_node("Dropout", ["active"], ["dropped"], name="drop")
+    reader = next(node for node in model.graph.node if "active" in node.input)
+    reader.input[:] = ["dropped" if name == "active" else name for name in reader.input]
+    model.graph.node.insert(list(model.graph.node).index(reader), layer)
+    return build_artifact(
+        model,
+        loss="softmax_cross_entropy",
+        batch_norm="averaged",
+        personal=["norm2.*", "head.*"],
+        correction=True,
+    )
+
+
+class Careless:
+    """A session that gets one thing of a step wrong: ``step(session, weights, hyper, ...)`` does it."""
+
+    def __init__(self, artifact, fault):
+        self._session, self._fault = NumpyRuntime().open(artifact), fault
+
+    def step(self, *arguments, **named):
+        """The step, with its fault."""
+        weights, slots, batch, hyper, anchor = arguments
+        if self._fault == "seed":
+            hyper = hyper | {"seed": hyper["seed"] + 1}
+        if self._fault == "correction":
+            named = {}
+        result = self._session.step(weights, slots, batch, hyper, anchor, **named)
+        if self._fault in result.weights:
+            result.weights[self._fault] = weights[self._fault]
+        return result
+
+    def evaluate(self, *arguments):
+        """The real evaluation."""
+        return self._session.evaluate(*arguments)
+
+    def infer(self, *arguments):
+        """The real inference."""
+        return self._session.infer(*arguments)
+
+
+@pytest.mark.parametrize(
+    "fault", ["norm1.running_var", "norm2.running_mean", "head.bias", "seed", "correction"]
+)
+def test_all_that_a_step_may_change_or_take_is_in_the_steps(moody_artifact, fault):
+    """A statistic or a personal weight that is left behind, another seed, no correction."""
+    assert deviation(moody_artifact, Careless(moody_artifact, "nothing")) < TOLERANCE / 4
+    assert deviation(moody_artifact, Careless(moody_artifact, fault)) > 2 * TOLERANCE
 
 
 @pytest.mark.parametrize("change", [one_weight, slot_forgotten, wrong_sum, not_a_number])

@@ -229,6 +229,13 @@ FAMILIES = {
     "depthwise 1-d": (depthwise, CLASSES, {}),
     "squeeze and excite": (squeeze_and_excite, CLASSES, {}),
     "batch norm, frozen": (batch_norm, CLASSES, {"batch_norm": "frozen"}),
+    "batch norm, averaged": (batch_norm, CLASSES, {"batch_norm": "averaged"}),
+    "batch norm, local": (batch_norm, CLASSES, {}),
+    "batch norm, personal with a frozen head": (
+        batch_norm,
+        CLASSES,
+        {"personal": ["bn.*"], "train": ["conv.*"], "optimizer": "adamw"},
+    ),
     "autoencoder": (autoencoder, YES_OR_NO, {}),
     "autoencoder 1-d": (autoencoder_1d, NUMBERS, {}),
 }
@@ -284,19 +291,3 @@ def test_a_pattern_that_matches_nothing_lists_the_names():
     with pytest.raises(ArtifactError, match="no parameter matches") as caught:
         build_artifact(cnn(), loss=CLASSES, train=["haed.*"])
     assert "head.w" in caught.value.hint
-
-
-@pytest.mark.parametrize(
-    ("policy", "words"),
-    [
-        (None, "BatchNormalization1.*keeps running statistics"),
-        ("local", "cannot be local yet"),
-        ("averaged", "cannot be averaged yet"),
-        ("sometimes", "no policy 'sometimes'"),
-    ],
-)
-def test_a_batch_norm_needs_a_word_about_its_statistics(policy, words):
-    """Nobody is surprised by statistics that silently stay, or travel."""
-    with pytest.raises(ArtifactError, match=words) as caught:
-        build_artifact(batch_norm(), loss=CLASSES, batch_norm=policy)
-    assert "frozen" in caught.value.hint

@@ -186,7 +186,7 @@ def test_rows_of_another_width_are_refused(session, weights):
         session.infer(weights, np.zeros((2, 4), np.float32))
 
 
-@pytest.mark.parametrize("other", ["onnx", "litert"])
+@pytest.mark.parametrize("other", ["onnx", "litert", "tflite"])
 def test_two_runtimes_agree_for_twenty_steps(digits_for_all, installed, other):
     """The real digits MLP, from the same start: 1e-5 on every weight."""
     installed(other)

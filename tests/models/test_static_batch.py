@@ -18,10 +18,10 @@ class ExactlyFour:
         self._session = session
         self.name = session.name
 
-    def step(self, weights, slots, batch, hyper, anchor):
+    def step(self, weights, slots, batch, hyper, anchor, **named):
         """One step of four rows."""
         assert len(batch.x) == len(batch.y) == len(batch.sample_weight) == 4
-        return self._session.step(weights, slots, batch, hyper, anchor)
+        return self._session.step(weights, slots, batch, hyper, anchor, **named)
 
     def evaluate(self, weights, batch):
         """The sums over four rows."""

@@ -26,6 +26,8 @@ DIGITS = [["hidden.weight", [64, 32]], ["hidden.bias", [32]], ["out.weight", [32
 EDGES = [[f"t{size}", [size]] for size in (1023, 1024, 1025)]
 LONG = [["long", [65_536 + 1025]], ["short", [5]]]
 ROWS = [["w", [10, 32]], ["narrow", [100, 3]], ["b", [255]], ["flat", [260]], ["k", [8, 3, 3, 5]], ["s", []]]
+BUFFERED = [["w", [10, 32]], ["b", [3]], ["mean", [300], "buffer"], ["var", [300], "buffer"]]
+FEW = [["w", [2]], ["stat", [8], "buffer"]]
 
 LAYOUTS = {
     "float32": {"small": SMALL, "odd": ODD},
@@ -37,8 +39,8 @@ LAYOUTS = {
 
 
 def layout_of(tensors):
-    """The layout of ``[[name, [dim, ...]], ...]``."""
-    return TensorLayout.of((name, shape) for name, shape in tensors)
+    """The layout of ``[[name, [dim, ...]], ...]``; the entry of a buffer ends with ``"buffer"``."""
+    return TensorLayout.of(tensors)
 
 
 def input_of(size, every=1):
@@ -129,12 +131,46 @@ def refusals(codec):
         for fine in ("negative", "negative zero", "denormal", "below 2^-100"):
             del numbers[fine]
     codes = {"code -128": good[:-1] + b"\x80"} if codec == "int8" else {}
-    return [refused_case(name, SMALL, payload) for name, payload in {**lengths, **numbers, **codes}.items()]
+    plain = [refused_case(name, SMALL, payload) for name, payload in {**lengths, **numbers, **codes}.items()]
+    return [*plain, *buffer_refusals(codec)]
+
+
+def float16_tail(*patterns):
+    """Float16 bit patterns."""
+    return struct.pack(f"<{len(patterns)}H", *patterns)
+
+
+def buffer_refusals(codec):
+    """Payloads whose buffers are missing, cut, too many, or not finite."""
+    layout = layout_of(FEW)
+    weights = codec_for(codec).encode(np.zeros(2, np.float32), layout.weights, codec_seed(bytes(16)))
+    zeros = (0,) * 7
+    bad = {
+        "no buffers": b"",
+        "a buffer short": float16_tail(*zeros),
+        "a buffer long": float16_tail(*zeros, 0, 0),
+        "infinite buffer": float16_tail(*zeros, 0x7C00),
+        "infinite negative buffer": float16_tail(0xFC00, *zeros),
+        "nan buffer": float16_tail(0x7E00, *zeros),
+        "signalling nan buffer": float16_tail(*zeros, 0xFC01),
+    }
+    return [refused_case(name, FEW, weights + tail) for name, tail in bad.items()]
+
+
+def buffer_cases(codec):
+    """Buffers behind weights: encoded, and at the ends of float16's range."""
+    layout = layout_of(FEW)
+    weights = codec_for(codec).encode(
+        np.ones(2, np.float32), layout.weights, codec_seed(update_id_of("ends"))
+    )
+    ends = float16_tail(0x0000, 0x8000, 0x7BFF, 0xFBFF, 0x0001, 0x8001, 0x3555, 0x03FF)
+    return [encoded_case(codec, "buffers", BUFFERED), case_of(codec, "ends", FEW, weights + ends)]
 
 
 def update_file(codec):
     """The vectors of one update codec."""
     cases = [encoded_case(codec, name, tensors) for name, tensors in LAYOUTS[codec].items()]
+    cases += buffer_cases(codec)
     if codec == "float32":
         edges = struct.pack("<5f", 0.0, -0.0, 2.0**100, -(2.0**100), 2.0**-149)
         cases.append(case_of(codec, "extremes", [["x", [5]]], edges))
@@ -168,7 +204,8 @@ def model_case(name, tensors, content, every=None):
 def model_file():
     """The vectors of the model codec."""
     cases = []
-    for name, tensors, every in (("digits", DIGITS, 1), ("rows", ROWS, 1), ("zero rows", ROWS, 200)):
+    made = (("digits", DIGITS, 1), ("rows", ROWS, 1), ("zero rows", ROWS, 200), ("buffers", BUFFERED, 1))
+    for name, tensors, every in made:
         layout = layout_of(tensors)
         cases.append(model_case(name, tensors, encode_model(input_of(layout.size, every), layout), every))
     tensors = [["w", [4, 64]], ["b", [2]]]

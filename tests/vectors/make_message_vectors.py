@@ -30,6 +30,9 @@ PRIVATE_KEY = bytes(range(32))
 UPDATE_ID = bytes.fromhex("00112233445566778899aabbccddeeff")
 TOPICS = FleetTopics("barn")
 LAYOUT = TensorLayout.of([("hidden.weight", (32, 64)), ("hidden.bias", (32,)), ("scale", ())])
+WITH_BUFFERS = TensorLayout.of(
+    [*LAYOUT.entries, ("norm.mean", (32,), "buffer"), ("norm.var", (32,), "buffer")]
+)
 VERSION = VersionId(epoch=1, number=42, digest=hashlib.sha256(b"version 42").digest()[:16])
 ZERO = VersionId(epoch=1, number=0, digest=bytes(16))
 
@@ -60,6 +63,7 @@ def headers() -> dict[str, tuple[UpdateHeader, bytes | None]]:
             "after.correct": 32,
             "after.count": 36,
         },
+        runtime="onnx",
     )
     leased = dataclasses.replace(
         small,
@@ -71,6 +75,7 @@ def headers() -> dict[str, tuple[UpdateHeader, bytes | None]]:
         kind="masked",
         lease=bytes(range(8, 16)),
         metrics={},
+        runtime="",
     )
     return {
         "probe": (small, None),
@@ -320,11 +325,7 @@ def render() -> dict[str, str]:
     files["topics"] = {"fleet": "barn", "cases": topics()}
     files["envelope"] = {"public_key": public_key_text(PRIVATE_KEY), "cases": envelopes()}
     files["participation"] = {"cases": draws()}
-    files["layout"] = {
-        "tensors": [[tensor.name, tensor.shape] for tensor in LAYOUT.tensors],
-        "size": LAYOUT.size,
-        "fingerprint": LAYOUT.fingerprint,
-    }
+    files["layout"] = {"cases": [_layout_case(layout) for layout in (LAYOUT, WITH_BUFFERS)]}
     files["update_hash"] = {
         "update_id": UPDATE_ID,
         "cases": [
@@ -336,6 +337,10 @@ def render() -> dict[str, str]:
         f"{name}.json": json.dumps(plain(body), indent=1, ensure_ascii=True) + "\n"
         for name, body in files.items()
     }
+
+
+def _layout_case(layout: TensorLayout) -> Mapping[str, Any]:
+    return {"tensors": layout.entries, "size": layout.size, "fingerprint": layout.fingerprint}
 
 
 def _blob_case(name: str, ref: BlobRef) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from models.build.tflite.elementwise import scalar
 from models.build.tflite.replay import TRANSLATIONS, Laid, Layout, Replay, Translation, Value, translation
 from models.build.tflite.schema import PADDING_SAME, PADDING_VALID
 from models.build.tflite.shapes import fixed, padded
+from models.build.tflite.windows import Window, gathered, is_worth_gathering, two_sizes, window_of
 from models.runtime.onnx_reader import Node
 
 __all__: list[str] = []
@@ -21,41 +22,10 @@ _LOWEST = float(np.float32(-1e30))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Window:
-    """A window's geometry, height and width: sizes, strides, dilations, and the margins before and after."""
-
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    dilation: tuple[int, int]
-    before: tuple[int, int]
-    after: tuple[int, int]
-
-    def outputs(self, sizes: Sequence[int]) -> tuple[int, int]:
-        """How often the window fits into an image of these sizes."""
-        height, width = (
-            (sizes[i] + self.before[i] + self.after[i] - self.dilation[i] * (self.kernel[i] - 1) - 1)
-            // self.stride[i]
-            + 1
-            for i in (0, 1)
-        )
-        return height, width
-
-    def is_same(self, sizes: Sequence[int]) -> bool:
-        """Whether the margins are those of TFLite's SAME."""
-        for i in (0, 1):
-            count = -(-sizes[i] // self.stride[i])
-            reach = (count - 1) * self.stride[i] + (self.kernel[i] - 1) * self.dilation[i] + 1
-            total = max(reach - sizes[i], 0)
-            if (self.before[i], self.after[i]) != (total // 2, total - total // 2):
-                return False
-        return True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Sweep:
     """A window that goes over an image: TFLite's padding, and the result [rows, height, width, channels]."""
 
-    window: _Window
+    window: Window
     padding: int
     shape: tuple[int, int, int, int]
 
@@ -73,10 +43,13 @@ class _Sweep:
 
 @translation("Conv")
 def _conv(replay: Replay, node: Node, x: Value, w: Value, bias: Value | None = None) -> Value:
-    window, groups = _window(node, w.shape[2:]), integer(node, "group", 1)
+    window, groups = window_of(node, w.shape[2:]), integer(node, "group", 1)
     sizes, channels_in = _image_sizes(x), x.shape[1]
     if w.shape[1] * groups != channels_in:
         raise ArtifactError(f"{groups} groups of {w.shape[1]} channels for {channels_in}")
+    product = _as_product(replay, x, w, window) if groups == 1 else None
+    if product is not None:
+        return product if bias is None else _with_bias(replay, product, bias)
     image, padding = _with_margins(replay, _channels_last(replay, x), sizes, window)
     shape = (x.shape[0], *window.outputs(sizes), w.shape[0])
     sweep = _Sweep(window=window, padding=padding, shape=shape)
@@ -94,11 +67,11 @@ def _conv(replay: Replay, node: Node, x: Value, w: Value, bias: Value | None = N
 
 @translation("ConvTranspose")
 def _conv_transpose(replay: Replay, node: Node, x: Value, w: Value, bias: Value | None = None) -> Value:
-    window, groups = _window(node, w.shape[2:]), integer(node, "group", 1)
+    window, groups = window_of(node, w.shape[2:]), integer(node, "group", 1)
     if any(d > 1 and k > 1 for d, k in zip(window.dilation, window.kernel, strict=True)):
         raise ArtifactError("a transposed convolution with dilation")
     rank = len(x.shape)
-    extra = _two(integers(node, "output_padding", [0] * (rank - 2)), 0)
+    extra = two_sizes(integers(node, "output_padding", [0] * (rank - 2)), 0)
     sizes = _image_sizes(x)
     height, width = ((sizes[i] - 1) * window.stride[i] + window.kernel[i] + extra[i] for i in (0, 1))
     full = (x.shape[0], height, width, w.shape[1] * groups)
@@ -120,7 +93,7 @@ def _pooling(op: str, fill: float) -> Translation:
     def pool(replay: Replay, node: Node, x: Value) -> Value:
         if len(node.outputs) != 1 or integer(node, "ceil_mode", 0):
             raise ArtifactError("pooling with indices, or with rounding up")
-        window = _window(node, integers(node, "kernel_shape", []))
+        window = window_of(node, integers(node, "kernel_shape", []))
         if window.dilation != (1, 1):
             raise ArtifactError("pooling with dilation")
         margins = any(window.before) or any(window.after)
@@ -164,10 +137,20 @@ def _resize(replay: Replay, node: Node, x: Value, *given: Value | None) -> Value
         raise ArtifactError("resizing by something else than whole numbers")
     if tuple(wanted[:2]) != tuple(x.shape[:2]) or any(b % a for a, b in zip(x.shape, wanted, strict=True)):
         raise ArtifactError(f"resizing {list(x.shape)} to {wanted}")
-    height, width = _two(wanted[2:], 1)
-    tensors = [_channels_last(replay, x), replay.graph.integers(height, width)]
-    resized = replay.call("RESIZE_NEAREST_NEIGHBOR", tensors, (x.shape[0], height, width, x.shape[1]))
-    return _image(replay, resized, len(x.shape))
+    tensor, (height, width) = _channels_last(replay, x), _image_sizes(x)
+    down, across = (new // old for new, old in zip(two_sizes(wanted[2:], 1), (height, width), strict=True))
+    # Joined with itself: RESIZE_NEAREST_NEIGHBOR takes four times as long.
+    rows, channels = x.shape[:2]
+    wide = _repeated(replay, tensor, across, (rows, height, width, across * channels))
+    line = replay.reshape(wide, (rows, height, 1, width * across * channels))
+    tall = _repeated(replay, line, down, (rows, height, 1, down * width * across * channels))
+    stored = (rows, height * down, width * across, channels)
+    return _image(replay, replay.reshape(tall, stored), len(x.shape))
+
+
+def _repeated(replay: Replay, tensor: int, times: int, shape: Sequence[int]) -> int:
+    """A tensor joined with itself along its last axis."""
+    return tensor if times == 1 else replay.call("CONCATENATION", [tensor] * times, shape, axis=3)
 
 
 @translation("BatchNormalization")
@@ -185,31 +168,8 @@ def _batch_normalization(replay: Replay, node: Node, x: Value, *statistics: Valu
     return replay.elementwise("ADD", replay.elementwise("MUL", normal, gain), shift)
 
 
-def _two(values: Sequence[int], missing: int) -> tuple[int, int]:
-    """Height and width; one dimension has a width of ``missing``."""
-    if len(values) not in (1, 2):
-        raise ArtifactError(f"an image of {len(values)} dimensions", hint="one or two dimensions")
-    return values[0], values[1] if len(values) == 2 else missing
-
-
-def _window(node: Node, kernel: Sequence[int]) -> _Window:
-    if word(node, "auto_pad", "NOTSET") != "NOTSET":
-        raise ArtifactError("padding chosen by auto_pad", hint="export with explicit pads")
-    rank = len(kernel)
-    pads = integers(node, "pads", [0] * 2 * rank)
-    if min(pads, default=0) < 0:
-        raise ArtifactError(f"negative padding {pads}", hint="cut the input with Slice")
-    return _Window(
-        kernel=_two(kernel, 1),
-        stride=_two(integers(node, "strides", [1] * rank), 1),
-        dilation=_two(integers(node, "dilations", [1] * rank), 1),
-        before=_two(pads[:rank], 0),
-        after=_two(pads[rank:], 0),
-    )
-
-
 def _image_sizes(x: Value) -> tuple[int, int]:
-    return _two(x.shape[2:], 1)
+    return two_sizes(x.shape[2:], 1)
 
 
 def _last(rank: int) -> Layout:
@@ -239,7 +199,7 @@ def _filters(replay: Replay, w: Value, layout: tuple[int, int, int, int]) -> int
     return replay.reshape(tensor, [sizes[axis] for axis in layout])
 
 
-def _with_margins(replay: Replay, image: int, sizes: Sequence[int], window: _Window) -> tuple[int, int]:
+def _with_margins(replay: Replay, image: int, sizes: Sequence[int], window: Window) -> tuple[int, int]:
     """The image with its margins, and TFLite's word for the rest."""
     if not any(window.before) and not any(window.after):
         return image, PADDING_VALID
@@ -247,6 +207,46 @@ def _with_margins(replay: Replay, image: int, sizes: Sequence[int], window: _Win
         return image, PADDING_SAME
     margins = zip(window.before, window.after, strict=True)
     return padded(replay, image, [(0, 0), *margins, (0, 0)]), PADDING_VALID
+
+
+def _as_product(replay: Replay, x: Value, w: Value, window: Window) -> Laid | None:
+    """A convolution with filters that are computed as a product; ``None`` where it had better be none.
+
+    The gradient of filters is a convolution whose "filters" are large and whose result is small. It is the
+    same product with the roles of taps and places swapped, over the very tensor that the forward pass has
+    gathered.
+    """
+    if isinstance(w, np.ndarray):
+        return None  # CONV_2D is fast where the filters are fixed
+    places = window.outputs(_image_sizes(x))
+    if math.prod(window.kernel) <= math.prod(places):
+        image = _channels_last(replay, x)
+        if not is_worth_gathering(replay, image, window, places):
+            return None
+        seen = gathered(replay, image, window, places)
+        filters = replay.reshape(_filters(replay, w, (2, 3, 1, 0)), (replay.graph.shape(seen)[1], w.shape[0]))
+        product = _matrix_product(replay, seen, filters)
+        return _image(replay, replay.reshape(product, (x.shape[0], *places, w.shape[0])), len(x.shape))
+    swapped = replace(window, kernel=places, stride=window.dilation, dilation=window.stride)
+    image = _filters(replay, x, (1, 2, 3, 0))
+    if not is_worth_gathering(replay, image, swapped, window.kernel):
+        return None
+    seen = gathered(replay, image, swapped, window.kernel)
+    errors = replay.reshape(_filters(replay, w, (1, 2, 3, 0)), (replay.graph.shape(seen)[0], w.shape[0]))
+    product = _matrix_product(replay, errors, seen, flip_a=True)
+    rank = len(x.shape) - 2
+    stored = replay.reshape(product, (w.shape[0], *places[:rank], x.shape[0]))
+    return Laid((x.shape[0], w.shape[0], *places[:rank]), {(1, *range(2, 2 + rank), 0): stored})
+
+
+def _matrix_product(replay: Replay, a: int, b: int, *, flip_a: bool = False) -> int:
+    rows, columns = replay.graph.shape(a)[1 if flip_a else 0], replay.graph.shape(b)[1]
+    return replay.call("BATCH_MATMUL", [a, b], (rows, columns), adj_x=flip_a, adj_y=False)
+
+
+def _with_bias(replay: Replay, image: Laid, bias: Value) -> Laid:
+    wide = replay.new(replay.reshape(replay.tensor(bias), (1, *bias.shape, *[1] * (len(image.shape) - 2))))
+    return replay.elementwise("ADD", image, wide)
 
 
 def _conv_2d(replay: Replay, sweep: _Sweep, image: int, filters: int, bias: int) -> int:
@@ -319,7 +319,7 @@ def _depthwise_transpose(
     """Zeros between the pixels, a depthwise convolution with the filters turned around, and the sum over
     the channels of a group."""
     rows, height, width, channels = replay.graph.shape(image)
-    (down, across), (tall, broad) = stride, _two(w.shape[2:], 1)
+    (down, across), (tall, broad) = stride, two_sizes(w.shape[2:], 1)
     if across > 1:
         spread = replay.reshape(image, (rows * height * width, 1, channels))
         spread = padded(replay, spread, [(0, 0), (0, across - 1), (0, 0)])
@@ -342,7 +342,7 @@ def _depthwise_transpose(
         if size > 1:
             shape = replay.graph.shape(filters)
             filters = replay.call("REVERSE_V2", [filters, replay.graph.integers(axis)], shape)
-    once = _Window(kernel=(tall, broad), stride=(1, 1), dilation=(1, 1), before=(0, 0), after=(0, 0))
+    once = Window(kernel=(tall, broad), stride=(1, 1), dilation=(1, 1), before=(0, 0), after=(0, 0))
     nothing = replay.graph.constant(np.zeros(channels, np.float32))
     sweep = _Sweep(window=once, padding=PADDING_VALID, shape=(*full[:3], channels))
     wide = _depthwise(replay, sweep, image, filters, nothing)

@@ -3,7 +3,8 @@
 Equal graphs give equal bytes. Intermediate tensors have no names: they would be a third of the file.
 """
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -30,7 +31,7 @@ class _Tensor:
     shape: Shape
     dtype: np.dtype[Any]
     name: str = ""
-    buffer: int = _NO_BUFFER
+    content: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +39,6 @@ class _Call:
     op: str
     version: int
     inputs: tuple[int, ...]
-    output: int
     options: Mapping[str, float]
 
 
@@ -47,9 +47,9 @@ class FlatGraph:
 
     def __init__(self) -> None:
         self._tensors: list[_Tensor] = []
-        self._calls: list[_Call] = []
+        self._calls: dict[int, _Call] = {}  # by the tensor that each computes, in order
+        self._made: dict[object, int] = {}
         self._inputs: dict[str, int] = {}
-        self._buffers: list[bytes] = [b""]  # the first one means "no content", by the format
         self._constants: dict[tuple[str, Shape, bytes], int] = {}
 
     def input(self, name: str, shape: Shape, dtype: Any) -> int:
@@ -71,8 +71,7 @@ class FlatGraph:
         content = np.ascontiguousarray(array).tobytes()
         key = (array.dtype.str, array.shape, content)
         if key not in self._constants:
-            self._buffers.append(content)
-            self._constants[key] = self._tensor(array.shape, array.dtype, buffer=len(self._buffers) - 1)
+            self._constants[key] = self._tensor(array.shape, array.dtype, content=content)
         return self._constants[key]
 
     def integers(self, *values: int) -> int:
@@ -82,12 +81,19 @@ class FlatGraph:
     def call(
         self, op: str, inputs: Sequence[int], shape: Shape, dtype: Any, *, version: int = 1, **options: float
     ) -> int:
-        """Add an operator with one output and return the output."""
-        output = self._tensor(shape, dtype)
-        self._calls.append(
-            _Call(op=op, version=version, inputs=tuple(inputs), output=output, options=options)
-        )
-        return output
+        """Add an operator with one output and return the output; the same one twice is added once."""
+        key = (op, version, tuple(inputs), tuple(shape), np.dtype(dtype), tuple(sorted(options.items())))
+        if key not in self._made:
+            self._made[key] = self._tensor(shape, dtype)
+            self._calls[self._made[key]] = _Call(
+                op=op, version=version, inputs=tuple(inputs), options=options
+            )
+        return self._made[key]
+
+    def maker(self, tensor: int) -> tuple[str, tuple[int, ...]]:
+        """The operator that computes a tensor and what it reads; empty for an input or a constant."""
+        call = self._calls.get(tensor)
+        return ("", ()) if call is None else (call.op, call.inputs)
 
     def shape(self, tensor: int) -> Shape:
         """The shape of a tensor."""
@@ -100,14 +106,30 @@ class FlatGraph:
     def to_bytes(self, signature: str, outputs: Mapping[str, int]) -> bytes:
         """The file; ``outputs`` maps the name outside to the tensor, and each becomes a tensor of its own."""
         named = self._own_outputs(outputs)
+        used = self._used(named.values())
+        number = {tensor: place for place, tensor in enumerate(used)}
+        inputs, named = (
+            {name: number[tensor] for name, tensor in ports.items()} for ports in (self._inputs, named)
+        )
         builder = flatbuffers.Builder(1 << 16)
-        codes = sorted({(OPERATORS[call.op].code, call.version) for call in self._calls})
+        calls = [(tensor, call) for tensor, call in self._calls.items() if tensor in number]
+        codes = sorted({(OPERATORS[call.op].code, call.version) for _, call in calls})
+        contents = [content for content in (self._tensors[tensor].content for tensor in used) if content]
+        vectors = _Vectors(builder)
+        graph = {
+            0: self._tensor_tables(builder, vectors, used),
+            1: vectors.offset(list(inputs.values())),
+            2: vectors.offset(list(named.values())),
+            3: _operators(builder, vectors, calls, number, codes),
+            4: builder.CreateString(signature),
+        }
         parts = {
             1: _tables(builder, [_operator_code(builder, *code) for code in codes]),
-            2: _tables(builder, [self._subgraph(builder, signature, codes, list(named.values()))]),
+            2: _tables(builder, [_table(builder, 5, graph)]),
             3: builder.CreateString("lichen"),
-            4: _tables(builder, [_buffer(builder, content) for content in self._buffers]),
-            7: _tables(builder, [_signature(builder, signature, self._inputs, named)]),
+            # The first buffer means "no content", by the format.
+            4: _tables(builder, [_buffer(builder, content) for content in (b"", *contents)]),
+            7: _tables(builder, [_signature(builder, signature, inputs, named)]),
         }
         builder.StartObject(8)
         builder.PrependUint32Slot(0, SCHEMA_VERSION, 0)
@@ -116,11 +138,19 @@ class FlatGraph:
         builder.Finish(builder.EndObject(), _FILE_IDENTIFIER)
         return bytes(builder.Output())
 
-    def _tensor(self, shape: Shape, dtype: Any, *, name: str = "", buffer: int = _NO_BUFFER) -> int:
+    def _used(self, outputs: Iterable[int]) -> list[int]:
+        """The inputs, and the tensors that the outputs depend on."""
+        used = {*self._inputs.values(), *outputs}
+        for tensor, call in reversed(self._calls.items()):
+            if tensor in used:
+                used.update(call.inputs)
+        return sorted(used)
+
+    def _tensor(self, shape: Shape, dtype: Any, *, name: str = "", content: bytes = b"") -> int:
         if np.dtype(dtype) not in TENSOR_TYPES:
             raise ArtifactError(f"a tensor of {np.dtype(dtype)} has no place in a TFLite graph of ours")
         self._tensors.append(
-            _Tensor(shape=tuple(int(dim) for dim in shape), dtype=np.dtype(dtype), name=name, buffer=buffer)
+            _Tensor(shape=tuple(int(dim) for dim in shape), dtype=np.dtype(dtype), name=name, content=content)
         )
         return len(self._tensors) - 1
 
@@ -131,31 +161,24 @@ class FlatGraph:
         for name, value in outputs.items():
             tensor, shape = value, self.shape(value)
             if tensor in taken:
-                tensor = self.call("RESHAPE", [value, self.integers(*shape)], shape, self.dtype(value))
+                inputs, tensor = (value, self.integers(*shape)), self._tensor(shape, self.dtype(value))
+                self._calls[tensor] = _Call(op="RESHAPE", version=1, inputs=inputs, options={})
             taken.add(tensor)
             named[name] = tensor
             self._tensors[tensor] = _Tensor(shape=shape, dtype=self.dtype(tensor), name=name)
         return named
 
-    def _subgraph(
-        self, builder: Any, name: str, codes: Sequence[tuple[int, int]], outputs: Sequence[int]
-    ) -> int:
-        places = {code: place for place, code in enumerate(codes)}
-        vectors = _Vectors(builder)
-        parts = {
-            0: _tables(builder, [_tensor(builder, vectors, tensor) for tensor in self._tensors]),
-            1: vectors.offset(list(self._inputs.values())),
-            2: vectors.offset(outputs),
-            3: _tables(
-                builder,
-                [
-                    _operator(builder, vectors, call, places[OPERATORS[call.op].code, call.version])
-                    for call in self._calls
-                ],
-            ),
-            4: builder.CreateString(name),
-        }
-        return _table(builder, 5, parts)
+    def _tensor_tables(self, builder: Any, vectors: "_Vectors", used: Sequence[int]) -> int:
+        filled = itertools.count(1)
+        tensors = [self._tensors[tensor] for tensor in used]
+        buffers = [next(filled) if tensor.content else _NO_BUFFER for tensor in tensors]
+        return _tables(
+            builder,
+            [
+                _tensor(builder, vectors, tensor, buffer)
+                for tensor, buffer in zip(tensors, buffers, strict=True)
+            ],
+        )
 
 
 class _Vectors:
@@ -195,13 +218,13 @@ def _buffer(builder: Any, content: bytes) -> int:
     return _table(builder, 1, {0: builder.CreateNumpyVector(np.frombuffer(content, np.uint8))})
 
 
-def _tensor(builder: Any, vectors: _Vectors, tensor: _Tensor) -> int:
+def _tensor(builder: Any, vectors: _Vectors, tensor: _Tensor, buffer: int) -> int:
     shape = vectors.offset(tensor.shape)
     name = builder.CreateString(tensor.name) if tensor.name else 0
     builder.StartObject(9)
     builder.PrependUOffsetTRelativeSlot(0, shape, 0)
     builder.PrependInt8Slot(1, TENSOR_TYPES[tensor.dtype], 0)
-    builder.PrependUint32Slot(2, tensor.buffer, 0)
+    builder.PrependUint32Slot(2, buffer, 0)
     builder.PrependUOffsetTRelativeSlot(3, name, 0)
     builder.PrependBoolSlot(8, True, False)  # has_rank: without it [] would mean "unknown", not a scalar
     return int(builder.EndObject())
@@ -215,9 +238,26 @@ def _operator_code(builder: Any, code: int, version: int) -> int:
     return int(builder.EndObject())
 
 
-def _operator(builder: Any, vectors: _Vectors, call: _Call, place: int) -> int:
+def _operators(
+    builder: Any,
+    vectors: _Vectors,
+    calls: Sequence[tuple[int, _Call]],
+    number: Mapping[int, int],
+    codes: Sequence[tuple[int, int]],
+) -> int:
+    """The calls with the tensors that they compute; ``number`` is each tensor's place in the file."""
+    places = {code: place for place, code in enumerate(codes)}
+    tables = []
+    for tensor, call in calls:
+        inputs = vectors.offset([number[name] for name in call.inputs])
+        outputs = vectors.offset([number[tensor]])
+        place = places[OPERATORS[call.op].code, call.version]
+        tables.append(_operator(builder, call, place, inputs, outputs))
+    return _tables(builder, tables)
+
+
+def _operator(builder: Any, call: _Call, place: int, inputs: int, outputs: int) -> int:
     operator = OPERATORS[call.op]
-    inputs, outputs = vectors.offset(call.inputs), vectors.offset([call.output])
     options = 0
     if operator.options:
         write = {

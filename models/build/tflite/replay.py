@@ -168,7 +168,8 @@ class Replay:
         kind = self.dtype(values[-1]) if dtype is None else dtype
         if rank <= _LARGEST_RANK:
             return Laid(shape, {layout: self.call(op, tensors, stored, kind)})
-        groups = _merged_axes([self.graph.shape(tensor) for tensor in tensors if self.graph.shape(tensor)])
+        # A scalar's tensor has one axis at most, and goes with any rank.
+        groups = _merged_axes([shape for shape in map(self.graph.shape, tensors) if len(shape) == rank])
         if len(groups) > _LARGEST_RANK:
             raise ArtifactError(f"broadcasting over {rank} dimensions", hint="use at most 4 dimensions")
         narrow = [self._merge(tensor, groups) for tensor in tensors]
@@ -177,7 +178,7 @@ class Replay:
 
     def _merge(self, tensor: int, groups: Sequence[Sequence[int]]) -> int:
         shape = self.graph.shape(tensor)
-        if not shape:
+        if len(shape) < sum(map(len, groups)):
             return tensor
         return self.reshape(tensor, [math.prod(shape[axis] for axis in group) for group in groups])
 

@@ -39,17 +39,18 @@ class Made:
 def made(number: int, base: VersionId, *, device: str = "", codec: str = "float32", **changes) -> Made:
     """Update ``number``: its values, id and device follow from that."""
     update_id = hashlib.sha256(b"update %d" % number).digest()[:16]
+    layout = changes.pop("layout", LAYOUT)
     delta = changes.pop("delta", None)
     if delta is None:
-        delta = np.random.default_rng(number).standard_normal(LAYOUT.size).astype(np.float32)
-    payload = codec_for(codec).encode(delta, LAYOUT, codec_seed(update_id))
+        delta = np.random.default_rng(number).standard_normal(layout.size).astype(np.float32)
+    payload = codec_for(codec).encode(delta, layout, codec_seed(update_id))
     header = UpdateHeader(
         incarnation=b"incarnat",
         base=base,
         codec=codec,
         size=len(payload),
         sha256=hashlib.sha256(payload).digest(),
-        fingerprint=LAYOUT.fingerprint,
+        fingerprint=layout.fingerprint,
         num_examples=10 + number,
         steps_done=4,
         steps_planned=4,
@@ -75,8 +76,11 @@ class History:
         newest = self.store.newest_version()
         self.name = self.store.put_rules(rules.to_json())
         if newest is None:
-            weights = np.linspace(-1, 1, LAYOUT.size, dtype=np.float32)
-            state = VersionState.initial(weights, fingerprint=LAYOUT.fingerprint)
+            layout = rules.layout
+            weights = np.linspace(-1, 1, layout.size, dtype=np.float32)
+            state = VersionState.initial(
+                weights, fingerprint=layout.fingerprint, buffer_size=layout.buffer_size
+            )
             newest = self.commit(state, through_seq=0, updates=0, closed_by="initial")
         self.version = newest
         self.open = self.reopen()
@@ -122,7 +126,7 @@ class History:
     def next(self, base: VersionRecord | None = None, **changes) -> Made:
         """The next update, trained from the newest version unless told otherwise."""
         self.numbers += 1
-        return made(self.numbers, (base or self.version).id, **changes)
+        return made(self.numbers, (base or self.version).id, layout=self.rules.layout, **changes)
 
     def take(self, count: int = 1, **changes) -> list[Made]:
         """Accept and fold ``count`` updates."""
@@ -143,7 +147,7 @@ class History:
 
     def commit(self, state: VersionState, *, through_seq: int, updates: int, closed_by: str) -> VersionRecord:
         """State file, blob, then the transaction."""
-        blob = encode_model(state.master, LAYOUT)
+        blob = encode_model(state.master, self.rules.layout)
         (self.folder / "blobs").mkdir(exist_ok=True)
         (self.folder / "blobs" / hashlib.sha256(blob).hexdigest()).write_bytes(blob)
         record = VersionRecord(

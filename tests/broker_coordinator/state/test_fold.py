@@ -175,6 +175,31 @@ def test_the_scalars_used_are_the_journalled_ones(history):
     assert fold.close().master - history.open.state.master == pytest.approx(0.25, abs=1e-6)
 
 
+@pytest.mark.parametrize("codec", CODECS)
+def test_values_kept_from_the_appraisal_fold_to_the_same_bits(history, codec):
+    """Decoded once and folded at once, or decoded again in a replay: one version."""
+    kept, again = (Fold(history.rules, history.open.state) for _ in range(2))
+    for update in (history.next(codec=codec) for _ in range(3)):
+        row = history.accept(update)
+        plain, keeping = (
+            appraise(
+                update.update_id,
+                update.header,
+                update.payload,
+                device=update.device,
+                state=history.open.state,
+                rules=history.rules,
+                keep=keep,
+            )
+            for keep in (False, True)
+        )
+        assert plain.pieces is None
+        assert from_raw(keeping.norm) == pytest.approx(from_raw(plain.norm), rel=1e-5)
+        kept.add_decoded(row, keeping.pieces)
+        again.add(row, update.payload)
+    assert kept.close().digest() == again.close().digest()
+
+
 def test_the_defence_learns_from_what_was_folded(history):
     """Norms and devices enter the state with the version, the clip factor then applies to the next."""
     for _ in range(2):

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from broker_coordinator.records import InventoryRow, Lease, NewUpdate, Upload
+from broker_coordinator.records import InventoryRow, Lease, NewUpdate, RuntimeCounts, Upload
+from broker_coordinator.schema import MIGRATIONS
 from broker_coordinator.sqlite_store import SqliteStore
 from fl_protocol.errors import StorageError
 from fl_protocol.presence import DevicePresence
@@ -276,6 +277,44 @@ def test_a_late_will_of_an_older_session_is_ignored(store):
     assert (counted.accepted, counted.refused, counted.bytes_up, counted.last_base) == (1, 1, 125, 3)
     assert [record.device for record in store.devices()] == ["d"]
     assert store.device("unknown") is None
+
+
+def test_updates_are_counted_by_what_trained_them(store, new, version):
+    """Accepted at once, folded with their version; a device shows its newest; strangers share one count."""
+    store.commit_version(version(0))
+    for number, runtime in enumerate(["onnx", "tflite", "onnx", ""], 1):
+        store.accept(replace(new(number), runtime=runtime))
+    store.commit_version(version(1, through=3, updates=3))
+    counted = {name: (counts.accepted, counts.folded) for name, counts in store.runtimes().items()}
+    assert counted == {"": (1, 0), "onnx": (2, 2), "tflite": (1, 1)}
+    for number in range(5, 50):
+        store.accept(replace(new(number), runtime=f"Trainer{number}"))
+    assert len(store.runtimes()) == 33
+    assert store.runtimes()["other"].accepted == 45 - 29
+    store.commit_version(version(2, through=49, updates=46))
+    assert sum(counts.folded for counts in store.runtimes().values()) == 49
+    store.count_update("d", accepted=True, bytes_up=1, runtime="tflite")
+    store.count_update("d", accepted=False, bytes_up=1)
+    assert store.device("d").runtime == "tflite"
+
+
+def test_a_store_from_before_runtimes_were_named_keeps_its_counts(tmp_path):
+    """What was accepted then is counted without a name; its rows read as before."""
+    connection = sqlite3.connect(tmp_path / "coordinator.db")
+    connection.executescript(f"BEGIN; {MIGRATIONS[0]} PRAGMA user_version = 1; COMMIT;")
+    connection.execute("UPDATE office SET forgotten = 5")
+    connection.executemany(
+        "INSERT INTO updates (update_id, device, hash, header, base_epoch, base_number, stored, size, weight,"
+        " scale, norm, staleness, state)"
+        " VALUES (?, ?, x'', x'', 1, 0, 'dropped', 1, x'00000000', x'00000000', x'00000000', 0, ?)",
+        [(b"a" * 16, "a", "folded"), (b"b" * 16, "b", "waiting")],
+    )
+    connection.commit()
+    connection.close()
+    store = SqliteStore.open(tmp_path)
+    assert store.runtimes() == {"": RuntimeCounts(accepted=7, folded=6)}
+    assert [row.device for row in store.waiting()] == ["b"]
+    store.close()
 
 
 def test_leases_and_inventory_come_back(store):

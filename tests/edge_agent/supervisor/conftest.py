@@ -46,6 +46,8 @@ class Script:
         self.hold: bool | type | None = False
         """Whether trainings (or jobs of this kind) wait for ``release``."""
         self.cancelled = 0
+        self.device_state = b""
+        """What trainings leave of personal tensors."""
 
     def run(self, job):
         """The result of a job."""
@@ -71,6 +73,7 @@ class Script:
                     steps_done=3,
                     steps_planned=3,
                     metrics={"before.loss": 2.5, "before.count": 3.0},
+                    device_state=self.device_state,
                 )
 
 
@@ -290,6 +293,7 @@ class World:
 
     def boot(self) -> Supervisor:
         """Start the agent, as a process would."""
+        self.workers: list[ScriptedWorker] = []
         self.state = StateFolder(self.folder)
         self.outbox = self.state.open_outbox(
             max_bytes=self.configuration.outbox.max_bytes,
@@ -350,9 +354,14 @@ class World:
                 return
             self.clock.advance(step)
 
+    @property
+    def worker(self) -> ScriptedWorker:
+        """The worker that trains; one that checks commands meanwhile comes behind it in ``workers``."""
+        return self.workers[0]
+
     def _worker(self, deliver) -> ScriptedWorker:
-        self.worker = ScriptedWorker(deliver, self.script)
-        return self.worker
+        self.workers.append(ScriptedWorker(deliver, self.script))
+        return self.workers[-1]
 
 
 @pytest.fixture

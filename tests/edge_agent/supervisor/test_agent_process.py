@@ -17,10 +17,11 @@ from fl_io.ed25519 import new_private_key, public_key_text, signer
 from fl_io.mqtt import MqttTransport
 from fl_protocol.blob import BlobRef
 from fl_protocol.codec import codec_for, codec_seed, decode, encode_model
+from fl_protocol.command import Command
 from fl_protocol.plan import TrainingPlan
 from fl_protocol.presence import CoordinatorPresence, DevicePresence
 from fl_protocol.receipt import Receipt
-from fl_protocol.signed import TASK_CONTEXT, seal
+from fl_protocol.signed import COMMAND_CONTEXT, TASK_CONTEXT, seal
 from fl_protocol.task import Pacing, TaskManifest
 from fl_protocol.topics import BeginTopic, DeviceTopic, FleetTopics, blob_name
 from fl_protocol.transport import Connected, Received
@@ -107,6 +108,11 @@ class Coordinator:
     def next_update(self) -> tuple[bytes, UpdateHeader, bytes | None]:
         topic, body = self.await_message(lambda topic: isinstance(topic, BeginTopic))
         return topic.update_id, *UpdateHeader.unpack(body)
+
+    def command(self, kind: str, sequence: int) -> None:
+        body = Command(kind=kind, device=DEVICE, term=1, sequence=sequence).pack()
+        envelope = seal(COMMAND_CONTEXT, body, signer(self.key))
+        self.publish(self.topics.command(DEVICE), envelope)
 
     def accept(self, update_id: bytes) -> None:
         done = Receipt(state="done", epoch=1, term=1)
@@ -279,3 +285,44 @@ def test_a_second_agent_of_one_state_folder_ends_with_a_reason(agent, coordinato
     assert second.returncode == 1
     assert str(agent.process.pid) in second.stderr
     assert second.stderr.startswith("error: ") or "error: " in second.stderr
+
+
+_STEADY = """
+import time
+from pathlib import Path
+import numpy as np
+import lichen
+class Steady:
+    checkpoint = None
+    def evaluate(self, weights, samples): return {}
+    def train(self, weights, samples, plan, should_stop):
+        saved = self.checkpoint.resume()
+        here, steps = Path(__file__).parent, saved[0] if saved else 0
+        while not (here / "go").exists() and not should_stop():
+            steps += 1
+            self.checkpoint.offer(steps, lambda: {"steps": np.array(steps)})
+            (here / "begun").touch()
+            time.sleep(0.01)
+        (here / "steps").open("a").write(f"{steps}\\n")
+        return lichen.TrainingResult(weights, steps=max(steps, 1))
+"""
+
+
+def test_a_pause_does_not_wait_for_the_training_it_ends(agent, coordinator):
+    """The command is checked by a process of its own; after `resume` the training goes on where it was."""
+    (agent.folder / "steady.py").write_text(_STEADY)
+    settings = 'trainer = "steady:Steady"\nworker = { checkpoint_every_s = 0.001 }\n'
+    agent.config.write_text(agent.config.read_text() + settings)
+    agent.start()
+    coordinator.publish_version(1)
+    agent.await_status(lambda status: status["state"] == "training" and (agent.folder / "begun").exists())
+    coordinator.command("pause", 1)
+    status = agent.await_status(lambda status: status["state"] == "waiting")
+    assert status["idle_reason"] == "paused by the coordinator"
+    assert status["updates"]["created"] == 0
+    (agent.folder / "go").touch()
+    coordinator.command("resume", 2)
+    coordinator.next_update()
+    first, second = map(int, (agent.folder / "steps").read_text().split())
+    assert first == second > 0
+    assert agent.stop() == 0

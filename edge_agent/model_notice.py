@@ -1,0 +1,166 @@
+"""The notice: which model is the newest on this device, for the apps that predict with it.
+
+``model.json`` in the state folder names a version's files by their hashes. It is written when all of them are
+here and durable, and replaced in one step: who reads it finds the files, or finds that it changed meanwhile.
+The personal tensors are shown as a copy in ``personal/``: apps of another user cannot open the outbox.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fl_io.disk import DISK, Disk, write_file
+from fl_protocol.errors import MessageError, StorageError
+from fl_protocol.fields import Fields
+from fl_protocol.task import TaskManifest
+from fl_protocol.version import VersionId
+
+__all__ = ["NOTICE_NAME", "PERSONAL_FOLDER", "ModelNotice", "NoticeBoard", "read_notice"]
+
+NOTICE_NAME = "model.json"
+PERSONAL_FOLDER = "personal"
+FORMAT = 1
+MAX_NOTICE_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelNotice:
+    """One version's files: ``artifacts/ARTIFACT/``, ``blobs/WEIGHTS``, ``personal/PERSONAL`` unless empty.
+
+    All three are sha256 in hex: of the artifact's manifest, of the published weights as downloaded, of the
+    device state. ``runtimes`` is what the agent would run it on, in order.
+    """
+
+    version: VersionId
+    artifact: str
+    weights: str
+    personal: str = ""
+    runtimes: tuple[str, ...] = ()
+
+    def to_json(self) -> bytes:
+        """The content of ``model.json``."""
+        body: dict[str, Any] = {
+            "format": FORMAT,
+            "epoch": self.version.epoch,
+            "number": self.version.number,
+            "digest": self.version.digest.hex(),
+            "artifact": self.artifact,
+            "weights": self.weights,
+            "personal": self.personal,
+            "runtimes": list(self.runtimes),
+        }
+        return (json.dumps(body, indent=2) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> "ModelNotice":
+        """Read ``model.json``.
+
+        Raises:
+            StorageError: not such a file, or one of a newer agent.
+        """
+        try:
+            fields = Fields(json.loads(text))
+            if fields.integer("format") != FORMAT:
+                raise ValueError(f"format {fields.integer('format')} is not {FORMAT}")
+            return cls(
+                version=VersionId(
+                    epoch=fields.integer("epoch"),
+                    number=fields.integer("number"),
+                    digest=bytes.fromhex(fields.text("digest")),
+                ),
+                artifact=_hex(fields.text("artifact")),
+                weights=_hex(fields.text("weights")),
+                personal=_hex(fields.text("personal")) if fields.text("personal") else "",
+                runtimes=tuple(str(name) for name in fields.array("runtimes", most=64)),
+            )
+        except (ValueError, MessageError) as error:
+            raise StorageError(
+                f"{NOTICE_NAME} cannot be read: {error}", hint="is it of another version of lichen?"
+            ) from None
+
+
+class NoticeBoard:
+    """Keeps the notice of one state folder.
+
+    Raises:
+        StorageError: from every method, if the disk refuses.
+    """
+
+    def __init__(self, folder: Path, *, runtimes: Sequence[str], disk: Disk = DISK) -> None:
+        self._folder = folder
+        self._runtimes = tuple(runtimes)
+        self._disk = disk
+        self._shown = read_notice(folder)
+
+    @property
+    def files(self) -> frozenset[str]:
+        """The names of the artifact and the weights that are shown: they must stay where they are."""
+        return frozenset((self._shown.artifact, self._shown.weights)) if self._shown else frozenset()
+
+    @property
+    def artifact(self) -> bytes:
+        """The digest of the artifact that is shown; empty where none is."""
+        return bytes.fromhex(self._shown.artifact) if self._shown else b""
+
+    def show(self, manifest: TaskManifest, device_state: bytes) -> None:
+        """Show a version whose files are all here, with the personal tensors as they are now."""
+        self._put(
+            ModelNotice(
+                version=manifest.version,
+                artifact=manifest.artifact.sha256.hex(),
+                weights=manifest.weights.sha256.hex(),
+                personal=_name(device_state),
+                runtimes=self._runtimes,
+            ),
+            device_state,
+        )
+
+    def renew(self, device_state: bytes) -> None:
+        """Show the version that is shown already with these personal tensors."""
+        shown = self._shown
+        if shown is not None:
+            notice = ModelNotice(
+                version=shown.version,
+                artifact=shown.artifact,
+                weights=shown.weights,
+                personal=_name(device_state),
+                runtimes=self._runtimes,
+            )
+            self._put(notice, device_state)
+
+    def _put(self, notice: ModelNotice, device_state: bytes) -> None:
+        if notice == self._shown:
+            return
+        folder = self._folder / PERSONAL_FOLDER
+        if notice.personal and not (folder / notice.personal).exists():
+            write_file(folder / notice.personal, device_state, disk=self._disk, mode=0o640)
+        write_file(self._folder / NOTICE_NAME, notice.to_json(), disk=self._disk, mode=0o640)
+        self._shown = notice
+        try:
+            for path in folder.iterdir():
+                if path.name != notice.personal:
+                    self._disk.remove(path)
+        except OSError as error:
+            raise StorageError(f"cannot clear {folder}: {error.strerror}") from error
+
+
+def read_notice(folder: Path) -> ModelNotice | None:
+    """The notice in a state folder; ``None`` where there is none that can be read."""
+    try:
+        with (folder / NOTICE_NAME).open("rb") as stream:
+            return ModelNotice.from_json(stream.read(MAX_NOTICE_BYTES))
+    except (OSError, StorageError):
+        return None
+
+
+def _name(device_state: bytes) -> str:
+    return hashlib.sha256(device_state).hexdigest() if device_state else ""
+
+
+def _hex(text: str) -> str:
+    if len(bytes.fromhex(text)) != hashlib.sha256().digest_size:
+        raise ValueError(f"{text!r} is no sha256")
+    return text

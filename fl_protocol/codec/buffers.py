@@ -1,0 +1,88 @@
+"""Buffers: how a codec of weights carries running statistics too, as float16 behind the weights.
+
+Whatever the codec does to the weights (mask, rotate, quantize) it does not do to buffers: a mean or a
+variance that is off by a random sign is of no use, and there are few of them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fl_protocol.codec.bounds import check_length, check_values, fitting_vector
+from fl_protocol.codec.segments import SEGMENT_ELEMENTS
+from fl_protocol.codec.spec import CodecSpec
+from fl_protocol.codec.update_codec import Piece, UpdateCodec
+from fl_protocol.errors import CodecError
+from fl_protocol.layout import TensorLayout
+
+__all__ = ["HIGHEST_BUFFER", "WithBuffers"]
+
+HIGHEST_BUFFER = 65504.0
+"""The largest finite float16: deltas of buffers are limited to it in magnitude."""
+
+_WIDTH = 2
+_EXPONENT = np.uint16(0x7C00)
+
+
+@dataclass(frozen=True, slots=True)
+class WithBuffers:
+    """An :class:`UpdateCodec` for any layout: ``of_weights`` codes the weights, buffers follow as float16."""
+
+    of_weights: UpdateCodec
+
+    @property
+    def spec(self) -> CodecSpec:
+        """That of the weights' codec."""
+        return self.of_weights.spec
+
+    def size(self, layout: TensorLayout) -> int:
+        """The weights' payload, then two bytes per element of a buffer."""
+        return self.of_weights.size(layout.weights) + _WIDTH * layout.buffer_size
+
+    def encode(self, delta: npt.NDArray[np.float32], layout: TensorLayout, seed: bytes) -> bytes:
+        """Encode the weights, and round buffers to the nearest float16 within its finite range."""
+        vector = fitting_vector(delta, layout)
+        payload = self.of_weights.encode(vector[: layout.weight_size], layout.weights, seed)
+        if not layout.buffer_size:
+            return payload
+        buffers = vector[layout.weight_size :]
+        check_values(buffers, "the delta of the buffers")
+        return payload + np.clip(buffers, -HIGHEST_BUFFER, HIGHEST_BUFFER).astype("<f2").tobytes()
+
+    def check(self, payload: bytes, layout: TensorLayout) -> None:
+        """Verify the length, what the weights' codec verifies, and that every float16 is finite."""
+        if not layout.buffer_size:
+            self.of_weights.check(payload, layout)
+            return
+        check_length(payload, self.size(layout))
+        self.of_weights.check(self._weights(payload, layout), layout.weights)
+        if (_tail(payload, layout).view("<u2") & _EXPONENT == _EXPONENT).any():
+            raise CodecError("the payload holds the delta of a buffer that is not finite")
+
+    def norm(self, payload: bytes, layout: TensorLayout, seed: bytes) -> np.float32:
+        """The L2 norm of the weights alone: buffers have units of their own."""
+        return self.of_weights.norm(self._weights(payload, layout), layout.weights, seed)
+
+    def expected_inflation(self, layout: TensorLayout) -> float:
+        """That of the weights."""
+        return self.of_weights.expected_inflation(layout.weights)
+
+    def pieces(self, payload: bytes, layout: TensorLayout, seed: bytes) -> Iterator[Piece]:
+        """The pieces of the weights, then those of the buffers; no piece holds both."""
+        yield from self.of_weights.pieces(self._weights(payload, layout), layout.weights, seed)
+        tail = _tail(payload, layout)
+        for start in range(0, layout.buffer_size, SEGMENT_ELEMENTS):
+            values = tail[start : start + SEGMENT_ELEMENTS].astype(np.float32)
+            yield layout.weight_size + start, values
+
+    def _weights(self, payload: bytes, layout: TensorLayout) -> bytes:
+        """The payload of the weights; not copied where it is all."""
+        return payload[: len(payload) - _WIDTH * layout.buffer_size]
+
+
+def _tail(payload: bytes, layout: TensorLayout) -> npt.NDArray[np.float16]:
+    """The deltas of the buffers, in wire order."""
+    count = layout.buffer_size
+    return np.frombuffer(payload, "<f2", count, offset=len(payload) - _WIDTH * count)
