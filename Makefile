@@ -7,7 +7,7 @@ TFLITE_PYTHON ?= python3.11
 TFLITE_VENV := .venv-tflite
 FRAMEWORKS_VENV := .venv-frameworks
 
-.PHONY: setup demo demo-mixed test test-frameworks test-tflite check bench zoo format clean
+.PHONY: setup demo demo-mixed test test-frameworks test-tflite test-aarch64 check bench zoo format clean
 
 setup: $(VENV)/.ready
 
@@ -54,6 +54,10 @@ test-frameworks: $(FRAMEWORKS_VENV)/.ready
 test-tflite: $(TFLITE_VENV)/.ready
 	$(TFLITE_VENV)/bin/python -m pytest tests/models/test_runtime_contract.py tests/models/test_tflite_runtimes.py -k tflite $(ARGS)
 
+# On an emulated 64-bit ARM: as root on Debian, with mmdebstrap and qemu-user-static. ARGS="armhf s390x": more.
+test-aarch64: setup
+	$(BIN)/python -m hil.emulation aarch64 $(ARGS)
+
 check: setup
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --no-cache --check .
@@ -72,4 +76,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(TFLITE_VENV) $(FRAMEWORKS_VENV) build dist demo-out
+	rm -rf $(VENV) $(TFLITE_VENV) $(FRAMEWORKS_VENV) .emulation build dist demo-out

@@ -105,8 +105,11 @@ class Uploads:
         return len(self._uploads)
 
     def add(self, entry: OutboxEntry) -> None:
-        """Take on an update that was never sent."""
+        """Take on an update that was never sent; a wait for the broker that grew while there was nothing to
+        send ends at once."""
         self._uploads[entry.update_id] = _Upload.of(entry, sent=False)
+        if not self._connected:
+            self._transport.renew()
 
     def forget(self, update_ids: Iterable[bytes]) -> None:
         """Give up updates that the outbox let go."""

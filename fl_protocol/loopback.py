@@ -267,9 +267,10 @@ class LoopbackTransport:
             self._broker.settle(self, token)
 
     def renew(self) -> None:
-        """Break the connection and connect again."""
-        self.drop("renewed by us")
-        self.reconnect()
+        """Break the connection and connect again; one that was dropped stays so until ``reconnect``."""
+        if self._attached:
+            self.drop("renewed by us")
+            self.reconnect()
 
     def reconnect(self) -> None:
         """Connect again after ``drop``: the loopback broker never does so by itself."""

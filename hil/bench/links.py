@@ -69,8 +69,8 @@ def transfer(
                     broker=broker.url,
                     hidden=hidden,
                     epochs=1,
-                    batch_size=256,
-                    settings={"buffer": {"size": 2, "flush_after_s": 0.0}},
+                    batch_size=16,
+                    settings={"buffer": {"size": 2, "flush_after_s": 0.0}, "plan": {"max_steps": 2}},
                     agent_settings={"": {"broker": f"mqtt://127.0.0.1:{link.port}"}},
                 )
                 fleet = LocalFleet(Path(folder) / "fleet", options)

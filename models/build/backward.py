@@ -51,6 +51,7 @@ def backward(graph: WorkingGraph, seeds: Mapping[str, str], wanted: Sequence[str
     if missing:
         raise ArtifactError(
             f"no gradient reaches {', '.join(name.removeprefix('w.') for name in missing)}",
-            hint="the output does not depend on them: name the initializers to train with `parameters`",
+            hint="the loss does not change with them: leave them out of what is trained (--train PATTERN "
+            "names the others), or out of the model",
         )
     return {name: gradients[name] for name in wanted}

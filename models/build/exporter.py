@@ -17,15 +17,15 @@ _SIGNATURE = "pkg.torch.export.ExportedProgram.graph_signature"
 _DECLARED = re.compile(r": PARAMETER target='([^']+)'")
 _RULE = "pkg.onnxscript.rewriter.rule_name"
 _WORKED_OUT = re.compile(r"(.*/)?(const_fold_opt__\d+|onnx::\w+_\d+|val_\d+)(:\d+)?")
-"""Names that exporters make up for tensors that they have computed: tf2onnx, PyTorch's older one and newer."""
+"""Names that tf2onnx and PyTorch's older and newer exporters make up for tensors that they have computed."""
 _FROM_TENSORFLOW = ("StatefulPartitionedCall", "tf2onnx")
 _KERAS = (
     "run Keras on PyTorch (KERAS_BACKEND=torch) and use lichen.from_keras; or say --expect-params with the "
     "number of parameters in the model's summary, to see whether any is missing"
 )
 _TORCH = (
-    "use lichen.from_torch, or export with torch.onnx.export(..., dynamo=True, optimize=False); where nothing "
-    "is missing, say so with --expect-params"
+    "use lichen.from_torch, or export with torch.onnx.export(..., dynamo=True, optimize=False); where "
+    "nothing is missing, say --expect-params with the number of parameters that the model has"
 )
 
 
@@ -62,8 +62,8 @@ def check_nothing_lost(model: onnx.ModelProto, parameters: Collection[str]) -> N
         if tensorflow or model.producer_name == "tf2onnx" or "const_fold" in "".join(made_up):
             its = f", its {made_up[0]!r} worked out of others" if made_up else ""
             raise ArtifactError(
-                f"{where} was exported by way of TensorFlow{its}: biases that are zero are left out of such a "
-                "graph, and batch normalisations merged into convolutions",
+                f"{where} was exported by way of TensorFlow{its}: biases that are zero are left out of "
+                "such a graph, and batch normalisations merged into convolutions",
                 hint=_KERAS,
             )
         raise ArtifactError(

@@ -72,7 +72,8 @@ def check_same_model(forward: Forward, artifact: TrainingArtifact) -> None:
     if not _close(together, alone):
         raise ArtifactError(
             "the model mixes the rows of a batch: a row's output depends on its neighbours",
-            hint="rows must be independent, or padded rows would count",
+            hint="normalise each row by itself (LayerNormalization, GroupNormalization), or with a "
+            "BatchNormalization node, whose batch the builder knows",
         )
 
 

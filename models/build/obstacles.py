@@ -61,6 +61,6 @@ def nested(node: onnx.NodeProto) -> ArtifactError:
         )
     return ArtifactError(
         f"{described(node)} runs a graph a number of times that is known only as it runs",
-        hint="unroll it over a fixed number of steps (in Keras: unroll=True, or lichen.from_keras); nodes GRU, "
-        "LSTM and RNN need not be",
+        hint="unroll it over a fixed number of steps (in Keras: unroll=True, or lichen.from_keras); nodes "
+        "GRU, LSTM and RNN need not be",
     )

@@ -13,6 +13,8 @@ GOOD = {
     "duplicated": 0,
     "balanced": True,
     "replay_ok": True,
+    "runtimes": {"onnx": {"devices": 2, "accepted": 9, "folded": 8}, "numpy": {"accepted": 3, "folded": 0}},
+    "runtimes_absent": {"tflite": "not installed"},
 }
 
 
@@ -44,12 +46,24 @@ def test_each_figure_out_of_bounds_is_named_and_fails(tmp_path, capsys, change, 
     assert says in capsys.readouterr().out
 
 
+def test_each_runtime_that_is_named_must_have_folded_updates(tmp_path, capsys):
+    """One that is absent, one whose updates came to nothing, one that nobody heard of."""
+    path = tmp_path / "figures.json"
+    path.write_text(json.dumps(GOOD))
+    assert main([str(path), "onnx"]) == 0
+    assert main([str(path), "onnx", "numpy", "tflite", "litert"]) == 1
+    said = capsys.readouterr().out
+    assert "no update of onnx" not in said
+    assert said.count("was folded") == 3
+    assert "no update of tflite was folded: not installed" in said
+
+
 def test_a_system_that_counts_no_bytes_is_not_blamed_for_them():
     """Only Linux tells what a socket sent."""
     assert faults(GOOD | {"bytes_up_per_update": None}) == []
 
 
 def test_wrong_usage_ends_with_2(capsys):
-    """One file, no more, no less."""
-    assert main([]) == main(["a", "b"]) == 2
+    """A file must be named."""
+    assert main([]) == 2
     assert "usage:" in capsys.readouterr().err

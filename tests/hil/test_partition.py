@@ -69,6 +69,14 @@ def test_an_unknown_scheme_is_refused_with_what_to_write(scheme):
         concentration(scheme)
 
 
+@pytest.mark.parametrize("strange", [np.zeros((90, 2), np.int32), np.zeros(90, np.float32)])
+def test_what_has_no_classes_is_dealt_out_without_looking_or_not_at_all(strange):
+    """Two outputs a row, or a number: iid takes them, a scheme by class says why not."""
+    assert sum(map(len, partition(strange, 3, scheme="iid", seed=1))) == 90
+    with pytest.raises(ConfigError, match="deals by class"):
+        partition(strange, 3, scheme="dirichlet:1.0", seed=1)
+
+
 def test_too_many_devices_are_refused_with_how_many_there_may_be():
     """99 samples are enough for four devices."""
     with pytest.raises(ConfigError, match="99 samples are too few for 5 devices") as refused:

@@ -13,7 +13,11 @@ from hil.demo.report import write_report
 SUMMARY = {
     "devices": 2,
     "versions": 2,
+    "model": "digits",
+    "metric": "accuracy",
     "accuracy": 0.9125,
+    "metrics": {"accuracy": 0.9125, "loss": 0.3},
+    "held_out_examples": 360,
     "updates_accepted": 5,
     "updates_refused": 1,
     "bytes_up_total": 4000,
@@ -24,7 +28,12 @@ SUMMARY = {
     "ratio_all": 12.05,
     "seconds": 3.2,
     "broker": "mqtt://<b>&host:1883",
-    "runtime": "numpy",
+    "runtime": "mixed",
+    "runtimes": {
+        "numpy": {"devices": 1, "accepted": 3, "folded": 2},
+        "<tflite>": {"devices": 1, "accepted": 2, "folded": 2},
+    },
+    "runtimes_absent": {"litert": "not <installed>"},
     "codec": "eden(bits=1)",
     "partition": "iid",
     "seed": 0,
@@ -44,18 +53,33 @@ def figures() -> Figures:
         summary=SUMMARY,
         versions=(
             VersionPoint(
-                version=0, accuracy=0.1, device_accuracy=None, bytes_up=900, updates=0, staleness=0.0
+                version=0,
+                metrics={"accuracy": 0.1},
+                device_metrics={},
+                bytes_up=900,
+                updates=0,
+                staleness=0.0,
             ),
             VersionPoint(
-                version=1, accuracy=0.7, device_accuracy=0.6, bytes_up=2100, updates=2, staleness=0.5
+                version=1,
+                metrics={"accuracy": 0.7},
+                device_metrics={"accuracy": 0.6},
+                bytes_up=2100,
+                updates=2,
+                staleness=0.5,
             ),
             VersionPoint(
-                version=2, accuracy=0.9125, device_accuracy=0.9, bytes_up=4000, updates=2, staleness=1.0
+                version=2,
+                metrics={"accuracy": 0.9125},
+                device_metrics={"accuracy": 0.9},
+                bytes_up=4000,
+                updates=2,
+                staleness=1.0,
             ),
         ),
         devices=(
-            DeviceShare(device="dev-00", updates=3, examples=600, bytes_up=2300),
-            DeviceShare(device="dev-<01>", updates=1, examples=700, bytes_up=1700),
+            DeviceShare(device="dev-00", runtime="numpy", updates=3, examples=600, bytes_up=2300),
+            DeviceShare(device="dev-<01>", runtime="<tflite>", updates=1, examples=700, bytes_up=1700),
         ),
         staleness={0: 3, 2: 1},
     )
@@ -68,6 +92,8 @@ def test_the_page_stands_alone(figures, tmp_path, references):
     assert not re.search(r"(src|href)\s*=", page)
     assert "<b>&host" not in page
     assert "dev-<01>" not in page
+    assert "<tflite>" not in page
+    assert "<installed>" not in page
 
 
 def test_the_page_has_the_four_plots_and_every_figure_of_the_head(figures, tmp_path):
@@ -83,6 +109,23 @@ def test_the_page_has_the_four_plots_and_every_figure_of_the_head(figures, tmp_p
         assert shown in page, shown
 
 
+def test_the_page_says_what_each_runtime_did_and_why_one_did_nothing(figures, tmp_path):
+    """Devices, accepted and folded updates in a row; a reason in words."""
+    page = write_report(tmp_path, figures).read_text(encoding="utf-8")
+    assert "<tr><td>numpy</td><td>1</td><td>3</td><td>2</td></tr>" in page
+    assert "litert took no part: not &lt;installed&gt;" in page
+
+
+def test_a_model_without_accuracy_is_drawn_by_its_own_metric(figures, tmp_path):
+    """The headline and both plots are of the loss, and nothing is called accuracy."""
+    summary = SUMMARY | {"metric": "loss", "metrics": {"loss": 12.5}, "accuracy": None, "model": "pump"}
+    points = tuple(replace(point, metrics={"loss": 20.0 - point.version}) for point in figures.versions)
+    page = write_report(tmp_path, replace(figures, summary=summary, versions=points)).read_text("utf-8")
+    assert "Loss over versions" in page
+    assert ">12.5<" in page
+    assert "ccuracy" not in page
+
+
 def test_the_json_holds_the_summary_and_the_rows_behind_the_plots(figures, tmp_path):
     """What is drawn can be drawn again."""
     write_report(tmp_path, figures)
@@ -96,7 +139,9 @@ def test_the_json_holds_the_summary_and_the_rows_behind_the_plots(figures, tmp_p
 def test_a_demo_without_a_version_or_counters_is_reported_too(figures, tmp_path):
     """A system that counts no bytes, a run that ended early: dashes, no stack trace."""
     nothing = dict.fromkeys(("accuracy", "bytes_up_total", "bytes_up_per_update", "ratio_all"))
-    empty = replace(figures, summary=SUMMARY | nothing | {"versions": 0}, versions=(), staleness={})
+    empty = replace(
+        figures, summary=SUMMARY | nothing | {"versions": 0, "metrics": {}}, versions=(), staleness={}
+    )
     page = write_report(tmp_path, empty).read_text(encoding="utf-8")
     assert "no data" in page
     assert page.count("n/a") == 2
