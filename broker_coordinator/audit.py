@@ -30,8 +30,13 @@ class AuditReport:
 
     ``forgotten`` updates were accepted, and their rows pruned below the horizon. ``versions_checked`` are
     those whose payloads are retained, ``versions_ok`` those whose replay gave the committed digest.
-    ``receipt_pending`` updates are accepted, and their device does not know it yet. ``faults`` holds one
-    sentence each, at most 100.
+
+    Of devices: ``created`` updates are each ``done`` or ``refused`` by the coordinator's word, ``expired`` by
+    policy, ``destroyed`` (unreadable), or in the ``outbox``. ``receipt_pending`` are in the outbox and in the
+    journal: their device does not know it yet. ``given_up`` are done for their device, of an epoch before the
+    last ``recover``, and not in the journal that was restored then. ``lost`` are done and not in the journal
+    for no such reason. ``stores_destroyed`` counts outboxes that were damaged, each with what was in it.
+    ``faults`` holds one sentence each, at most 100.
     """
 
     accepted: int
@@ -46,6 +51,14 @@ class AuditReport:
     lost: int
     duplicated: int
     receipt_pending: int
+    given_up: int = 0
+    created: int = 0
+    done: int = 0
+    refused_to_devices: int = 0
+    expired: int = 0
+    destroyed: int = 0
+    outbox: int = 0
+    stores_destroyed: int = 0
     faults: Sequence[str] = field(default_factory=tuple)
 
     @property
@@ -92,6 +105,7 @@ class _Audit:
         self._devices: dict[bytes, str] = {}
         self._folded: Counter[int] = Counter()
         self._duplicated = 0
+        self._given_up = 0
         self._faults: list[str] = []
 
     def report(self) -> AuditReport:
@@ -100,6 +114,7 @@ class _Audit:
         self._check_versions()
         checked, ok = self._replay()
         lost = self._lost()
+        self._check_ledgers()
         created: Counter[bytes] = Counter()
         for ledger in self._ledgers:
             created.update(ledger.created)
@@ -118,6 +133,14 @@ class _Audit:
             lost=lost,
             duplicated=self._duplicated,
             receipt_pending=sum(len(ledger.outbox & self._devices.keys()) for ledger in self._ledgers),
+            given_up=self._given_up,
+            created=created.total(),
+            done=sum(len(ledger.done) for ledger in self._ledgers),
+            refused_to_devices=sum(len(ledger.refused) for ledger in self._ledgers),
+            expired=sum(len(ledger.expired) for ledger in self._ledgers),
+            destroyed=sum(len(ledger.destroyed) for ledger in self._ledgers),
+            outbox=sum(len(ledger.outbox) for ledger in self._ledgers),
+            stores_destroyed=sum(ledger.stores_destroyed for ledger in self._ledgers),
             faults=tuple(self._faults[:_MOST_FAULTS]),
         )
 
@@ -152,6 +175,8 @@ class _Audit:
                     self._fault(f"{where} is folded into version {row.version}, which is not there")
             elif row.accept_seq > version.through_seq or (before and row.accept_seq <= before.through_seq):
                 self._fault(f"{where} is outside the range of version {version.number}")
+        elif row.state == "quarantined" and not row.reason:
+            self._fault(f"{where} is quarantined without a reason")
         elif row.version is not None:
             self._fault(f"{where} is {row.state}, and folded into version {row.version}")
         elif row.state == "waiting" and newest is not None and row.accept_seq <= newest.through_seq:
@@ -202,6 +227,7 @@ class _Audit:
     def _lost(self) -> int:
         """Updates that a device was told are done, and that are not in the journal."""
         lost = 0
+        epoch = self._office.epoch
         forgotten = {record.device: record.forgotten for record in self._store.devices()}
         for ledger in self._ledgers:
             missing = [update_id for update_id in ledger.done if update_id not in self._devices]
@@ -209,7 +235,10 @@ class _Audit:
             owners = Counter(self._devices[known] for known in ledger.done if known in self._devices)
             device = owners.most_common(1)[0][0] if owners else None
             excused = forgotten.get(device, 0) if device else self._office.forgotten
-            really = missing[excused:]
+            unexcused = missing[excused:]
+            # Of an epoch before a restored backup was recovered from: that is known, and was decided.
+            really = [known for known in unexcused if ledger.epochs.get(known, epoch) >= epoch]
+            self._given_up += len(unexcused) - len(really)
             lost += len(really)
             if really:
                 self._fault(f"{ledger.folder}: {len(really)} updates are done, and not in the journal")
@@ -217,6 +246,18 @@ class _Audit:
             if wronged:
                 self._fault(f"{ledger.folder}: {wronged} updates were refused, and are in the journal")
         return lost
+
+    def _check_ledgers(self) -> None:
+        """Each update that a device made is in exactly one place."""
+        for ledger in self._ledgers:
+            ids = (ledger.done, ledger.refused, ledger.expired, ledger.destroyed, ledger.outbox)
+            places = Counter(update_id for place in ids for update_id in place)
+            vanished = sum(1 for update_id in ledger.created if not places[update_id])
+            if vanished:
+                self._fault(f"{ledger.folder}: {vanished} updates were created, and nothing became of them")
+            several = sum(1 for count in places.values() if count > 1)
+            if several:
+                self._fault(f"{ledger.folder}: {several} updates have more than one outcome")
 
     def _newest(self) -> VersionRecord | None:
         return self._versions[max(self._versions)] if self._versions else None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from broker_coordinator.sqlite_database import DATABASE_NAME
 from broker_coordinator.sqlite_store import SqliteStore
-from fl_io.disk import DISK, Disk, write_file
+from fl_io.disk import DISK, Disk, seal_file, write_file
 from fl_protocol.errors import StorageError
 
 __all__ = ["Backup", "back_up"]
@@ -67,10 +67,8 @@ def _copy(folder: Path, out: Path, disk: Disk) -> Backup:
     copied = [_copy_file(folder / name, out / name, disk) for name in names]
     copied += _copy_blobs(folder, out, disk)
     size = database.stat().st_size
-    disk.sync(database)
-    disk.rename(database, out / DATABASE_NAME)
+    seal_file(database, out / DATABASE_NAME, purpose="backup.database", disk=disk)
     part.rmdir()
-    disk.sync_directory(out)
     disk.sync_directory(out.parent)
     return Backup(path=out, version=version, files=len(copied) + 1, bytes=sum(copied) + size)
 
@@ -107,5 +105,5 @@ def _copy_file(source: Path, copy: Path, disk: Disk) -> int:
     except OSError as error:
         raise StorageError(f"cannot read {source}: {error.strerror}") from None
     copy.parent.mkdir(exist_ok=True)
-    write_file(copy, content, disk=disk, mode=rights)
+    write_file(copy, content, purpose="backup.file", disk=disk, mode=rights)
     return len(content)

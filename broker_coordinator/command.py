@@ -316,6 +316,8 @@ def _status_lines(body: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if body["quarantined"]:
         yield "quarantined", str(body["quarantined"])
     yield "broker", body["broker"]
+    if body.get("tls_date_error"):
+        yield "certificate", f"taken in spite of its dates: {body['tls_date_error']}"
     if body["http"] and body["running"]:
         yield "http", body["http"]
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fl_io.configuration import read_configuration
-from fl_io.mqtt import TlsFiles
+from fl_io.tls import TlsFiles
 from fl_protocol.codec.spec import CodecSpec
 from fl_protocol.errors import CodecError
 from fl_protocol.plan import TrainingPlan

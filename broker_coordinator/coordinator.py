@@ -119,6 +119,7 @@ class Coordinator:
         self._committed_at = self._accepted_at = clock.monotonic()
         self._state = "connecting"
         self._connections = 0
+        self._date_error = ""
         self.http_url = ""
         if self._office.rolled_back:
             self._publisher.halt()
@@ -241,6 +242,7 @@ class Coordinator:
             outgoing=len(self._outgoing),
             outgoing_dropped=self._outgoing.dropped,
             connections=self._connections,
+            tls_date_error=self._date_error,
             bytes_sent=traffic.sent,
             bytes_received=traffic.received,
             broker=self._broker_name,
@@ -347,6 +349,9 @@ class Coordinator:
         self._state = "rolled_back" if self._publisher.halted else "running"
         self._connections += 1
         _log.info("connected to the broker")
+        self._date_error = event.date_error
+        if event.date_error:
+            _log.warning("its certificate is taken in spite of its dates (%s)", event.date_error)
         if not event.session_present and self._connections > 1:
             # What devices said meanwhile is lost: a new session asks them to say it again.
             self._session = self._entropy(SESSION_BYTES)

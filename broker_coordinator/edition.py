@@ -120,7 +120,7 @@ class Editor:
             return before, kept
         fresh = replace(wanted, counter=self._store.next_counter(), term=self._store.office().term)
         envelope = seal(TASK_CONTEXT, fresh.pack(), self._sign)
-        write_file(self._path, envelope, disk=self._disk)
+        write_file(self._path, envelope, purpose="coordinator.manifest", disk=self._disk)
         # What devices will compare is what they will read: float32 plans, references without lists.
         return TaskManifest.unpack(fresh.pack()), envelope
 

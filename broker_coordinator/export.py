@@ -60,7 +60,7 @@ def export_version(
         weights = _published(folder, version, layout)
     else:
         weights = VersionFiles(folder, disk=disk).read(version).master
-    write_file(out, weights_npz(weights, layout), disk=disk)
+    write_file(out, weights_npz(weights, layout), purpose="export", disk=disk)
     return Exported(path=out, version=version, published=published, parameters=layout.size)
 
 

@@ -15,7 +15,6 @@ from broker_coordinator.rules import ClipRule, FoldRules, StalenessRule
 from broker_coordinator.shelf import BlobShelf
 from broker_coordinator.store import Store
 from broker_coordinator.version_state import VersionFiles, VersionState
-from fl_io.crash import crash_point
 from fl_io.disk import DISK, Disk
 from fl_protocol.clock import Clock
 from fl_protocol.codec import Piece, encode_model
@@ -177,7 +176,6 @@ class GlobalModel:
         """Files, then the transaction."""
         blob = self._shelf.put(encode_model(state.master, self.rules.layout))
         digest = self.files.write(state)
-        crash_point("version.written")
         record = VersionRecord(
             epoch=state.epoch,
             number=state.number,
@@ -191,14 +189,13 @@ class GlobalModel:
             closed_at=self._clock.wall(),
         )
         now = self._clock.monotonic()
-        with self._store.transaction():
+        with self._store.transaction("coordinator.version"):
             self._store.add_uptime(now - self._uptime_counted_to)
             self._store.commit_version(record)
             oldest = self._store.version(state.number - self._horizon_versions)
             if oldest is not None:
                 self._store.raise_horizon((oldest.epoch, oldest.number))
         self._uptime_counted_to = now
-        crash_point("version.committed")
         return self._store.version(state.number) or record
 
     def _reopen(self) -> OpenVersion:
@@ -206,7 +203,7 @@ class GlobalModel:
 
     def _set_aside(self, reason: str) -> None:
         """Quarantine everything that waits: it makes no version that a device could read."""
-        with self._store.transaction():
+        with self._store.transaction("coordinator.set_aside"):
             for update in self._store.waiting():
                 self._store.quarantine(update.accept_seq, reason)
                 self.quarantined += 1

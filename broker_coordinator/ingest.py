@@ -79,15 +79,14 @@ def commit_then_answer(
         StorageError: nothing was committed, acknowledged or answered.
     """
     batch = Batch()
-    with store.transaction():
+    with store.transaction("coordinator.ingest"):
         work(batch)
-        crash_point("coordinator.ingest")
-    crash_point("coordinator.committed")
     for token in batch.tokens:
         transport.acknowledge(token)
     crash_point("coordinator.acknowledged")
     for topic, payload in batch.answers:
         outgoing.send(topic, payload)
+    crash_point("coordinator.answered")
     return batch
 
 
@@ -148,7 +147,6 @@ class Ingest:
         """Make the bytes of this batch durable, record them, and take in the uploads they complete."""
         if batch.written:
             self._files.sync(sorted({update_id for update_id, _, _ in batch.written}))
-            crash_point("coordinator.range")
             for update_id, start, end in batch.written:
                 if self._store.upload(update_id) is not None:
                     self._store.put_range(update_id, start, end)
@@ -184,7 +182,7 @@ class Ingest:
             base = UpdateHeader.unpack(upload.header)[0].base
             if (base.epoch, base.number) < horizon:
                 stale.append(upload)
-        with self._store.transaction():
+        with self._store.transaction("coordinator.stale_uploads"):
             for upload in stale:
                 self._store.close_upload(upload.update_id)
         for upload in stale:

@@ -43,7 +43,7 @@ def open_key(state: Path, *, disk: Disk = DISK) -> Signing:
     fresh = private is None
     if private is None:
         private = new_private_key()
-        write_file(path, private, disk=disk, mode=0o600)
+        write_file(path, private, purpose="coordinator.key", disk=disk, mode=0o600)
     if len(private) != _KEY_BYTES:
         raise ConfigError(
             f"{path} holds {len(private)} bytes, a key has {_KEY_BYTES}", hint="restore it from a backup"
@@ -51,7 +51,7 @@ def open_key(state: Path, *, disk: Disk = DISK) -> Signing:
     text = public_key_text(private)
     public = state / PUBLIC_FILE
     if not public.exists() or public.read_text(encoding="utf-8").strip() != text:
-        write_file(public, f"{text}\n".encode(), disk=disk)
+        write_file(public, f"{text}\n".encode(), purpose="coordinator.public_key", disk=disk)
     return Signing(
         sign=signer(private), verify=verifier([read_public_key(text)]), public_key=text, fresh=fresh
     )

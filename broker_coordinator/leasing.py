@@ -94,7 +94,7 @@ class Leasing:
             held = [lease for lease in leases if lease.lease_id not in over]
             chosen = self._selection.choose(version, self._store.devices(), held)
             granted = [self._lease(device, version, now) for device in chosen]
-            with self._store.transaction():
+            with self._store.transaction("coordinator.leases"):
                 for lease_id in over:
                     self._store.end_lease(lease_id)
                 for lease in granted:

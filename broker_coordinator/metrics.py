@@ -17,7 +17,8 @@ class Figures:
     ``refused`` are updates by reason; ``rejected`` other messages that could not be used. ``accuracy``
     belongs to ``accuracy_version``; ``accuracy_source`` is ``coordinator`` (its held-out file) or
     ``devices``, with how many devices and examples stand behind it; ``metrics`` are the means of all that
-    was measured then, for models that have no accuracy. ``bytes_*`` are None where the system
+    was measured then, for models that have no accuracy. ``tls_date_error`` is what was found wrong with the
+    dates of the broker's certificate, and forgiven. ``bytes_*`` are None where the system
     does not count them.
     """
 
@@ -51,6 +52,7 @@ class Figures:
     outgoing_dropped: int = 0
     status_failures: int = 0
     connections: int = 0
+    tls_date_error: str = ""
     bytes_sent: int | None = None
     bytes_received: int | None = None
     broker: str = ""

@@ -13,8 +13,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from fl_io.broker_address import BrokerAddress, reachable
 from fl_io.disk import make_folder
-from fl_io.mqtt import BrokerAddress, MqttTransport, TlsFiles, reachable
+from fl_io.mqtt import MqttTransport
+from fl_io.tls import TlsFiles
 from fl_protocol.errors import MessageError, StorageError, TransportError
 from fl_protocol.presence import SESSION_BYTES, CoordinatorPresence
 from fl_protocol.topics import FleetTopics
@@ -40,7 +42,7 @@ def locked(state: Path, *, write: bool = True) -> Iterator[None]:
     """
     path = state / "lock"
     if write:
-        make_folder(state)
+        make_folder(state, purpose="coordinator.state")
     try:
         descriptor = os.open(path, (os.O_RDWR | os.O_CREAT if write else os.O_RDONLY) | os.O_CLOEXEC, 0o640)
     except OSError as error:

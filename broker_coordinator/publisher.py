@@ -243,10 +243,11 @@ class Publisher:
         edition = self._edition
         assert edition is not None
         if self._stage is _Stage.BLOBS:
+            crash_point("publish.blobs.delivered")
             self._confirmed |= edition.rows.keys()
             self._enter(_Stage.MANIFEST)
         elif self._stage is _Stage.MANIFEST:
-            crash_point("publish.manifest")
+            crash_point("publish.manifest.delivered")
             if not edition.version.published:
                 self._store.mark_published(edition.version.number)
             self._recent = [(n, r) for n, r in self._recent if n != edition.version.number]
@@ -254,8 +255,10 @@ class Publisher:
             self._recent = self._recent[-self._settings.keep :]
             self._enter(_Stage.MARKER)
         elif self._stage is _Stage.MARKER:
+            crash_point("publish.marker.delivered")
             self._enter(_Stage.RETIRING)
         else:
+            crash_point("publish.retired.delivered")
             self._retire()
             self._stage = _Stage.IDLE
 
@@ -281,9 +284,19 @@ class Publisher:
                 return False
             self._queue.popleft()
             self._under_way.add(token)
-            if self._stage is _Stage.BLOBS:
-                crash_point("publish.blob")
+            self._gone_out()
         return not self._under_way
+
+    def _gone_out(self) -> None:
+        match self._stage:
+            case _Stage.BLOBS:
+                crash_point("publish.blob")
+            case _Stage.MANIFEST:
+                crash_point("publish.manifest")
+            case _Stage.MARKER:
+                crash_point("publish.marker")
+            case _Stage.RETIRING:
+                crash_point("publish.retired")
 
     def _chunk(self, topic: str) -> bytes:
         blob = self._topics.parse(topic)

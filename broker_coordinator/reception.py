@@ -3,6 +3,7 @@
 A message that cannot be read, or that nobody takes, is counted by reason. Nothing else happens.
 """
 
+import logging
 from collections.abc import Callable
 
 from broker_coordinator.decide import OrderSeen, TaskState
@@ -24,6 +25,8 @@ __all__ = ["Reception"]
 
 MOST_WAITING_ANSWERS = 1000
 """Requests for blobs are not answered while so much waits: receipts come first."""
+MOST_REPORTS = 10_000
+_log = logging.getLogger("lichen.coordinator")
 
 
 class Reception:
@@ -52,6 +55,7 @@ class Reception:
         self._outgoing = outgoing
         self._presence = presence
         self._came_online: list[str] = []
+        self._reports: dict[str, str] = {}
         self._successor: CoordinatorPresence | None = None
         self.online: set[str] = set()
 
@@ -128,12 +132,23 @@ class Reception:
         self._store.device_seen(device)
         if event.kind != "evidence":
             self._ingest.device_events[event.kind] += 1
+            if event.kind == "error":
+                self._note(device, event.message)
             return
         manifest = self._editor.verified(event.proof)
         if manifest is None or manifest.fleet != self._topics.fleet:
             self._reject("evidence")
             return
         self._ingest.carry_out(batch, state, self._seen(manifest))
+
+    def _note(self, device: str, report: str) -> None:
+        """Log what a device reports, once: a log must not grow by what one of them repeats."""
+        if self._reports.get(device) == report:
+            return
+        if len(self._reports) >= MOST_REPORTS:
+            self._reports.clear()
+        self._reports[device] = report
+        _log.warning("device %s reports: %r", device, report)
 
     def _get(self, batch: Batch, state: TaskState, device: str, request: GetRequest) -> None:
         if state.rolled_back:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from broker_coordinator.store import Store
 from broker_coordinator.uploads import PayloadFiles
 from broker_coordinator.version_state import VersionFiles
+from fl_io.crash import crash_point
 
 __all__ = ["Pruned", "RetentionPolicy", "prune"]
 
@@ -46,9 +47,12 @@ def prune(store: Store, payloads: PayloadFiles, states: VersionFiles, policy: Re
     wanted = _anchor(store, policy)
     files = store.drop_payloads(wanted) if wanted > store.office().anchor else ()
     payloads.discard(files)
+    crash_point("coordinator.payloads.removed")
     rows = store.forget(most=policy.rows)
     anchor = store.office().anchor
-    return Pruned(anchor=anchor, states=states.remove_below(anchor), rows=rows)
+    removed = states.remove_below(anchor)
+    crash_point("coordinator.states.removed")
+    return Pruned(anchor=anchor, states=removed, rows=rows)
 
 
 def _anchor(store: Store, policy: RetentionPolicy) -> int:

@@ -21,7 +21,7 @@ class BlobShelf:
     def __init__(self, folder: Path, *, disk: Disk = DISK) -> None:
         self._folder = folder
         self._disk = disk
-        make_folder(folder, disk=disk)
+        make_folder(folder, purpose="coordinator.shelf", disk=disk)
         try:
             sweep_unfinished(folder, disk=disk)
             self._by_address = {address_of(bytes.fromhex(path.name)): path for path in folder.glob("?" * 64)}
@@ -33,7 +33,7 @@ class BlobShelf:
         ref = BlobRef.of(content)
         path = self._folder / ref.sha256.hex()
         if self._content(path, 0, None) != content:
-            write_file(path, content, disk=self._disk)
+            write_file(path, content, purpose="coordinator.blob", disk=self._disk)
         self._by_address[ref.address] = path
         return ref
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from broker_coordinator.schema import MIGRATIONS
+from fl_io.crash import crash_point
 from fl_protocol.errors import StorageError
 
 __all__ = ["DATABASE_NAME", "Database"]
@@ -48,8 +49,9 @@ class Database:
             raise self._unusable(error, read_only=read_only) from None
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Commit what happens inside as one; nested ones join the outermost.
+    def transaction(self, purpose: str = "") -> Iterator[None]:
+        """Commit what happens inside as one; nested ones join the outermost, whose ``purpose`` begins the
+        names of the crash points before and after the commit.
 
         Raises:
             StorageError: the commit failed; everything inside is undone.
@@ -61,7 +63,9 @@ class Database:
         self._depth = 1
         try:
             yield
+            crash_point(f"{purpose}.commit")
             self.rows("COMMIT")
+            crash_point(f"{purpose}.committed")
         except BaseException:
             with contextlib.suppress(sqlite3.Error):
                 if self._connection.in_transaction:
@@ -118,6 +122,7 @@ class Database:
         (have,) = self._connection.execute("PRAGMA user_version").fetchone()
         for number, script in enumerate(MIGRATIONS[have:], have + 1):
             self._connection.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
+            crash_point("coordinator.schema")
 
     def _refuse_newer(self) -> None:
         (have,) = self._connection.execute("PRAGMA user_version").fetchone()
@@ -178,4 +183,5 @@ def _set_aside(path: Path) -> Path:
         old = path.with_name(path.name + suffix)
         if old.exists():
             old.rename(aside.with_name(aside.name + suffix))
+            crash_point("coordinator.damaged")
     return aside

@@ -116,7 +116,7 @@ class SqliteFleet:
 
     def replace_inventory(self, rows: Sequence[InventoryRow]) -> None:
         """Replace the inventory."""
-        with self._database.transaction():
+        with self._database.transaction("coordinator.inventory"):
             self._database.change("DELETE FROM inventory")
             for row in rows:
                 self._database.change(

@@ -37,7 +37,7 @@ class SqliteStore(SqliteJournal, SqliteVersions, SqliteFleet):
         Whoever opens it for writing holds the lock on the folder.
         """
         if not read_only:
-            make_folder(folder, disk=disk)
+            make_folder(folder, purpose="coordinator.folder", disk=disk)
         return cls(Database(folder, read_only=read_only, durable=durable), PayloadFiles(folder, disk=disk))
 
     @property
@@ -45,9 +45,9 @@ class SqliteStore(SqliteJournal, SqliteVersions, SqliteFleet):
         """The state folder."""
         return self._database.path.parent
 
-    def transaction(self) -> AbstractContextManager[None]:
+    def transaction(self, purpose: str = "") -> AbstractContextManager[None]:
         """Commit the verbs inside together."""
-        return self._database.transaction()
+        return self._database.transaction(purpose)
 
     def copy_to(self, path: Path) -> None:
         """Write a consistent copy of the database while others write, its term beyond our reach."""
@@ -83,7 +83,8 @@ class SqliteStore(SqliteJournal, SqliteVersions, SqliteFleet):
 
     def reset_upload(self, update_id: bytes) -> None:
         """Forget the ranges."""
-        self._set_ranges(update_id, ByteRanges())
+        with self._database.transaction("coordinator.reset_upload"):
+            self._set_ranges(update_id, ByteRanges())
 
     def close_upload(self, update_id: bytes) -> None:
         """Forget an upload."""

@@ -55,23 +55,24 @@ class SqliteVersions:
 
     def take_office(self) -> Office:
         """Begin a new term."""
-        return self._office_after("UPDATE office SET term = term + 1")
+        return self._office_after("UPDATE office SET term = term + 1", purpose="coordinator.office")
 
     def open_epoch(self) -> Office:
         """Begin a higher epoch."""
         return self._office_after(
-            f"UPDATE office SET epoch = MAX(epoch, witnessed) + 1, witnessed = 0, term = term + {_TERM_LEAP}"
+            f"UPDATE office SET epoch = MAX(epoch, witnessed) + 1, witnessed = 0, term = term + {_TERM_LEAP}",
+            purpose="coordinator.epoch",
         )
 
     def next_counter(self) -> int:
         """A new manifest counter."""
-        return self._office_after("UPDATE office SET counter = counter + 1").counter
+        change = "UPDATE office SET counter = counter + 1"
+        return self._office_after(change, purpose="coordinator.counter").counter
 
     def next_command_sequence(self) -> int:
         """A new command number."""
-        return self._office_after(
-            "UPDATE office SET command_sequence = command_sequence + 1"
-        ).command_sequence
+        change = "UPDATE office SET command_sequence = command_sequence + 1"
+        return self._office_after(change, purpose="coordinator.command").command_sequence
 
     def raise_horizon(self, to: tuple[int, int]) -> None:
         """Move the horizon up."""
@@ -164,16 +165,19 @@ class SqliteVersions:
 
     def set_evaluation(self, number: int, metrics: dict[str, float]) -> None:
         """Record an evaluation."""
-        self._change_version(number, "metrics = ?", json.dumps(metrics))
+        with self._database.transaction("coordinator.evaluation"):
+            self._change_version(number, "metrics = ?", json.dumps(metrics))
 
     def mark_published(self, number: int) -> None:
         """Record that a version went out."""
-        self._change_version(number, "published = ?", 1)
+        with self._database.transaction("coordinator.published"):
+            self._change_version(number, "published = ?", 1)
 
     def put_rules(self, text: str) -> str:
         """Keep fold rules under their hash."""
         name = hashlib.sha256(text.encode()).hexdigest()
-        self._database.change("INSERT OR IGNORE INTO rules VALUES (?, ?)", (name, text))
+        with self._database.transaction("coordinator.rules"):
+            self._database.change("INSERT OR IGNORE INTO rules VALUES (?, ?)", (name, text))
         return name
 
     def rules(self, name: str) -> str | None:
@@ -195,7 +199,7 @@ class SqliteVersions:
         if version is None:
             raise StorageError(f"there is no version {through}: its payloads cannot be dropped")
         files: list[bytes] = []
-        with self._database.transaction():
+        with self._database.transaction("coordinator.retention"):
             self._database.change("UPDATE office SET anchor = ? WHERE anchor < ?", (through, through))
             # One after the other: joined by OR they go through every row that was dropped before.
             for concerned, bound in (
@@ -217,7 +221,7 @@ class SqliteVersions:
         forgotten = 0
         while count := self._forget_updates(most):
             forgotten += count
-        with self._database.transaction():
+        with self._database.transaction("coordinator.forget_refusals"):
             self._database.change(
                 "DELETE FROM refusals WHERE sequence <= (SELECT MAX(sequence) FROM refusals) - ?", (most,)
             )
@@ -239,7 +243,7 @@ class SqliteVersions:
         )
         if not old:
             return 0
-        with self._database.transaction():
+        with self._database.transaction("coordinator.forget"):
             for accept_seq, _ in old:
                 self._database.change("DELETE FROM updates WHERE accept_seq = ?", (accept_seq,))
             for device, count in Counter(device for _, device in old).items():
@@ -249,8 +253,8 @@ class SqliteVersions:
             self._database.change("UPDATE office SET forgotten = forgotten + ?", (len(old),))
         return len(old)
 
-    def _office_after(self, statement: str) -> Office:
-        with self._database.transaction():
+    def _office_after(self, statement: str, *, purpose: str) -> Office:
+        with self._database.transaction(purpose):
             self._database.change(statement)
             return self.office()
 

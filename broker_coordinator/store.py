@@ -100,8 +100,9 @@ class Journal(Protocol):
 class Store(Journal, Protocol):
     """All that the coordinator remembers. See ``Journal`` for what verbs raise."""
 
-    def transaction(self) -> AbstractContextManager[None]:
+    def transaction(self, purpose: str = "") -> AbstractContextManager[None]:
         """Commit the verbs inside together; undo them all if the block raises. Nested ones join.
+        ``purpose`` begins the names of the crash points before and after the commit.
 
         In a read-only store, all reads inside see one moment.
         """

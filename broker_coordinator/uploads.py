@@ -9,7 +9,8 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from fl_io.disk import DISK, Disk, make_folder
+from fl_io.crash import crash_point
+from fl_io.disk import DISK, Disk, make_folder, move_file, seal_file
 from fl_protocol.errors import StorageError
 
 __all__ = ["ROW_BYTES", "PayloadFiles"]
@@ -34,12 +35,13 @@ class PayloadFiles:
     def make_folders(self) -> None:
         """Create both folders, durably."""
         for folder in (self._parts, self._payloads):
-            make_folder(folder, disk=self._disk)
+            make_folder(folder, purpose="coordinator.payload_folder", disk=self._disk)
 
     def put(self, update_id: bytes, offset: int, content: bytes) -> None:
         """Write bytes of a part; not durable before ``sync``."""
         try:
             self._disk.write_at(self._part(update_id), offset, content)
+            crash_point("coordinator.part.written")
         except OSError as error:
             raise _refused(self._part(update_id), error) from error
 
@@ -48,7 +50,9 @@ class PayloadFiles:
         try:
             for update_id in update_ids:
                 self._disk.sync(self._part(update_id))
+            crash_point("coordinator.part.synced")
             self._disk.sync_directory(self._parts)
+            crash_point("coordinator.part.durable")
         except OSError as error:
             raise _refused(self._parts, error) from error
 
@@ -74,9 +78,7 @@ class PayloadFiles:
             if not _is(part, size, sha256):
                 self._disk.remove(part)
                 return False
-            self._disk.sync(part)
-            self._disk.rename(part, payload)
-            self._disk.sync_directory(self._payloads)
+            seal_file(part, payload, purpose="coordinator.payload", disk=self._disk)
         except FileNotFoundError:
             return False
         except OSError as error:
@@ -90,8 +92,7 @@ class PayloadFiles:
         try:
             if payload.stat().st_size < end:
                 return False
-            self._disk.rename(payload, part)
-            self._disk.sync_directory(self._parts)
+            move_file(payload, part, purpose="coordinator.reopened", disk=self._disk)
         except FileNotFoundError:
             return False
         except OSError as error:

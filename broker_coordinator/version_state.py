@@ -183,8 +183,9 @@ class VersionFiles:
             StorageError: the disk refuses.
         """
         content = state.pack()
-        make_folder(self._folder, disk=self._disk)
-        write_file(self.path(state.epoch, state.number), content, disk=self._disk)
+        make_folder(self._folder, purpose="coordinator.versions", disk=self._disk)
+        path = self.path(state.epoch, state.number)
+        write_file(path, content, purpose="coordinator.state_file", disk=self._disk)
         return hashlib.sha256(content).digest()
 
     def read(self, version: VersionRecord) -> VersionState:

@@ -105,6 +105,8 @@ class Assignment:
         self._lease: bytes | None = None
         self._cancelled = False
         self._fetching: VersionId | None = None
+        self._begun: TaskManifest | None = None
+        """Whose files are on their way: not always the newest one's."""
         self._mended: VersionId | None = None
 
     def next_job(self) -> Job | None:
@@ -112,12 +114,12 @@ class Assignment:
         to ask again. Call it only while the worker is free."""
         self.wait_s = FOREVER
         self._renew_notice()
-        manifest = self._orders.manifest
+        manifest = self._choose()
         obstacle = self._obstacle(manifest)
         if manifest is None or obstacle is not None:
             self._wait(*(obstacle or ("", None)))
             return None
-        check = self._orders.manifest_check()
+        check = None if manifest is self._begun else self._orders.manifest_check()
         if check is not None:
             return self._go("verifying", manifest, check)
         if not self._fetch(manifest):
@@ -158,6 +160,18 @@ class Assignment:
             self._setbacks.succeed()
         elif isinstance(result, JobFailed) and not cancelled:
             self._fail(manifest, result)
+
+    def _choose(self) -> TaskManifest | None:
+        """The newest manifest; but one that was overtaken while its files came goes before it, as long as they
+        come. A link slower than the fleet's pace would begin with each version and never end."""
+        newest, begun = self._orders.manifest, self._begun
+        if newest is None or begun is None or begun.version == newest.version:
+            return newest
+        gone = self._downloads.gone or self._downloads.stalled
+        if gone or not _continues(begun, newest) or self._task_gate(begun) is not None:
+            self._begun = None
+            return newest
+        return begun
 
     def _obstacle(self, manifest: TaskManifest | None) -> tuple[str, float | None] | None:
         """Why nothing is to be done now, and the moment at which that may have changed by itself."""
@@ -211,6 +225,7 @@ class Assignment:
             # Parts of versions that were overtaken on a slow link must not fill the card.
             self._cache.drop_old(manifest, spare=self._board.files)
             self._fetching = version
+            self._begun = manifest
         self._downloads.want(goals)
         if not goals:
             return True
@@ -269,12 +284,12 @@ class Assignment:
         state = trained.device_state
         kept = DeviceState(artifact=manifest.artifact.sha256, content=state) if state else None
         entry = self._outbox.put(job.update_id, header, trained.payload, device_state=kept)
-        crash_point("agent.outbox")
         self._orders.end_lease(self._lease)
         self._created(entry)
         # What is left to do must not make a failure of an update that is made.
         with suppress(OSError):
             self._folder.checkpoint.unlink(missing_ok=True)
+            crash_point("agent.checkpoint.removed")
         self._renewed = kept is None
 
     def _device_state(self, artifact: bytes) -> bytes:
@@ -341,6 +356,7 @@ class Assignment:
     def _wait(self, reason: str, until: float | None) -> None:
         self.state = "waiting"
         self.idle_reason = reason
+        self._begun = None
         if until is not None:
             self.wait_s = max(until - self._clock.monotonic(), 0.0)
         self._downloads.want({})
@@ -350,3 +366,13 @@ class Assignment:
         self.idle_reason = ""
         self._at_work = manifest
         return job
+
+
+def _continues(begun: TaskManifest, newest: TaskManifest) -> bool:
+    """Whether an update for ``begun`` is still of use when ``newest`` is out."""
+    return (begun.version.epoch, begun.fingerprint, begun.codec, begun.artifact) == (
+        newest.version.epoch,
+        newest.fingerprint,
+        newest.codec,
+        newest.artifact,
+    )

@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable
 
 from edge_agent.presence import Presence
+from fl_io.crash import crash_point
 from fl_protocol.clock import Clock
 from fl_protocol.presence import CoordinatorPresence, DeviceEvent, GetRequest
 from fl_protocol.topics import FleetTopics
@@ -76,6 +77,7 @@ class Attendance:
     def tell(self, event: DeviceEvent) -> None:
         """Report something, if connected; nothing depends on its arrival."""
         self._transport.publish(self._topics.event(self._device), event.pack())
+        crash_point("agent.event")
 
     def meet(self, coordinator: CoordinatorPresence, *, retained: bool, spread_s: float) -> float | None:
         """Take the coordinator's presence. If it cannot have heard us, restate, and return the seconds
@@ -108,6 +110,7 @@ class Attendance:
         now = self._clock.monotonic()
         if self._birth_at is not None and now >= self._birth_at:
             sent = self._transport.publish(self._presence.topic, self._birth())
+            crash_point("agent.birth")
             self._birth_at = None if sent is not None else now + REPEAT_S
         if without_task != self._left:
             self._left = without_task
@@ -117,6 +120,7 @@ class Attendance:
             self._ask_in(self._get_delay)
         if self._get_at is not None and now >= self._get_at and not without_task:
             self._transport.publish(self._topics.get(self._device), GetRequest().pack())
+            crash_point("agent.get")
             self._ask_in(min(2.0 * self._get_delay, LONGEST_GET_S))
         asks = (self._birth_at, None if without_task else self._get_at)
         return max(min((at - now for at in asks if at is not None), default=LONGEST_SLEEP_S), 0.0)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from fl_io.disk import DISK, Disk
+from fl_io.disk import DISK, Disk, move_file
 from fl_protocol.artifact import MANIFEST_NAME, MAX_MANIFEST_BYTES, ArtifactManifest
 from fl_protocol.blob import BlobRef
 from fl_protocol.errors import ArtifactError
@@ -83,8 +83,7 @@ class Cache:
         goals = {path: ref for path, ref in goals.items() if not self._is_sound(path, ref)}
         if manifest_path == arriving and not any(path.parent == folder for path in goals):
             # The name by which others open the artifact comes last: it says that all of it is here.
-            self._disk.rename(arriving, sealed)
-            self._disk.sync_directory(folder)
+            move_file(arriving, sealed, purpose="agent.artifact", disk=self._disk)
             self._sound.add(sealed)
         return goals
 

@@ -79,7 +79,7 @@ def _disk(state: Path) -> Finding:
     probe = state / f".check.{secrets.token_hex(4)}"
     try:
         began = time.monotonic()
-        write_file(probe, b"lichen")
+        write_file(probe, b"lichen", purpose="check")
         took = time.monotonic() - began
         probe.unlink()
         usage = os.statvfs(state)

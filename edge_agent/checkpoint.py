@@ -16,7 +16,6 @@ from typing import Any, TypeAlias
 import msgpack
 
 from edge_agent.tensor_record import Array, pack_record, unpack_record
-from fl_io.crash import crash_point
 from fl_io.disk import DISK, Disk, write_file
 from fl_protocol.clock import Clock
 from fl_protocol.errors import StorageError
@@ -106,12 +105,11 @@ class Checkpoint:
         note = {"b": self._binding, "s": steps, "c": self._samples, "l": self._newest}
         try:
             # A checkpoint is the device's own, and what it holds was made from its samples.
-            write_file(self._path, pack_record(note, capture()), disk=self._disk, mode=0o600)
+            content = pack_record(note, capture())
+            write_file(self._path, content, purpose="worker.checkpoint", disk=self._disk, mode=0o600)
         except StorageError as error:
             _log.warning("no more checkpoints of this training: %s", error)
             self._every_s = float("inf")
-        else:
-            crash_point("worker.checkpoint")
         self._written_at = self._clock.monotonic()
 
 

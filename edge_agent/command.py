@@ -131,6 +131,7 @@ def _status_text(status: dict[str, Any]) -> str:
     version = status.get("version")
     updates, outbox, samples = status.get("updates", {}), status.get("outbox", {}), status.get("samples", {})
     personal = status.get("personal", {}).get("bytes", 0)
+    wrong = status.get("tls_date_error")
     lines = [
         ("device", f"{status.get('device')} of fleet {status.get('fleet')}"),
         ("state", status.get("state")),
@@ -140,6 +141,7 @@ def _status_text(status: dict[str, Any]) -> str:
         ("outbox", f"{outbox.get('count', 0)} waiting, {outbox.get('bytes', 0)} bytes"),
         ("personal", f"{personal} bytes, which stay on this device" if personal else "-"),
         ("samples", f"{samples.get('training', 0)} to train on, {samples.get('held_out', 0)} held out"),
+        ("clock", f"wrong, or the broker's certificate is: {wrong}" if wrong else "-"),
         ("traffic", f"{status.get('bytes_sent')} bytes sent, {status.get('bytes_received')} received"),
     ]
     return "\n".join(f"{name:<9}{text}" for name, text in lines)

@@ -5,8 +5,9 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fl_io.broker_address import BrokerAddress
 from fl_io.configuration import read_configuration
-from fl_io.mqtt import BrokerAddress, TlsFiles
+from fl_io.tls import TlsFiles
 from fl_protocol.errors import ConfigError
 from fl_protocol.topics import valid_name
 

@@ -48,6 +48,8 @@ class Correspondence:
     ) -> None:
         device, task = configuration.device, configuration.task
         self.offline_reason = ""
+        self.date_error = ""
+        """What is wrong with the dates of the broker's certificate, and was forgiven."""
         self.reconnects = 0
         self.ignored = 0
         """Messages that were none of ours, could not be read, or were of a coordinator that was replaced."""
@@ -93,11 +95,12 @@ class Correspondence:
                     _log.debug("a message on %s is ignored: %s", event.topic, error)
             case Delivered(token):
                 self.uploads.delivered(token)
-            case Connected():
+            case Connected(_, date_error):
                 self.attendance.arrive(without_task=self._lookout.left)
                 self.uploads.connected()
                 self.downloads.connected()
                 _log.info("connected to %s", self._configuration.address)
+                self._forgive(date_error)
             case Disconnected(reason, permanent):
                 self._lose(reason, permanent)
 
@@ -163,6 +166,15 @@ class Correspondence:
         spread_s = self.attendance.meet(coordinator, retained=retained, spread_s=own_spread_s)
         if spread_s is not None:
             self.uploads.coordinator_changed(spread_s)
+
+    def _forgive(self, date_error: str) -> None:
+        """Say that a date was forgiven; the coordinator is told once for each kind of it."""
+        if date_error:
+            said = f"the broker's certificate is taken in spite of its dates: {date_error}; is this clock right?"
+            _log.warning("%s", said)
+            if date_error != self.date_error:
+                self.report(said)
+        self.date_error = date_error
 
     def _lose(self, reason: str, permanent: bool) -> None:
         self.reconnects += self.attendance.connected

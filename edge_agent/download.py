@@ -10,7 +10,8 @@ import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from fl_io.disk import DISK, Disk, write_file
+from fl_io.crash import crash_point
+from fl_io.disk import DISK, Disk, seal_file, write_file
 from fl_protocol.blob import BlobRef
 from fl_protocol.clock import Clock
 from fl_protocol.errors import MessageError
@@ -28,6 +29,13 @@ LINGERING_BYTES = 4096
 """Only for chunks this small: they may come again when a coordinator fills its broker anew."""
 PATIENCE_S = 10.0
 LONGEST_PATIENCE_S = 600.0
+MOVING_BYTES = 4096
+"""While this much came through the connection meanwhile, a chunk is on its way: over a slow link one takes
+longer than any patience, and asked for it would come twice."""
+MOST_EXTENSIONS = 5
+"""How often in a row patience is extended for that: perhaps what came was something else."""
+FRUITLESS = 3
+"""Connections that ended without a chunk, after which what is wanted is not to be had."""
 MAX_RESTARTS = 2
 """How often a blob is fetched anew because its chunks did not make the whole, before we wait."""
 
@@ -82,10 +90,11 @@ class Download:
             self.damaged += 1
             return False
         if self._ref.chunk_count == 1:
-            write_file(self.path, chunk, disk=self._disk)
+            write_file(self.path, chunk, purpose="agent.blob", disk=self._disk)
             self._missing.clear()
             return True
         self._disk.write_at(self._part, self._ref.chunk_range(index)[0], chunk)
+        crash_point("agent.part.chunk")
         del self._missing[index]
         if not self._missing:
             self._finish()
@@ -94,7 +103,7 @@ class Download:
     def _look(self) -> None:
         """Find out what is missing."""
         if self._ref.size == 0:
-            write_file(self.path, b"", disk=self._disk)
+            write_file(self.path, b"", purpose="agent.blob", disk=self._disk)
             return
         held = set(self._held()) if self._ref.chunk_count > 1 else set()
         self._missing = dict.fromkeys(i for i in range(self._ref.chunk_count) if i not in held)
@@ -124,9 +133,7 @@ class Download:
             self._disk.remove(self._part)
             self._missing = dict.fromkeys(range(self._ref.chunk_count))
             return
-        self._disk.sync(self._part)
-        self._disk.rename(self._part, self.path)
-        self._disk.sync_directory(self.path.parent)
+        seal_file(self._part, self.path, purpose="agent.part", disk=self._disk)
 
     def _resolve(self) -> None:
         """Go on from the chunk list to the chunks, once the list is whole."""
@@ -171,6 +178,15 @@ class Downloads:
         self._direct = False
         self._patience = PATIENCE_S
         self._ask_at = 0.0
+        self._received = 0
+        self._extended = 0
+        self._fruitless = 0
+
+    @property
+    def stalled(self) -> bool:
+        """Whether what is wanted does not come: the coordinator was asked for it in vain, or connection
+        after connection brought nothing."""
+        return not self.complete and (self._patience > PATIENCE_S or self._fruitless > FRUITLESS)
 
     @property
     def complete(self) -> bool:
@@ -200,6 +216,7 @@ class Downloads:
             del self._open[chunk]
             if not self._direct:
                 self._closing.append(self._topics.blob(*chunk))
+        self._fruitless = 0
         self._be_patient(PATIENCE_S)
 
     def retry(self) -> None:
@@ -235,6 +252,7 @@ class Downloads:
         if taken:
             self._answered(key, len(chunk))
             self._direct = self._direct or topic.device is not None
+            self._fruitless = 0
             self._be_patient(PATIENCE_S)
         self.damaged += sum(download.damaged for download in self._downloads) - before
         self.gone = self.gone or any(download.restarts > MAX_RESTARTS for download in self._downloads)
@@ -243,6 +261,7 @@ class Downloads:
     def connected(self) -> None:
         """A new connection: nothing is subscribed, and its broker may keep what the last one did not."""
         self._connected = True
+        self._fruitless += 1
         self._direct = False
         self.gone = False
         self._open.clear()
@@ -278,7 +297,9 @@ class Downloads:
         if not self._open:
             return LONGEST_PATIENCE_S
         now = self._clock.monotonic()
-        if now >= self._ask_at:
+        if now >= self._ask_at and self._moves():
+            self._be_patient(self._patience, extended=self._extended + 1)
+        elif now >= self._ask_at:
             self._get(list(self._open))
             self._be_patient(min(2 * self._patience, LONGEST_PATIENCE_S))
         return max(self._ask_at - now, 0.0)
@@ -298,6 +319,7 @@ class Downloads:
         for name, index in chunks:
             request = GetRequest(blob=name, index=index)
             self._transport.publish(self._topics.get(self._device), request.pack())
+            crash_point("agent.get.chunk")
 
     def _answered(self, chunk: tuple[str, int], size: int) -> None:
         if chunk not in self._open:
@@ -311,7 +333,15 @@ class Downloads:
     def _drop_complete(self) -> None:
         self._downloads = [download for download in self._downloads if not download.complete]
 
-    def _be_patient(self, patience: float) -> None:
-        self._patience = patience
+    def _moves(self) -> bool:
+        """Whether the connection has brought something since patience began, and was not long believed."""
+        return self._extended < MOST_EXTENSIONS and self._came() >= MOVING_BYTES
+
+    def _came(self) -> int:
+        return (self._transport.traffic().received or 0) - self._received
+
+    def _be_patient(self, patience: float, *, extended: int = 0) -> None:
+        self._patience, self._extended = patience, extended
+        self._received = self._transport.traffic().received or 0
         # Jitter: a broker that lost its store leaves a whole fleet waiting for the same coordinator.
         self._ask_at = self._clock.monotonic() + patience * self._chance.uniform(1.0, 1.5)

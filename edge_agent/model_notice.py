@@ -136,8 +136,20 @@ class NoticeBoard:
             return
         folder = self._folder / PERSONAL_FOLDER
         if notice.personal and not (folder / notice.personal).exists():
-            write_file(folder / notice.personal, device_state, disk=self._disk, mode=0o640)
-        write_file(self._folder / NOTICE_NAME, notice.to_json(), disk=self._disk, mode=0o640)
+            write_file(
+                folder / notice.personal,
+                device_state,
+                purpose="agent.personal",
+                disk=self._disk,
+                mode=0o640,
+            )
+        write_file(
+            self._folder / NOTICE_NAME,
+            notice.to_json(),
+            purpose="agent.notice",
+            disk=self._disk,
+            mode=0o640,
+        )
         self._shown = notice
         try:
             for path in folder.iterdir():

@@ -15,6 +15,7 @@ from pathlib import Path
 from edge_agent.device_state import SCHEMA as DEVICE_STATES
 from edge_agent.device_state import DeviceState, find_state, keep_state, newest_size
 from edge_agent.sqlite_file import commit, storage_errors
+from fl_io.crash import crash_point
 from fl_protocol.clock import Clock
 from fl_protocol.errors import StorageError
 from fl_protocol.update import UpdateHeader
@@ -138,7 +139,7 @@ class Outbox:
                 f"an update of {cost} bytes does not fit into an outbox of {self._max_bytes}",
                 hint="raise max_bytes under [outbox] in agent.toml",
             )
-        with self._commit() as db:
+        with self._commit(purpose="agent.update") as db:
             self._make_room(db, cost)
             sequence = _append(db, update_id, "created", "")
             base = header.base
@@ -200,7 +201,7 @@ class Outbox:
         """
         if outcome not in ("done", "refused", "destroyed"):
             raise ValueError(f"{outcome!r} does not settle an update")
-        with self._commit() as db:
+        with self._commit(purpose="agent.settle") as db:
             return self._let_go(db, update_id, outcome, reason)
 
     def expire_old(self) -> list[bytes]:
@@ -214,7 +215,7 @@ class Outbox:
             ).fetchall()
         expired = [update_id for (update_id,) in rows]
         if expired:
-            with self._commit() as db:
+            with self._commit(purpose="agent.expire") as db:
                 for update_id in expired:
                     self._let_go(db, update_id, "expired", "age")
         if elapsed >= _AGES_SAVED_EVERY_S:
@@ -254,7 +255,7 @@ class Outbox:
         """Keep several facts in one commit: all of them, or none."""
         changed = [(key, value) for key, value in facts.items() if self.recall(key) != value]
         if changed:
-            with self._commit() as db:
+            with self._commit(purpose="agent.facts") as db:
                 db.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", changed)
 
     def recall(self, key: str) -> bytes | None:
@@ -270,7 +271,7 @@ class Outbox:
 
     def drop_device_state(self, artifact: bytes) -> None:
         """Forget the device state of an artifact."""
-        with self._commit() as db:
+        with self._commit(purpose="agent.drop_state") as db:
             db.execute("DELETE FROM device_states WHERE artifact = ?", (artifact,))
 
     def close(self) -> None:
@@ -306,6 +307,7 @@ class Outbox:
         if version < _FORMAT:
             marks = f"PRAGMA application_id={_APPLICATION_ID}; PRAGMA user_version={_FORMAT};"
             self._db.executescript(f"BEGIN;{''.join(_STEPS[version:])}{marks}COMMIT;")
+            crash_point("agent.schema")
 
     def _make_room(self, db: sqlite3.Connection, cost: int) -> None:
         (used,) = db.execute("SELECT total(size + length(header)) FROM outbox").fetchone()
@@ -327,13 +329,13 @@ class Outbox:
         with self._translated():
             waiting = self._db.execute("SELECT 1 FROM outbox LIMIT 1").fetchone()
         if waiting and elapsed > 0:
-            with self._commit() as db:
+            with self._commit(purpose="agent.ages") as db:
                 db.execute("UPDATE outbox SET age_s = age_s + ?", (elapsed,))
         self._ages_saved_at = now
 
     @contextmanager
-    def _commit(self) -> Iterator[sqlite3.Connection]:
-        with self._translated(), commit(self._db):
+    def _commit(self, *, purpose: str) -> Iterator[sqlite3.Connection]:
+        with self._translated(), commit(self._db, purpose=purpose):
             yield self._db
 
     def _translated(self) -> AbstractContextManager[None]:

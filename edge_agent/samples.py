@@ -230,7 +230,7 @@ class SampleStore:
 
     @contextmanager
     def _commit(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, self._translated(), commit(self._db):
+        with self._lock, self._translated(), commit(self._db, purpose="samples"):
             yield self._db
 
     def _translated(self) -> AbstractContextManager[None]:

@@ -4,6 +4,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from fl_io.crash import crash_point
 from fl_protocol.errors import StorageError
 
 __all__ = ["commit", "is_damage", "storage_errors"]
@@ -18,13 +19,16 @@ _BAD_SECTORS = (
 
 
 @contextmanager
-def commit(db: sqlite3.Connection) -> Iterator[None]:
+def commit(db: sqlite3.Connection, *, purpose: str) -> Iterator[None]:
     """Commit what happens inside as one, or nothing of it. The lock is taken first: a transaction that reads
-    before it writes is refused at once, without a wait, where another process wrote in between."""
+    before it writes is refused at once, without a wait, where another process wrote in between. ``purpose``
+    begins the names of the crash points before and after the commit."""
     db.execute("BEGIN IMMEDIATE")
     try:
         yield
+        crash_point(f"{purpose}.commit")
         db.execute("COMMIT")
+        crash_point(f"{purpose}.committed")
     except BaseException:
         if db.in_transaction:
             db.execute("ROLLBACK")

@@ -17,6 +17,7 @@ from pathlib import Path
 from edge_agent.model_notice import PERSONAL_FOLDER
 from edge_agent.outbox import Outbox
 from edge_agent.sqlite_file import is_damage
+from fl_io.crash import crash_point
 from fl_io.disk import DISK, Disk, make_folder, sweep_unfinished, write_file
 from fl_protocol.clock import Clock
 from fl_protocol.errors import StorageError
@@ -46,7 +47,7 @@ class StateFolder:
         self._lock: int | None = None
         self._newborn = False
         try:
-            self.path.mkdir(mode=0o770, parents=True, exist_ok=True)
+            make_folder(self.path, purpose="agent.folder", disk=disk, mode=0o770)
             for folder in (self.blobs, self.artifacts, self.personal, self.run):
                 folder.mkdir(mode=0o750, exist_ok=True)
             self._hold()
@@ -125,9 +126,9 @@ class StateFolder:
             StorageError: the disk refuses.
         """
         shelf = self.path / "quarantine"
-        make_folder(shelf, disk=self._disk)
+        make_folder(shelf, purpose="agent.shelf", disk=self._disk, mode=0o750)
         marked = f"{name}.{secrets.token_hex(4)}"
-        write_file(shelf / marked, content, disk=self._disk, mode=0o600)
+        write_file(shelf / marked, content, purpose="agent.set_aside", disk=self._disk, mode=0o600)
         said = f"{name} was damaged ({reason}) and is now quarantine/{marked}"
         self.quarantined.append(said)
         return said
@@ -183,7 +184,7 @@ class StateFolder:
         incarnation, seed = secrets.token_bytes(INCARNATION_BYTES), secrets.token_bytes(_SEED_BYTES)
         body = json.dumps({"incarnation": incarnation.hex(), "device_seed": seed.hex()})
         path = self.path / "identity.json"
-        write_file(path, body.encode(), disk=self._disk, mode=0o600)
+        write_file(path, body.encode(), purpose="agent.identity", disk=self._disk, mode=0o600)
         self._newborn = True
         return incarnation, seed
 
@@ -192,13 +193,17 @@ class StateFolder:
         shelf = self.path / "quarantine"
         mark = secrets.token_hex(4)
         try:
-            shelf.mkdir(mode=0o750, exist_ok=True)
+            make_folder(shelf, purpose="agent.shelf", disk=self._disk, mode=0o750)
+            # The file itself goes first: sqlite throws away a log that it finds without one.
             for companion in ("", "-wal", "-shm"):
                 old = path.with_name(path.name + companion)
                 if old.exists():
                     self._disk.rename(old, shelf / f"{path.name}.{mark}{companion}")
+                    crash_point("agent.quarantine.moved")
             self._disk.sync_directory(shelf)
+            crash_point("agent.quarantine.kept")
             self._disk.sync_directory(path.parent)
+            crash_point("agent.quarantine.gone")
         except OSError as error:
             raise StorageError(f"cannot set the damaged {path} aside: {error.strerror}") from error
         self.quarantined.append(

@@ -201,6 +201,7 @@ class Supervisor:
             "state": self.state,
             "idle_reason": self.idle_reason,
             "connected": self._connected,
+            "tls_date_error": correspondence.date_error,
             "epoch": manifest.version.epoch if manifest else None,
             "version": manifest.version.number if manifest else None,
             **counts_body(self._outbox_counts()),

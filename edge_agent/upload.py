@@ -155,7 +155,6 @@ class Uploads:
             crash_point("agent.receipt")
             reason = receipt.reason if receipt.state == "refused" else ""
             settled = self._outbox.settle(update_id, receipt.state, reason)
-            crash_point("agent.settled")
             self._uploads.pop(update_id, None)
             if settled and reason:
                 self.last_refusal = reason
@@ -246,6 +245,8 @@ class Uploads:
         if upload.carry:
             upload.under_way[token] = (0, size)
             crash_point("agent.upload")
+        else:
+            crash_point("agent.probe")
         upload.sent = True
         upload.carry = upload.deferred = False
         upload.due = now + self._probe_delay(upload.attempt)

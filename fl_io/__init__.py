@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from fl_io.crash import crash_point
     from fl_io.disk import DISK, Disk, RealDisk, write_file
     from fl_io.ed25519 import new_private_key, public_key_text, read_public_key, signer, unsigned, verifier
-    from fl_io.mqtt import MqttTransport, TlsFiles
+    from fl_io.mqtt import MqttTransport
+    from fl_io.tls import TlsFiles
 
 __all__ = [
     "DISK",
@@ -42,7 +43,7 @@ _HOMES = {
     "MqttTransport": "mqtt",
     "RealDisk": "disk",
     "SystemClock": "clock",
-    "TlsFiles": "mqtt",
+    "TlsFiles": "tls",
     "crash_point": "crash",
     "new_private_key": "ed25519",
     "public_key_text": "ed25519",

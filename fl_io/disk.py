@@ -1,8 +1,9 @@
 """The disk as durable code sees it: few operations, each of which a power cut may undo until it is synced.
 
-``write_file`` is the one way in which Lichen writes a durable file, ``make_folder`` the one in which it
-makes a folder for them. Both go through a ``Disk``, so that a test can run the same code on a disk that
-forgets what was not synced.
+``write_file`` is the one way in which Lichen writes a durable file (``seal_file`` where it was written in
+pieces, ``move_file`` where it is durable already), ``make_folder`` the one in which it makes a folder for
+them. All go through a ``Disk``, so that a test can run the same code on a disk that forgets what was not
+synced. ``purpose`` says what the file is for, and begins the names of the crash points on the way.
 """
 
 import contextlib
@@ -11,9 +12,19 @@ import secrets
 from pathlib import Path
 from typing import Protocol
 
+from fl_io.crash import crash_point
 from fl_protocol.errors import StorageError
 
-__all__ = ["DISK", "Disk", "RealDisk", "make_folder", "sweep_unfinished", "write_file"]
+__all__ = [
+    "DISK",
+    "Disk",
+    "RealDisk",
+    "make_folder",
+    "move_file",
+    "seal_file",
+    "sweep_unfinished",
+    "write_file",
+]
 
 _HINT = "free some space, or check that the folder is writable by this user"
 
@@ -87,11 +98,20 @@ class RealDisk:
 DISK = RealDisk()
 
 
-def write_file(path: Path, content: bytes, *, disk: Disk = DISK, mode: int = 0o666) -> None:
+def write_file(
+    path: Path,
+    content: bytes,
+    *,
+    purpose: str,
+    disk: Disk = DISK,
+    mode: int = 0o666,
+    name_at_once: bool = True,
+) -> None:
     """Write a durable file: temporary name, fsync, rename, fsync of the folder.
 
     After a crash at any moment the file is the old one or the new one, whole. On return it is the new.
-    ``mode`` (less the umask) holds from the first byte on: 0o600 for a key.
+    ``mode`` (less the umask) holds from the first byte on: 0o600 for a key. ``name_at_once`` False leaves
+    the last fsync out, for what costs little to make again: then it may be the old one still.
 
     Raises:
         StorageError: the disk is full, read-only or failing; the old file is untouched.
@@ -99,17 +119,45 @@ def write_file(path: Path, content: bytes, *, disk: Disk = DISK, mode: int = 0o6
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         disk.write(temporary, content, mode=mode)
-        disk.sync(temporary)
-        disk.rename(temporary, path)
-        disk.sync_directory(path.parent)
+        seal_file(temporary, path, purpose=purpose, disk=disk, name_at_once=name_at_once)
     except OSError as error:
         with contextlib.suppress(OSError):
             disk.remove(temporary)
         raise StorageError(f"cannot write {path}: {error.strerror or error}", hint=_HINT) from error
 
 
-def make_folder(path: Path, *, disk: Disk = DISK) -> None:
+def seal_file(part: Path, path: Path, *, purpose: str, disk: Disk = DISK, name_at_once: bool = True) -> None:
+    """Give a file that is written its name: fsync, rename, fsync of the folder, as ``write_file`` does.
+
+    Raises:
+        OSError: the disk refuses; ``path`` is the old file, or the new one.
+    """
+    crash_point(f"{purpose}.written")
+    disk.sync(part)
+    crash_point(f"{purpose}.synced")
+    disk.rename(part, path)
+    crash_point(f"{purpose}.renamed")
+    if name_at_once:
+        disk.sync_directory(path.parent)
+    crash_point(f"{purpose}.durable")
+
+
+def move_file(old: Path, new: Path, *, purpose: str, disk: Disk = DISK) -> None:
+    """Rename a durable file, durably.
+
+    Raises:
+        OSError: the disk refuses; after a crash it has one of the two names.
+    """
+    crash_point(f"{purpose}.move")
+    disk.rename(old, new)
+    crash_point(f"{purpose}.moved")
+    disk.sync_directory(new.parent)
+    crash_point(f"{purpose}.settled")
+
+
+def make_folder(path: Path, *, purpose: str, disk: Disk = DISK, mode: int = 0o777) -> None:
     """Make a folder, and those above it, durably: a file is lost with the name of the folder it is in.
+    ``mode`` (less the umask) is that of the folder itself, if it is made.
 
     Raises:
         StorageError: the disk refuses, or something else has that name.
@@ -117,7 +165,8 @@ def make_folder(path: Path, *, disk: Disk = DISK) -> None:
     path = path.absolute()
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+        crash_point(f"{purpose}.made")
         for folder in reversed(missing):
             disk.sync_directory(folder.parent)
         if not missing:
@@ -127,6 +176,7 @@ def make_folder(path: Path, *, disk: Disk = DISK) -> None:
                 disk.sync_directory(path.parent)
     except OSError as error:
         raise StorageError(f"cannot make the folder {path}: {error.strerror or error}", hint=_HINT) from error
+    crash_point(f"{purpose}.kept")
 
 
 def sweep_unfinished(folder: Path, *, disk: Disk = DISK) -> int:

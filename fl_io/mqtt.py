@@ -17,8 +17,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as paho
@@ -26,7 +24,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from fl_io.broker_address import CONNECT_TIMEOUT_S, BrokerAddress, reachable
 from fl_io.socket_bytes import socket_bytes
-from fl_protocol.errors import ConfigError
+from fl_io.tls import TlsFiles, Trust, is_date_error
 from fl_protocol.transport import (
     Connected,
     Delivered,
@@ -62,15 +60,6 @@ _REFUSED_FOR_GOOD = {
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TlsFiles:
-    """PEM files of a TLS connection; without ``ca`` the system's authorities are trusted."""
-
-    ca: Path | None = None
-    certificate: Path | None = None
-    key: Path | None = None
-
-
 class MqttTransport:
     """See ``fl_protocol.transport.Transport``. One thread; events come from it.
 
@@ -102,7 +91,7 @@ class MqttTransport:
         self._manual_ack = manual_ack
         self._keepalive_s = keepalive_s
         self._window = window
-        self._tls = _tls_context(tls or TlsFiles()) if address.tls else None
+        self._trust = Trust(tls or TlsFiles()) if address.tls else None
         self._receive: Callable[[TransportEvent], None] = lambda event: None
         self._stopping = False
         self._renewed = False
@@ -194,14 +183,24 @@ class MqttTransport:
 
     def _connect_once(self) -> tuple[str, bool, bool]:
         """Run one connection to its end; why it ended, whether for good, and whether it was of use."""
+        while (ending := self._try_once()) is None:
+            pass
+        return ending
+
+    def _try_once(self) -> tuple[str, bool, bool] | None:
+        """See ``_connect_once``; None to try again at once, and look at no date."""
         self._generation += 1
-        connection = _Connection(self._new_client(), self._generation, self._window)
+        forgiven = self._trust.date_error if self._trust is not None else ""
+        connection = _Connection(self._new_client(), self._generation, self._window, forgiven)
         try:
             connection.client.connect(self._address.host, self._address.port, self._keepalive_s)
             self._connection = connection
             reason = self._attend(connection)
         except ssl.SSLCertVerificationError as error:
-            return f"the broker's certificate is not trusted ({error.verify_message})", True, False
+            if self._trust is not None and self._trust.forgives(error):
+                return None
+            reason = f"the broker's certificate is not trusted ({error.verify_message})"
+            return reason, not is_date_error(error), False
         except (OSError, ValueError) as error:
             return str(error), False, connection.was_useful()
         finally:
@@ -239,8 +238,8 @@ class MqttTransport:
         client.connect_timeout = CONNECT_TIMEOUT_S
         client.max_inflight_messages_set(self._window)
         client.max_queued_messages_set(4 * self._window)
-        if self._tls is not None:
-            client.tls_set_context(self._tls)
+        if self._trust is not None:
+            client.tls_set_context(self._trust.context)
         if self._address.username:
             client.username_pw_set(self._address.username, self._address.password or None)
         if self._address.path:
@@ -261,11 +260,12 @@ class MqttTransport:
 class _Connection:
     """One paho client from CONNECT to its end; what its callbacks saw waits in ``noted``."""
 
-    def __init__(self, client: paho.Client, generation: int, window: int) -> None:
+    def __init__(self, client: paho.Client, generation: int, window: int, date_error: str) -> None:
         self.client = client
         self.noted: deque[TransportEvent] = deque()
         self.accepted = False
         self.refusal = ""
+        self._date_error = date_error
         self._began = time.monotonic()
         self._moved = 0
         self._sizes: dict[int, int] = {}
@@ -351,7 +351,7 @@ class _Connection:
             self.refusal = str(reason)
         else:
             self.accepted = True
-            self.noted.append(Connected(bool(flags.session_present)))
+            self.noted.append(Connected(bool(flags.session_present), self._date_error))
 
     def _on_message(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
         try:
@@ -369,13 +369,3 @@ class _Connection:
         # The acknowledgement may be quicker than the note of the size, which is then left for the next.
         self._moved += self._sizes.pop(mid, 0)
         self.noted.append(Delivered(self._first_token + mid))
-
-
-def _tls_context(files: TlsFiles) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=str(files.ca) if files.ca else None)
-        if files.certificate is not None:
-            context.load_cert_chain(str(files.certificate), str(files.key) if files.key else None)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"TLS files cannot be used: {error}") from None
-    return context

@@ -22,9 +22,13 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """The broker took us; nothing is subscribed unless ``session_present``."""
+    """The broker took us; nothing is subscribed unless ``session_present``.
+
+    ``date_error`` is what was found wrong with the dates of the broker's certificate, and forgiven.
+    """
 
     session_present: bool
+    date_error: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ def _load(name: str) -> None:
         spec.loader.exec_module(module)
 
 
+_load("certificates")
 _load("simulated_disk")
 
 

@@ -102,8 +102,12 @@ def _rows(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "versions", f"{summary['versions']} in {summary['seconds']:.1f} s"
     yield "devices", f"{summary['devices']} processes, {summary['runtime']} runtime, {summary['partition']}"
     yield "updates", f"{summary['updates_accepted']} accepted, {summary['updates_refused']} refused"
-    for name, counts in summary["runtimes"].items():
-        yield name, f"{counts['devices']} devices, {counts['accepted']} accepted, {counts['folded']} folded"
+    if summary["runtimes"].keys() - {summary["runtime"]}:
+        for name, counts in summary["runtimes"].items():
+            yield (
+                name,
+                f"{counts['devices']} devices, {counts['accepted']} accepted, {counts['folded']} folded",
+            )
     for name, reason in summary["runtimes_absent"].items():
         yield name, f"took no part: {reason}"
     if summary["bytes_up_total"]:

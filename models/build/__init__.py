@@ -5,19 +5,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from models.build.builder import build_artifact
-    from models.build.from_keras import from_keras
-    from models.build.from_sklearn import from_sklearn
-    from models.build.from_torch import from_torch
     from models.build.inspection import inspect_model
+    from models.build.keras_models import from_keras
+    from models.build.sklearn_estimators import from_sklearn
+    from models.build.torch_modules import from_torch
     from models.build.wrap import wrap_weights
 
 __all__ = ["build_artifact", "from_keras", "from_sklearn", "from_torch", "inspect_model", "wrap_weights"]
 
 _HOMES = {
     "build_artifact": "builder",
-    "from_keras": "from_keras",
-    "from_sklearn": "from_sklearn",
-    "from_torch": "from_torch",
+    "from_keras": "keras_models",
+    "from_sklearn": "sklearn_estimators",
+    "from_torch": "torch_modules",
     "inspect_model": "inspection",
     "wrap_weights": "wrap",
 }

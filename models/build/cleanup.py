@@ -49,6 +49,14 @@ class _Pass:
     def __init__(self, graph: WorkingGraph) -> None:
         self.graph = graph
         self.makers: dict[str, onnx.NodeProto] = {}
+        self.quotients: dict[str, onnx.NodeProto] = {}
+        """Divisions by what they divide."""
+
+    def enter(self, node: onnx.NodeProto) -> None:
+        """Remember a node that has got its place."""
+        self.makers |= dict.fromkeys(node.output, node)
+        if node.op_type == "Div":
+            self.quotients.setdefault(node.input[0], node)
 
     def maker(self, value: str, *ops: str) -> onnx.NodeProto | None:
         """The node that computes a value, where it is one of ``ops``."""
@@ -69,7 +77,8 @@ class _Pass:
             graph.know(value, known, like=old)
         else:
             graph.stands_for(value, old)
-        self.makers |= {node.output[0]: node for node in graph.nodes[count:]}
+        for node in graph.nodes[count:]:
+            self.enter(node)
         return value
 
 
@@ -92,7 +101,7 @@ def _one_pass(graph: WorkingGraph) -> dict[str, str]:
             replaced[node.output[0]] = value
         else:
             graph.nodes.append(node)
-            state.makers |= {name: node for name in node.output}
+            state.enter(node)
     return replaced
 
 
@@ -147,6 +156,28 @@ def _turned_twice(state: _Pass, node: onnx.NodeProto) -> str | None:
     return None
 
 
+def _through_quotient(state: _Pass, node: onnx.NodeProto) -> str | None:
+    """``x * b`` where ``x / q`` is there, both factors small: by the quotient, so that ``x`` need not be kept.
+
+    The gradient of a normalisation asks for the centred value, its own for the normalised one.
+    """
+    if node.op_type != "Mul":
+        return None
+    for place, other in ((0, 1), (1, 0)):
+        value, factor = node.input[place], node.input[other]
+        quotient = state.quotients.get(value)
+        if (
+            quotient is not None
+            and state.same_shape(factor, quotient.input[1])
+            and not state.same_shape(factor, value)
+            and state.same_shape(value, node.output[0])
+        ):
+            scaled = state.instead_of(factor, "Mul", factor, quotient.input[1])
+            node.input[:] = [quotient.output[0], scaled]
+            return None
+    return None
+
+
 def _late_expand(state: _Pass, node: onnx.NodeProto) -> str | None:
     """What is computed of a repeated value and of one number is computed first, then repeated."""
     graph = state.graph
@@ -191,4 +222,5 @@ _REWRITINGS: Sequence[_Rewriting] = (
     _turned_twice,
     _late_expand,
     _needless_expand,
+    _through_quotient,
 )

@@ -168,8 +168,8 @@ class TrainingArtifact:
         except OSError as error:
             raise StorageError(f"cannot make the folder {folder}: {error.strerror}") from None
         for name in self._manifest.files:
-            write_file(folder / name, self.read(name))
-        write_file(folder / MANIFEST_NAME, self._text)
+            write_file(folder / name, self.read(name), purpose="artifact.file")
+        write_file(folder / MANIFEST_NAME, self._text, purpose="artifact.manifest")
         return TrainingArtifact.open(folder)
 
     def _check_on_disk(self, name: str, ref: BlobRef) -> None:

@@ -138,7 +138,8 @@ class Runtime(Protocol):
 class GraphSession:
     """A session on top of anything that runs one graph; each graph is loaded when it is first used.
 
-    ``load`` is given a file's name, which ends in ``suffix``, and its content.
+    ``load`` is given a file's name, which ends in ``suffix``, and its content. ``one_at_a_time`` is for a
+    runtime that loads quickly and whose graphs each hold memory of their own: the last one is let go.
     """
 
     def __init__(
@@ -148,12 +149,14 @@ class GraphSession:
         load: Callable[[str, bytes], GraphRunner],
         *,
         suffix: str = ".onnx",
+        one_at_a_time: bool = False,
     ) -> None:
         manifest = artifact.manifest
         self._name = name
         self._artifact = artifact
         self._load = load
         self._suffix = suffix
+        self._one_at_a_time = one_at_a_time
         self._runners: dict[str, GraphRunner] = {}
         self._travels = tuple(tensor.name for tensor in manifest.layout.tensors)
         self._anchored = tuple(tensor.name for tensor in manifest.layout.weights.tensors)
@@ -239,6 +242,8 @@ class GraphSession:
         runner = self._runners.get(graph)
         if runner is None:
             file = graph + self._suffix
+            if self._one_at_a_time:
+                self._runners.clear()
             runner = self._runners[graph] = self._load(file, self._artifact.read(file))
         return runner
 

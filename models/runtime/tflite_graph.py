@@ -41,7 +41,7 @@ def open_in(interpreter_class: Any, runtime: str, artifact: TrainingArtifact) ->
         ArtifactError: the interpreter cannot read the step graph.
     """
     loader = _Loader(interpreter_class, runtime)
-    session = GraphSession(runtime, artifact, loader.load, suffix=SUFFIX)
+    session = GraphSession(runtime, artifact, loader.load, suffix=SUFFIX, one_at_a_time=True)
     return StaticBatchSession(session, rows=loader.rows)
 
 

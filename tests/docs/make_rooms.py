@@ -23,6 +23,7 @@ PACKAGES = (
     "hil",
     "hil/demo",
     "hil/bench",
+    "hil/emulation",
     "lichen",
 )
 

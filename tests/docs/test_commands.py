@@ -85,7 +85,7 @@ def test_every_command_of_the_documents_is_understood(documents, understood):
 def test_every_make_target_of_the_documents_is_there(documents, understood):
     """And the options that are handed on are the demo's."""
     root = documents[0].path.parent
-    targets = set(re.findall(r"^([a-z]+):", (root / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z0-9-]+):", (root / "Makefile").read_text(), re.MULTILINE))
     lines = [line for document in documents for line in document.commands("make") + document.mentions("make")]
     commands = [shlex.split(line, comments=True) for line in lines]
     assert {word for _, *words in commands for word in words if "=" not in word} <= targets

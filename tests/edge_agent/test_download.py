@@ -234,6 +234,38 @@ def test_a_silent_chunk_is_asked_for_with_growing_patience(fetching):
     assert 4 <= len(asked) <= 6
 
 
+def test_a_chunk_that_is_on_its_way_is_waited_for(fetching):
+    """A slow link brings a few bytes a second: asked for, it would come twice; but not for ever."""
+    downloads, wire, clock, give, _ = fetching
+    downloads.work()
+    for _ in range(40):
+        clock.advance(1.0)
+        wire.received += 1000
+        downloads.work()
+    assert wire.log == [("subscribe", 8)]
+    assert not downloads.stalled
+    for _ in range(60):
+        clock.advance(1.0)
+        wire.received += 1000
+        downloads.work()
+    assert wire.log[-1] == ("publish", TOPICS.get("d"))
+    assert downloads.stalled
+    give(0)
+    assert not downloads.stalled
+
+
+def test_connection_after_connection_without_a_chunk_is_a_stall(fetching):
+    """Each is too short for patience to end; one chunk, and it is none."""
+    downloads, _, _, give, _ = fetching
+    for _ in range(4):
+        downloads.disconnected()
+        downloads.connected()
+        downloads.work()
+    assert downloads.stalled
+    give(0)
+    assert not downloads.stalled
+
+
 def test_where_the_coordinator_answers_it_is_asked_directly(fetching):
     """A broker without retained messages: after the first answer, no subscription is tried any more."""
     downloads, wire, clock, give, _ = fetching

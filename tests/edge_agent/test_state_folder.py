@@ -121,7 +121,7 @@ def test_a_power_cut_while_the_identity_is_written_leaves_one_or_none(tmp_path, 
         if went_on_with is not None:
             break
         cut += 1
-    assert cut == 5
+    assert cut == 6
 
 
 def test_an_outbox_that_is_gone_makes_a_new_incarnation(tmp_path):

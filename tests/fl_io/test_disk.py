@@ -18,15 +18,15 @@ SEEDS = range(40)
 def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path):
     """The plain case on the real disk."""
     path = tmp_path / "file"
-    write_file(path, b"old")
-    write_file(path, b"new")
+    write_file(path, b"old", purpose="test")
+    write_file(path, b"new", purpose="test")
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_secret_file_is_never_readable_by_others(tmp_path):
     """The mode holds from the first byte on."""
-    write_file(tmp_path / "key", b"secret", mode=0o600)
+    write_file(tmp_path / "key", b"secret", mode=0o600, purpose="test")
     assert stat.S_IMODE(os.stat(tmp_path / "key").st_mode) == 0o600
 
 
@@ -45,20 +45,20 @@ def test_a_new_folder_is_durable_with_all_above_it(tmp_path):
 
     for expected in ([tmp_path, tmp_path / "a", tmp_path / "a" / "b"], [tmp_path / "a" / "b"]):
         disk = Noting()
-        make_folder(tmp_path / "a" / "b" / "c", disk=disk)
+        make_folder(tmp_path / "a" / "b" / "c", disk=disk, purpose="test")
         assert disk.synced == expected
-    write_file(tmp_path / "file", b"")
+    write_file(tmp_path / "file", b"", purpose="test")
     with pytest.raises(StorageError, match="cannot make the folder"):
-        make_folder(tmp_path / "file" / "below")
+        make_folder(tmp_path / "file" / "below", purpose="test")
 
 
 def test_what_a_crash_left_unfinished_is_swept(tmp_path):
     """The temporary file of a write that was cut off, and nothing else."""
-    write_file(tmp_path / "whole", b"x")
+    write_file(tmp_path / "whole", b"x", purpose="test")
     (tmp_path / ".hidden").write_bytes(b"")
     disk = SimulatedDisk(cut=3)
     with pytest.raises(PowerCut):
-        write_file(tmp_path / "cut", b"x", disk=disk)
+        write_file(tmp_path / "cut", b"x", disk=disk, purpose="test")
     assert len(list(tmp_path.iterdir())) == 3
     assert sweep_unfinished(tmp_path) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", "whole"]
@@ -78,8 +78,8 @@ def test_a_file_that_was_written_survives_every_power_cut(tmp_path):
     """On return the file is the new one, for good."""
     for seed in SEEDS:
         disk, path = SimulatedDisk(seed=seed), tmp_path / str(seed)
-        write_file(path, b"old content", disk=disk)
-        write_file(path, b"new content", disk=disk)
+        write_file(path, b"old content", disk=disk, purpose="test")
+        write_file(path, b"new content", disk=disk, purpose="test")
         disk.crash()
         assert path.read_bytes() == b"new content"
 
@@ -90,10 +90,10 @@ def test_a_power_cut_at_any_moment_leaves_the_old_file_or_the_new(tmp_path, cut)
     seen = set()
     for seed in SEEDS:
         disk, path = SimulatedDisk(seed=seed), tmp_path / str(seed)
-        write_file(path, b"old content", disk=disk)
+        write_file(path, b"old content", disk=disk, purpose="test")
         disk.cut = disk.operations + cut
         with pytest.raises(PowerCut):
-            write_file(path, b"new content", disk=disk)
+            write_file(path, b"new content", disk=disk, purpose="test")
         disk.crash()
         seen.add(path.read_bytes())
     assert seen <= {b"old content", b"new content"}
@@ -106,8 +106,8 @@ def test_a_dropped_sync_is_seen(tmp_path, skipped):
     outcomes = set()
     for seed in SEEDS:
         disk, path = SimulatedDisk(seed=seed, skip={skipped}), tmp_path / str(seed)
-        write_file(path, b"old content", disk=disk)
-        write_file(path, b"new content", disk=disk)
+        write_file(path, b"old content", disk=disk, purpose="test")
+        write_file(path, b"new content", disk=disk, purpose="test")
         disk.crash()
         outcomes.add(path.read_bytes())
     assert outcomes - {b"new content"}
@@ -117,9 +117,9 @@ def test_a_dropped_sync_is_seen(tmp_path, skipped):
 def test_a_full_disk_leaves_the_old_file_and_says_where(tmp_path, failing):
     """The error names the file and has a hint; no temporary file is left."""
     disk, path = SimulatedDisk(fail={failing}), tmp_path / "file"
-    write_file(path, b"old", disk=disk)
+    write_file(path, b"old", disk=disk, purpose="test")
     with pytest.raises(StorageError, match="No space left") as caught:
-        write_file(path, b"new", disk=disk)
+        write_file(path, b"new", disk=disk, purpose="test")
     assert str(path) in str(caught.value)
     assert caught.value.hint
     assert path.read_bytes() == b"old"
@@ -129,10 +129,10 @@ def test_a_full_disk_leaves_the_old_file_and_says_where(tmp_path, failing):
 def test_a_read_only_folder_is_a_storage_error_too(tmp_path):
     """Even where the clean-up fails as well."""
     with pytest.raises(StorageError):
-        write_file(tmp_path / "missing" / "file", b"x")
+        write_file(tmp_path / "missing" / "file", b"x", purpose="test")
     disk = SimulatedDisk(fail={"write:1", "remove:1"})
     with pytest.raises(StorageError):
-        write_file(tmp_path / "file", b"x", disk=disk)
+        write_file(tmp_path / "file", b"x", disk=disk, purpose="test")
 
 
 def test_unsynced_content_may_be_old_empty_short_or_whole(tmp_path):
@@ -140,7 +140,7 @@ def test_unsynced_content_may_be_old_empty_short_or_whole(tmp_path):
     seen = set()
     for seed in SEEDS:
         disk, path = SimulatedDisk(seed=seed), tmp_path / str(seed)
-        write_file(path, b"old", disk=disk)
+        write_file(path, b"old", disk=disk, purpose="test")
         disk.write(path, b"abcdef")
         disk.crash()
         seen.add(path.read_bytes())
@@ -153,7 +153,7 @@ def test_a_removal_without_a_sync_may_come_undone(tmp_path):
     back = []
     for seed in SEEDS:
         disk, path = SimulatedDisk(seed=seed), tmp_path / str(seed)
-        write_file(path, b"x", disk=disk)
+        write_file(path, b"x", disk=disk, purpose="test")
         disk.remove(path)
         disk.crash()
         back.append(path.exists())
@@ -202,7 +202,7 @@ def test_any_sequence_of_writes_leaves_one_of_them_whole(tmp_path_factory, conte
     done = -1
     try:
         for content in contents:
-            write_file(path, content, disk=disk)
+            write_file(path, content, disk=disk, purpose="test")
             done = next(finished)
     except PowerCut:
         pass

@@ -18,7 +18,7 @@ from fl_protocol.ranges import ByteRanges
 from fl_protocol.receipt import REFUSALS, Receipt
 from fl_protocol.signed import TASK_CONTEXT, open_envelope, peek, seal
 from fl_protocol.task import Pacing, TaskManifest
-from fl_protocol.update import UpdateHeader
+from fl_protocol.update import UpdateHeader, runtime_label
 from fl_protocol.version import VersionId
 
 INTEGERS = st.integers(0, MAX_INTEGER)
@@ -301,13 +301,23 @@ def good_header() -> dict:
 @pytest.mark.parametrize(
     "change",
     [{"x": 0}, {"p": 0}, {"d": 2}, {"h": bytes(31)}, {"s": (1 << 30) + 1}, {"c": "x" * 97}, {"b": b"x"},
-     {"m": {"before": [1]}}, {"m": 7}, {"l": bytes(7)}, {"g": bytes(15)}, {"f": "12345678"}],
+     {"m": {"before": [1]}}, {"m": 7}, {"r": "x" * 17}, {"r": "a b"}, {"r": "\x1b[2J"},
+     {"l": bytes(7)}, {"g": bytes(15)}, {"f": "12345678"}],
 )  # fmt: skip
 def test_a_header_that_contradicts_itself_is_refused(change):
     """Counts, lengths, and a payload that is not the one it names."""
     UpdateHeader.unpack(msgpack.packb(good_header() | {"b": b""}))
     with pytest.raises(MessageError):
         UpdateHeader.unpack(msgpack.packb(good_header() | change))
+
+
+def test_any_name_becomes_one_that_a_header_carries():
+    """A class may be called anything; its updates are no less good."""
+    for name in ("onnx", "MyVeryLongTrainerOfThings", "Übung<1>", ""):
+        label = runtime_label(name)
+        read, _ = UpdateHeader.unpack(msgpack.packb(good_header() | {"r": label}))
+        assert read.runtime == label
+    assert runtime_label("Übung<1>") == "_bung_1_"
 
 
 def test_large_and_nested_bodies_are_refused_before_they_cost_anything():

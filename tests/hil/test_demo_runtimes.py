@@ -28,6 +28,12 @@ def demo(folder, *words):
     )
 
 
+def told(word, folder, *options):
+    """What an operator reads of a demo's coordinator."""
+    words = [sys.executable, "-m", "lichen", word, str(folder / "out" / "coordinator"), *options]
+    return subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT_S, check=True).stdout
+
+
 @pytest.mark.process
 def test_a_fleet_trains_on_litert_and_fetches_no_other_graphs(tmp_path):
     """Real agents, fixed batches of 32 under a plan of 16: nothing lost, nothing counted twice."""
@@ -63,14 +69,9 @@ def test_all_runtimes_train_in_one_federation(tmp_path):
     assert {share["runtime"] for share in report["by_device"]} == set(present)
     said = faults(figures, present)
     assert [line for line in said if "folded" in line or "lost" in line or "bit" in line] == []
-    told = subprocess.run(
-        [sys.executable, "-m", "lichen", "devices", str(tmp_path / "out" / "coordinator"), "--json"],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=True,
-    )
-    assert {device["runtime"] for device in json.loads(told.stdout)} == set(present)
+    assert {device["runtime"] for device in json.loads(told("devices", tmp_path, "--json"))} == set(present)
+    status = told("status", tmp_path)
+    assert all(f"trained by {name}" in status for name in present)
 
 
 @pytest.mark.process

@@ -46,14 +46,14 @@ def test_a_power_cut_costs_no_more_than_one_interval_and_the_result_counts_once(
     checkpoint = fleet.agent_states[0] / "checkpoint"
     fleet.coordinator.start()
     other.start()
-    victim.start({"LICHEN_CRASH_POINT": f"worker.checkpoint:{LAST}"})
+    victim.start({"LICHEN_CRASH_POINT": f"worker.checkpoint.durable:{LAST}"})
     ends = time.monotonic() + PATIENCE_S
     while (saved := read_checkpoint(checkpoint)) is None or saved.steps < LAST:
         assert time.monotonic() < ends, victim.last_words()
         time.sleep(0.02)
     victim.kill()
     assert read_checkpoint(checkpoint).steps == LAST
-    victim.start({"LICHEN_CRASH_POINT": "worker.checkpoint:5"})
+    victim.start({"LICHEN_CRASH_POINT": "worker.checkpoint.durable:5"})
     assert fleet.coordinator.wait(PATIENCE_S) == 0, fleet.coordinator.last_words()
     assert fleet.status()["version"] == 1
     fleet.stop()

@@ -14,6 +14,7 @@ from models.build.tflite.flatbuffer import FlatGraph
 from models.build.tflite.replay import TRANSLATIONS, Replay, Value
 from models.runtime.numpy_ops import KERNELS
 from models.runtime.onnx_reader import Graph, Node, read_model
+from models.runtime.session import STEP
 
 __all__ = ["TRANSLATIONS", "write_tflite"]
 
@@ -29,7 +30,8 @@ def write_tflite(content: bytes, *, signature: str, batch: int) -> bytes:
     """
     source = read_model(content)
     graph = FlatGraph()
-    replay = Replay(graph)
+    # Evaluation and inference are rare beside steps, and the Predictor's device may be short of memory.
+    replay = Replay(graph, fast=signature == STEP)
     values: dict[str, Value] = dict(source.constants)
     for declared in source.inputs:
         shape = tuple(batch if size is None else size for size in declared.shape)

@@ -47,7 +47,7 @@ def _conv(replay: Replay, node: Node, x: Value, w: Value, bias: Value | None = N
     sizes, channels_in = _image_sizes(x), x.shape[1]
     if w.shape[1] * groups != channels_in:
         raise ArtifactError(f"{groups} groups of {w.shape[1]} channels for {channels_in}")
-    product = _as_product(replay, x, w, window) if groups == 1 else None
+    product = _as_product(replay, x, w, window) if groups == 1 and replay.fast else None
     if product is not None:
         return product if bias is None else _with_bias(replay, product, bias)
     image, padding = _with_margins(replay, _channels_last(replay, x), sizes, window)
@@ -213,8 +213,8 @@ def _as_product(replay: Replay, x: Value, w: Value, window: Window) -> Laid | No
     """A convolution with filters that are computed as a product; ``None`` where it had better be none.
 
     The gradient of filters is a convolution whose "filters" are large and whose result is small. It is the
-    same product with the roles of taps and places swapped, over the very tensor that the forward pass has
-    gathered.
+    same product with the roles of taps and places swapped, over the tensor that the forward pass gathered;
+    which is gathered again, since it would be the largest one in memory until then.
     """
     if isinstance(w, np.ndarray):
         return None  # CONV_2D is fast where the filters are fixed
@@ -227,6 +227,7 @@ def _as_product(replay: Replay, x: Value, w: Value, window: Window) -> Laid | No
         filters = replay.reshape(_filters(replay, w, (2, 3, 1, 0)), (replay.graph.shape(seen)[1], w.shape[0]))
         product = _matrix_product(replay, seen, filters)
         return _image(replay, replay.reshape(product, (x.shape[0], *places, w.shape[0])), len(x.shape))
+    replay.graph.forget()
     swapped = replace(window, kernel=places, stride=window.dilation, dilation=window.stride)
     image = _filters(replay, x, (1, 2, 3, 0))
     if not is_worth_gathering(replay, image, swapped, window.kernel):

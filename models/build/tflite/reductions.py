@@ -94,12 +94,11 @@ def _reduced(replay: Replay, op: str, x: Value, axes: Sequence[int], *, keep: bo
     stored = sizes if keep else [laid.shape[axis] for axis in layout if axis in left]
     counted = math.prod(laid.shape[axis] for axis in axes)
     if len(places) > 1 and op in ("SUM", "MEAN") and counted > _LARGEST_SUM:
-        for place in reversed(places):
+        for place in reversed(places[1:]):
             shape = list(replay.graph.shape(tensor))
             shape[place] = 1
             tensor = _reduce(replay, op, tensor, [place], shape, keep=True)
-        tensor = replay.reshape(tensor, stored)
-    elif places:
+    if places:
         tensor = _reduce(replay, op, tensor, places, stored, keep=keep)
     if keep:
         return Laid([1 if axis in axes else dim for axis, dim in enumerate(laid.shape)], {layout: tensor})

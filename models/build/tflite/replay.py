@@ -60,10 +60,14 @@ def translation(*ops: str) -> Callable[[Translation], Translation]:
 
 
 class Replay:
-    """What every translation works with: the file in the making, and the layouts of values."""
+    """What every translation works with: the file in the making, and the layouts of values.
 
-    def __init__(self, graph: FlatGraph) -> None:
+    ``fast`` is whether speed may cost memory.
+    """
+
+    def __init__(self, graph: FlatGraph, *, fast: bool = True) -> None:
         self.graph = graph
+        self.fast = fast
 
     def laid(self, value: Value) -> Laid:
         """A value as one with a layout."""
@@ -104,6 +108,10 @@ class Replay:
         """The same numbers in the same order under another shape."""
         if self.graph.shape(tensor) == tuple(shape):
             return tensor
+        if not shape and self.graph.dtype(tensor) == np.float32:
+            # A RESHAPE to a scalar keeps tflite-runtime 2.14 from using XNNPACK at all.
+            every = self.graph.integers(*range(len(self.graph.shape(tensor))))
+            return self.call("SUM", [tensor, every], (), keep_dims=False)
         return self.call("RESHAPE", [tensor, self.graph.integers(*shape)], shape, self.graph.dtype(tensor))
 
     def transpose(self, tensor: int, order: Sequence[int]) -> int:

@@ -9,8 +9,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from fl_protocol.errors import ArtifactError
 from models.build.tflite.attributes import integers, word
 from models.build.tflite.replay import Replay
@@ -19,8 +17,8 @@ from models.runtime.onnx_reader import Node
 
 __all__ = ["Window", "gathered", "is_worth_gathering", "two_sizes", "window_of"]
 
-_LARGEST_GATHERING = 1 << 22
-"""Elements, 16 MiB: what an image of many pixels would need is more than a device has."""
+_LARGEST_GATHERING = 1 << 20
+"""Elements, 4 MiB: of larger ones a device would feel the memory before the time."""
 _LEAST_CHANNELS = 4
 """Shorter stretches of memory take longer to gather than a product saves."""
 
@@ -94,8 +92,10 @@ def gathered(replay: Replay, image: int, window: Window, places: Sequence[int]) 
     rows, height, width, channels = replay.graph.shape(image)
     # As many rows and columns as whole strides need, so that a stride is a dimension of its own.
     needed = [
-        stride * (count + reach * (taps - 1) // stride)
-        for stride, count, reach, taps in zip(window.stride, places, window.dilation, window.kernel, strict=True)
+        stride * (count + dilation * (taps - 1) // stride)
+        for stride, count, dilation, taps in zip(
+            window.stride, places, window.dilation, window.kernel, strict=True
+        )
     ]
     after = [
         need - size - before

@@ -14,9 +14,10 @@ from fl_protocol.errors import StorageError
 
 @pytest.fixture
 def agent(tmp_path):
-    """``agent(name, created=..., done=..., refused=..., outbox=...)``: an agent's ledger, as it writes it."""
+    """``agent(name, created=..., done=..., refused=..., expired=..., outbox=..., epoch=...)``: an agent's
+    ledger, as it writes it."""
 
-    def write(name: str, *, created=(), done=(), refused=(), outbox=()):
+    def write(name: str, *, created=(), done=(), refused=(), expired=(), outbox=(), epoch=1):
         folder = tmp_path / name
         folder.mkdir()
         with closing(sqlite3.connect(folder / "agent.db")) as connection, connection:
@@ -25,12 +26,15 @@ def agent(tmp_path):
                 " (sequence INTEGER PRIMARY KEY, update_id BLOB, outcome TEXT, reason TEXT)"
             )
             connection.execute("CREATE TABLE outbox (update_id BLOB PRIMARY KEY)")
-            for outcome, ids in (("created", created), ("done", done), ("refused", refused)):
+            connection.execute("CREATE TABLE bases (epoch INTEGER, number INTEGER, sequence INTEGER)")
+            words = {"created": created, "done": done, "refused": refused, "expired": expired}
+            for outcome, ids in words.items():
                 rows = [(update_id, outcome) for update_id in ids]
                 connection.executemany(
                     "INSERT INTO ledger (update_id, outcome, reason) VALUES (?, ?, '')", rows
                 )
             connection.executemany("INSERT INTO outbox VALUES (?)", [(update_id,) for update_id in outbox])
+            connection.execute("INSERT INTO bases SELECT ?, sequence, sequence FROM ledger", (epoch,))
         return folder
 
     return write
@@ -185,3 +189,50 @@ def test_a_folder_without_an_agent_is_an_error(two, tmp_path):
     """A mistyped folder must not look like an agent that lost nothing."""
     with pytest.raises(StorageError, match="no agent has run"):
         audit(two.folder, [tmp_path])
+
+
+def test_the_books_of_devices_balance(two, agent):
+    """Every update that a device made is done, refused, expired, or waits: each in one place, and counted."""
+    ids = [update.update_id for update in two.updates]
+    others = [bytes([number]) * 16 for number in range(3)]
+    folder = agent(
+        "a", created=ids + others, done=ids, refused=others[:1], expired=others[1:2], outbox=others[2:]
+    )
+    report = audit(two.folder, [folder])
+    assert report.balanced, report.faults
+    assert (report.created, report.done, report.refused_to_devices) == (10, 7, 1)
+    assert (report.expired, report.outbox, report.receipt_pending) == (1, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("places", "sentence"),
+    [
+        ({}, "nothing became of them"),
+        ({"done": 1, "outbox": 1}, "more than one outcome"),
+        ({"done": 1, "refused": 1}, "more than one outcome"),
+    ],
+)
+def test_an_update_that_is_nowhere_or_twice_on_its_device_is_a_fault(two, agent, places, sentence):
+    """Created and gone without a word; or done, and waiting still."""
+    ids = [two.updates[0].update_id]
+    report = audit(two.folder, [agent("a", created=ids, **dict.fromkeys(places, ids))])
+    assert any(sentence in fault for fault in report.faults)
+    assert not report.balanced
+
+
+def test_what_a_restored_backup_does_not_know_is_given_up_not_lost(two, agent):
+    """Done in epoch 1, not in the store that epoch 2 began with: said, and no fault of anybody's."""
+    two.store.open_epoch()
+    gone = bytes(16)
+    old = audit(two.folder, [agent("old", created=[gone], done=[gone], epoch=1)])
+    assert (old.given_up, old.lost, old.balanced) == (1, 0, True)
+    new = audit(two.folder, [agent("new", created=[gone], done=[gone], epoch=2)])
+    assert (new.given_up, new.lost, new.balanced) == (0, 1, False)
+
+
+def test_a_quarantine_without_a_reason_is_a_fault(two):
+    """Whoever looks for an update finds out why it was not counted."""
+    assert not two.open.add(replace(two.accept(two.next()), payload=b""))
+    two.close()
+    _break(two, "UPDATE updates SET reason = '' WHERE state = 'quarantined'")
+    assert any("without a reason" in fault for fault in audit(two.folder).faults)

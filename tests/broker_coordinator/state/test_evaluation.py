@@ -45,6 +45,16 @@ def test_what_devices_report_says_so(artifact):
     assert (found.source, found.devices, found.examples) == ("devices", 3, 40)
     assert (found.accuracy, found.loss) == (0.75, None)
     assert Evaluation.of_devices(DeviceEvaluation(devices=0, sums={})) is None
+
+
+def test_means_bear_the_names_of_metrics_and_survive_the_store():
+    """Sums over their examples; what a record adds for readers is no sum and is not divided again."""
+    sums = {"loss": 20.0, "correct": 30.0, "absolute_error": 4.0, "top3": 36.0, "weight": 40.0}
+    measured = Evaluation(source="coordinator", devices=0, examples=40, sums=sums)
+    means = {"loss": 0.5, "accuracy": 0.75, "mae": 0.1, "top3": 0.9}
+    assert measured.means == pytest.approx(means)
+    kept = Evaluation.from_metrics({**measured.to_metrics(), "accuracy": 0.75})
+    assert kept.means == pytest.approx(means)
     assert Evaluation.from_metrics({}) is None
 
 

@@ -48,6 +48,8 @@ class Script:
         self.cancelled = 0
         self.device_state = b""
         """What trainings leave of personal tensors."""
+        self.runtime = "numpy"
+        """What trainings say that they ran on."""
 
     def run(self, job):
         """The result of a job."""
@@ -73,6 +75,7 @@ class Script:
                     steps_done=3,
                     steps_planned=3,
                     metrics={"before.loss": 2.5, "before.count": 3.0},
+                    runtime=self.runtime,
                     device_state=self.device_state,
                 )
 

@@ -18,6 +18,7 @@ def kinds(world):
 
 def test_a_version_becomes_one_update_that_is_done(world):
     """Manifest, signature, fetch, golden steps, training, outbox, upload, receipt: once, and no more."""
+    world.script.runtime = "MyVeryLongTrainer<1>"
     task = world.coordinator.publish_version(1)
     world.boot()
     world.advance(5)
@@ -26,6 +27,7 @@ def test_a_version_becomes_one_update_that_is_done(world):
     assert payload == world.script.payload
     assert (header.base, header.num_examples, header.codec) == (task.version, 12, "float32")
     assert len(header.incarnation) == INCARNATION_BYTES
+    assert header.runtime == "MyVeryLongTraine"
     counts = world.outbox.counts()
     assert (counts.created, counts.done, counts.waiting) == (1, 1, 0)
     assert world.agent.state == "waiting"

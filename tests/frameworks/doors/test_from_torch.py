@@ -251,6 +251,20 @@ def test_tied_weights_are_one_parameter(in_step):
     in_step(artifact, module, functional.cross_entropy, ids, torch.randint(0, 9, (16,)))
 
 
+def test_an_export_for_inference_is_refused(tmp_path):
+    """PyTorch's exporter folds a batch normalisation away unless it is told not to; the graph betrays it."""
+    path, x = tmp_path / "net.onnx", torch.zeros(2, 1, 8, 8)
+    options = {"dynamo": True, "verbose": False, "dynamic_shapes": ({0: "batch"},)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(cnn().eval(), (x,), path, optimize=True, **options)
+        with pytest.raises(ArtifactError, match=r"not in the graph: 1\.bias, 1\.weight; node .* \(Conv\)"):
+            lichen.build_artifact(path, loss="softmax_cross_entropy")
+        torch.onnx.export(cnn().eval(), (x,), path, optimize=False, **options)
+    artifact = lichen.build_artifact(path, loss="softmax_cross_entropy")
+    assert {"1.weight", "1.bias", "1.running_var"} <= {entry.name for entry in artifact.manifest.parameters}
+
+
 class Linear(nn.Module):
     """Six numbers to three, by way of ``body``."""
 
@@ -300,7 +314,7 @@ REFUSED = {
         "returns the logits alone",
     ),
     "several inputs": (lambda self, x, z: self.linear(x) + z, "missing 1 required", "takes one tensor"),
-    "rows that see each other": (lambda self, x: self.linear(x - x.mean(0)), "mixes the rows", "independent"),
+    "rows that see each other": (lambda self, x: self.linear(x - x.mean(0)), "mixes the rows", "LayerNorm"),
     "another model in training": (
         lambda self, x: self.linear(x) * (1 if self.training else 2),
         "is off by",

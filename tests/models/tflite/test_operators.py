@@ -42,6 +42,7 @@ CASES = [
     *(case(op, (3, 4), (4,)) for op in ["Add", "Sub", "Mul", "Max", "Min"]),
     *(case(op, (), (3, 4)) for op in ["Add", "Sub", "Mul"]),
     case("Add", (2, 3, 2, 4, 5), (5,)),
+    case("Add", (2, 3, 2, 4, 2), np.array(0.5, np.float32)),
     case("Mul", (2, 1, 2, 4, 1, 5), (2, 3, 2, 4, 1, 1)),
     case("Div", (3, 4), (3, 1), positive=True),
     case("Pow", (3, 4), np.array(2, np.float32)),
@@ -187,9 +188,11 @@ def one_node(case, feeds, constants, found):
     return model.SerializeToString()
 
 
+@pytest.mark.parametrize("signature", ["step", "eval"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_an_operator_computes_on_litert_what_it_computes_on_onnx(case, interpret):
-    """Drawn inputs, the stock ONNX Runtime as the judge, float32's rounding as the tolerance."""
+def test_an_operator_computes_on_litert_what_it_computes_on_onnx(case, signature, interpret):
+    """Drawn inputs, the stock ONNX Runtime as the judge, float32's rounding as the tolerance; a step is
+    written for speed, other graphs for memory."""
     onnxruntime = pytest.importorskip("onnxruntime")
     draw = np.random.default_rng(5)
     feeds, constants = {}, {}
@@ -202,8 +205,8 @@ def test_an_operator_computes_on_litert_what_it_computes_on_onnx(case, interpret
         one_node(case, feeds, constants, None), providers=["CPUExecutionProvider"]
     )
     expected = session.run(None, feeds)
-    content = write_tflite(one_node(case, feeds, constants, expected), signature="test", batch=1)
-    got = interpret(content, "test", feeds)
+    content = write_tflite(one_node(case, feeds, constants, expected), signature=signature, batch=1)
+    got = interpret(content, signature, feeds)
     for index, wanted in enumerate(expected):
         array = got[f"out{index}"]
         assert array.shape == wanted.shape

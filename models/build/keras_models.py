@@ -11,7 +11,7 @@ from fl_protocol.errors import ArtifactError
 from models.build.agreement import check_same_output
 from models.build.build_options import BuildOptions
 from models.build.builder import build_artifact
-from models.build.keras_module import as_nodes, check_model, import_keras, module_of, running_statistics
+from models.build.keras_export import as_nodes, check_model, import_keras, module_of, running_statistics
 from models.build.torch_export import export_module, import_torch
 from models.runtime.artifact import TrainingArtifact
 

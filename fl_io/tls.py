@@ -1,0 +1,101 @@
+"""TLS to a broker: all is verified; a date alone is forgiven, and only to an authority that was pinned.
+
+A device without a battery for its clock boots in 1970, and one that lay in a drawer for years finds every
+certificate expired. Where ``ca`` names the authority, who signs is known without a clock: such a device
+connects, and says so. Whoever may have a key of a certificate that expired needs a list of revocations
+(in the file ``ca``) to be kept out.
+"""
+
+import math
+import ssl
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from fl_protocol.errors import ConfigError
+
+__all__ = ["TlsFiles", "Trust"]
+
+ASK_AGAIN_S = 3600.0
+"""How long after a date was forgiven connections are made without looking at dates first."""
+_DATE_ERRORS = frozenset({9, 10, 11, 12})
+"""OpenSSL's X509_V_ERR: a certificate or a list of revocations not yet valid, or expired."""
+_NO_CHECK_TIME = 0x200000
+"""OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which Python gives no name."""
+_REVOCATIONS = b"-----BEGIN X509 CRL-----"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsFiles:
+    """PEM files of a TLS connection; without ``ca`` the system's authorities are trusted.
+
+    ``ca`` may hold lists of revoked certificates too: they are obeyed.
+    """
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+
+class Trust:
+    """What a connection demands of the broker's certificate, now.
+
+    Raises:
+        ConfigError: a file that cannot be read.
+    """
+
+    def __init__(self, files: TlsFiles) -> None:
+        self._strict = _context(files)
+        self._undated: ssl.SSLContext | None = None
+        if files.ca is not None:
+            self._undated = _context(files)
+            self._undated.verify_flags |= _NO_CHECK_TIME
+        self._forgiven_until = -math.inf
+        self._date_error = ""
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """For the next connection."""
+        return self._undated if self._undated is not None and self.date_error else self._strict
+
+    @property
+    def date_error(self) -> str:
+        """What is forgiven to it; empty where nothing is."""
+        return self._date_error if time.monotonic() < self._forgiven_until else ""
+
+    def forgives(self, error: ssl.SSLCertVerificationError) -> bool:
+        """Whether to connect again, at once, without looking at dates."""
+        if self._undated is None or self.date_error or not is_date_error(error):
+            return False
+        self._date_error = error.verify_message
+        self._forgiven_until = time.monotonic() + ASK_AGAIN_S
+        return True
+
+
+def is_date_error(error: ssl.SSLCertVerificationError) -> bool:
+    """Whether nothing but a date was found wrong: a clock that is set later mends it."""
+    return error.verify_code in _DATE_ERRORS
+
+
+class _Socket(ssl.SSLSocket):
+    """Closes itself where the handshake fails: paho leaves it to the garbage collection."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise
+
+
+def _context(files: TlsFiles) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=str(files.ca) if files.ca else None)
+        context.sslsocket_class = _Socket
+        if files.ca is not None and _REVOCATIONS in files.ca.read_bytes():
+            context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+        if files.certificate is not None:
+            context.load_cert_chain(str(files.certificate), str(files.key) if files.key else None)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"TLS files cannot be used: {error}") from None
+    return context
