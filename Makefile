@@ -7,7 +7,7 @@ TFLITE_PYTHON ?= python3.11
 TFLITE_VENV := .venv-tflite
 FRAMEWORKS_VENV := .venv-frameworks
 
-.PHONY: setup demo demo-mixed test test-frameworks test-tflite test-aarch64 check bench zoo format clean
+.PHONY: setup demo demo-mixed test test-frameworks test-tflite test-aarch64 check bench chaos soak zoo format clean
 
 setup: $(VENV)/.ready
 
@@ -66,6 +66,15 @@ check: setup
 
 bench: setup
 	$(BIN)/python -m hil.bench $(ARGS)
+
+# A fleet of real processes is broken for three minutes, and its books are read: docs/reliability.md. As root
+# its disks fill up too; with a C compiler its clocks jump. ARGS="--seed N" repeats a run.
+chaos: setup
+	$(BIN)/python -m hil.chaos --minutes 3 $(ARGS)
+
+# The same for an hour, again and again, each time with another seed, until one does not balance.
+soak: setup
+	while $(BIN)/python -m hil.chaos --minutes 60 $(ARGS); do :; done; exit 1
 
 # The artifacts that are in the repository, from the code that makes them: after every change of the builder.
 zoo: setup

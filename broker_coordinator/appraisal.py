@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 
@@ -17,23 +18,42 @@ from broker_coordinator.records import Refusal
 from broker_coordinator.rules import FoldRules
 from broker_coordinator.scalars import to_raw
 from broker_coordinator.version_state import VersionState
-from fl_protocol.codec import HIGHEST_BUFFER, Piece, UpdateCodec, codec_for, codec_seed
+from fl_protocol.codec import HIGHEST_BUFFER, SEGMENT_ELEMENTS, Piece, UpdateCodec, codec_for, codec_seed
+from fl_protocol.codec.segments import segments
 from fl_protocol.codec.update_codec import norm_of_pieces
 from fl_protocol.errors import CodecError
 from fl_protocol.layout import TensorLayout
 from fl_protocol.update import UpdateHeader
 
-__all__ = ["Appraisal", "appraise", "cached_codec"]
+__all__ = ["MOST_KEPT", "Appraisal", "Candidate", "appraise", "appraise_all", "cached_codec"]
 
+MOST_KEPT = 1 << 20
+"""float32 values that one batch keeps from appraisal to fold; updates beyond them are decoded twice."""
+_DECODED_TOGETHER = 1 << 18
+"""float32 values that are decoded at once: a megabyte, and twice that for their norms."""
 _MOST = 2.0**90
 """No weighted value may exceed this: 2**37 of them still add up to a finite float32."""
+
+
+class Candidate(Protocol):
+    """An update that came whole; its header's own claims (codec, layout, size, hash, base) were checked."""
+
+    @property
+    def device(self) -> str: ...
+    @property
+    def update_id(self) -> bytes: ...
+    @property
+    def header(self) -> UpdateHeader: ...
+    @property
+    def payload(self) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Appraisal:
     """The scalars of an update as the journal keeps them: see ``AcceptedUpdate``.
 
-    ``pieces`` are its decoded values, where they were to be kept.
+    ``pieces`` are its decoded values, where they were kept: one that is folded next need not be decoded
+    again.
     """
 
     weight: bytes
@@ -41,6 +61,26 @@ class Appraisal:
     norm: bytes
     staleness: int
     pieces: Sequence[Piece] | None = None
+
+
+def appraise_all(
+    candidates: Sequence[Candidate], *, state: VersionState, rules: FoldRules
+) -> list[Appraisal | Refusal]:
+    """Check whole payloads and find their scalars, against ``state``, the newest version; in their order.
+
+    Those of a small model are decoded together, and what they hold is kept within ``MOST_KEPT``.
+    """
+    appraiser = _Appraiser(state, rules)
+    size = rules.layout.size
+    if size > SEGMENT_ELEMENTS or any(each.header.codec != rules.codec for each in candidates):
+        kept = MOST_KEPT // size
+        return [appraiser.alone(each, keep=place < kept) for place, each in enumerate(candidates)]
+    verdicts: list[Appraisal | Refusal] = []
+    together, kept = max(1, _DECODED_TOGETHER // size), MOST_KEPT // size
+    for first in range(0, len(candidates), together):
+        group = candidates[first : first + together]
+        verdicts += appraiser.together(group, keep=first + len(group) <= kept)
+    return verdicts
 
 
 def appraise(
@@ -53,43 +93,88 @@ def appraise(
     rules: FoldRules,
     keep: bool = False,
 ) -> Appraisal | Refusal:
-    """Check a whole payload and find its scalars, against ``state``, the newest version.
+    """See ``appraise_all``; for one update. ``keep`` keeps its decoded values."""
+    alone = _Alone(device=device, update_id=update_id, header=header, payload=payload)
+    return _Appraiser(state, rules).alone(alone, keep=keep)
 
-    The header's own claims (codec, layout, size, hash, base) have been checked by the caller. With ``keep``
-    the decoded values are kept, in memory of their own: an update that is folded next need not be decoded
-    again.
-    """
-    try:
-        codec = cached_codec(header.codec)
-        codec.check(payload, rules.layout)
-    except CodecError as error:
-        return Refusal(reason="codec", message=str(error))
-    seed = codec_seed(update_id)
-    pieces = None
-    if keep:
-        decoded = codec.pieces(payload, rules.layout, seed)
-        pieces = [(start, values.copy()) for start, values in decoded]
-        decoded_norm = norm_of_pieces(piece for piece in pieces if piece[0] < rules.layout.weight_size)
-    else:
-        decoded_norm = codec.norm(payload, rules.layout, seed)
-    norm = np.float32(decoded_norm / _inflation(header.codec, rules.layout))
-    staleness = max(0, state.number - header.base.number)
-    context = UpdateContext(device=device, staleness=staleness, norm=norm)
-    claimed = replace(header, num_examples=min(header.num_examples, rules.max_examples))
-    try:
-        with np.errstate(over="ignore"):
-            weight = np.float32(rules.make_aggregator().weigh(claimed, context))
-    except Exception as error:
-        # An aggregator may be a user's own, and ask for a metric that this device does not report.
-        return Refusal(reason="malformed", message=f"the aggregator cannot weigh it: {error!r}")
-    scale = np.float32(rules.staleness.weight()(staleness) * clip_factor(norm, state, rules.clip))
-    longest = max(float(decoded_norm), _largest_buffer(state))
-    heaviest = float(weight) * float(scale) * longest
-    if not (math.isfinite(heaviest) and weight >= 0 and heaviest <= _MOST):
-        return Refusal(reason="not_finite", message=f"weight {weight} times {longest} is no number")
-    return Appraisal(
-        weight=to_raw(weight), scale=to_raw(scale), norm=to_raw(norm), staleness=staleness, pieces=pieces
-    )
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Alone:
+    device: str
+    update_id: bytes
+    header: UpdateHeader
+    payload: bytes
+
+
+class _Appraiser:
+    """Rules and state, with what they make for every update alike."""
+
+    def __init__(self, state: VersionState, rules: FoldRules) -> None:
+        self._state = state
+        self._rules = rules
+        self._aggregator = rules.make_aggregator()
+        self._staleness = rules.staleness.weight()
+        self._largest_buffer = _largest_buffer(state)
+
+    def alone(self, candidate: Candidate, *, keep: bool) -> Appraisal | Refusal:
+        """One update, of any codec and size."""
+        layout, payload = self._rules.layout, candidate.payload
+        try:
+            codec = cached_codec(candidate.header.codec)
+            codec.check(payload, layout)
+        except CodecError as error:
+            return Refusal(reason="codec", message=str(error))
+        seed = codec_seed(candidate.update_id)
+        pieces = None
+        if keep:
+            decoded = codec.pieces(payload, layout, seed)
+            pieces = [(start, values.copy()) for start, values in decoded]
+            norm = norm_of_pieces(piece for piece in pieces if piece[0] < layout.weight_size)
+        else:
+            norm = codec.norm(payload, layout, seed)
+        return self._weigh(candidate, norm, pieces)
+
+    def together(self, candidates: Sequence[Candidate], *, keep: bool) -> list[Appraisal | Refusal]:
+        """Updates of the rules' codec, decoded at once."""
+        layout = self._rules.layout
+        codec = cached_codec(self._rules.codec)
+        payloads = [each.payload for each in candidates]
+        try:
+            codec.check_all(payloads, layout)
+        except CodecError:
+            return [self.alone(each, keep=keep) for each in candidates]
+        decoded = codec.decode_all(payloads, layout, [codec_seed(each.update_id) for each in candidates])
+        weights = decoded[:, : layout.weight_size].astype(np.float64)
+        norms = np.sqrt(np.einsum("ij,ij->i", weights, weights)).astype(np.float32)
+        cuts = [slice(cut.start, cut.start + cut.size) for cut in segments(layout)]
+        return [
+            self._weigh(each, norm, [(cut.start, row[cut]) for cut in cuts] if keep else None)
+            for each, norm, row in zip(candidates, norms, decoded, strict=True)
+        ]
+
+    def _weigh(
+        self, candidate: Candidate, decoded_norm: np.float32, pieces: Sequence[Piece] | None
+    ) -> Appraisal | Refusal:
+        rules, state, header = self._rules, self._state, candidate.header
+        norm = np.float32(decoded_norm / _inflation(header.codec, rules.layout))
+        staleness = max(0, state.number - header.base.number)
+        context = UpdateContext(device=candidate.device, staleness=staleness, norm=norm)
+        if header.num_examples > rules.max_examples:
+            header = replace(header, num_examples=rules.max_examples)
+        try:
+            with np.errstate(over="ignore"):
+                weight = np.float32(self._aggregator.weigh(header, context))
+        except Exception as error:
+            # An aggregator may be a user's own, and ask for a metric that this device does not report.
+            return Refusal(reason="malformed", message=f"the aggregator cannot weigh it: {error!r}")
+        scale = np.float32(self._staleness(staleness) * clip_factor(norm, state, rules.clip))
+        longest = max(float(decoded_norm), self._largest_buffer)
+        heaviest = float(weight) * float(scale) * longest
+        if not (math.isfinite(heaviest) and weight >= 0 and heaviest <= _MOST):
+            return Refusal(reason="not_finite", message=f"weight {weight} times {longest} is no number")
+        return Appraisal(
+            weight=to_raw(weight), scale=to_raw(scale), norm=to_raw(norm), staleness=staleness, pieces=pieces
+        )
 
 
 def _largest_buffer(state: VersionState) -> float:

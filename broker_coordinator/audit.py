@@ -175,10 +175,10 @@ class _Audit:
                     self._fault(f"{where} is folded into version {row.version}, which is not there")
             elif row.accept_seq > version.through_seq or (before and row.accept_seq <= before.through_seq):
                 self._fault(f"{where} is outside the range of version {version.number}")
-        elif row.state == "quarantined" and not row.reason:
-            self._fault(f"{where} is quarantined without a reason")
         elif row.version is not None:
             self._fault(f"{where} is {row.state}, and folded into version {row.version}")
+        elif row.state == "quarantined" and not row.reason:
+            self._fault(f"{where} is quarantined without a reason")
         elif row.state == "waiting" and newest is not None and row.accept_seq <= newest.through_seq:
             self._fault(f"{where} waits, although version {newest.number} was made without it")
 

@@ -9,6 +9,7 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from broker_coordinator.keys import check_key
 from broker_coordinator.sqlite_database import DATABASE_NAME
 from broker_coordinator.sqlite_store import SqliteStore
 from fl_io.disk import DISK, Disk, seal_file, write_file
@@ -40,8 +41,11 @@ def back_up(folder: Path, out: Path, *, disk: Disk = DISK) -> Backup:
     The database is copied first and put in place last: a backup that broke off does not open.
 
     Raises:
-        StorageError: ``out`` is not empty, a file is missing, or a disk refuses.
+        ConfigError: the key is damaged.
+        StorageError: ``out`` is not empty, a file is missing or damaged, or a disk refuses.
     """
+    # Who makes a backup wants to be able to go back to it.
+    check_key(folder)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StorageError(f"{out} is not an empty folder", hint="name a new folder for each backup")
     out.mkdir(parents=True, exist_ok=True)

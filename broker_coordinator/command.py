@@ -3,10 +3,11 @@
 import dataclasses
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from rich.box import SIMPLE_HEAD
@@ -17,6 +18,9 @@ from rich.table import Table
 from broker_coordinator.configuration import FleetConfiguration, read_fleet
 from broker_coordinator.sqlite_store import SqliteStore
 from fl_protocol.errors import ConfigError, LichenError, StorageError
+
+if TYPE_CHECKING:
+    from broker_coordinator.recovery import Recovery
 
 __all__ = ["audit", "backup", "coordinator", "devices", "export", "status", "versions"]
 
@@ -41,7 +45,7 @@ def coordinator() -> None:
 @coordinator.command("run", context_settings=HELP_OPTIONS)
 @_fleet_file
 @click.option("--broker", help="auto, auto:PORT, mosquitto, amqtt, or mqtt(s)://, ws(s)://host.")
-@click.option("--insecure", is_flag=True, help="Sign nothing. For trials on a closed network only.")
+@click.option("--insecure", is_flag=True, help="Run without TLS: for trials, on a network you trust.")
 @click.option("--stop-after-versions", type=click.IntRange(min=1), help="End when version N is out.")
 def run_command(
     *, fleet_file: Path, broker: str | None, insecure: bool, stop_after_versions: int | None
@@ -62,19 +66,21 @@ def run_command(
 @coordinator.command("recover", context_settings=HELP_OPTIONS)
 @_fleet_file
 @click.option("--force", is_flag=True, help="Even if no device has shown that it is needed.")
-def recover_command(*, fleet_file: Path, force: bool) -> None:
+@_as_json
+def recover_command(*, fleet_file: Path, force: bool, as_json: bool) -> None:
     """Open a new epoch after a restored backup: what came after the backup is given up."""
     from broker_coordinator.office import locked
+    from broker_coordinator.recovery import recover
 
     state = read_fleet(fleet_file).state
     with locked(state), _opened(state, write=True) as store:
-        if not (store.office().rolled_back or force):
-            raise StorageError(
-                f"{state} is not rolled back: there is nothing to recover from",
-                hint="--force opens a new epoch all the same",
-            )
-        epoch = store.open_epoch().epoch
-    click.echo(f"epoch {epoch} is open; start the coordinator again")
+        done = recover(state, store, force=force)
+    if as_json:
+        _print(dataclasses.asdict(done))
+        return
+    click.echo(f"epoch {done.epoch} is open; start the coordinator again")
+    for line in _recovery_lines(done):
+        click.echo(f"  {line}")
 
 
 @click.command(context_settings=HELP_OPTIONS)
@@ -101,8 +107,10 @@ def devices(*, state_dir: Path | None, as_json: bool) -> None:
     """The devices, and why they are not training."""
     with _opened(_state(state_dir)) as store:
         records = store.devices()
+        doubles = {double.device: double for double in store.doubles()}
     if as_json:
-        _print([_plain(record) for record in records])
+        plain = {name: _plain(double) for name, double in doubles.items()}
+        _print([{**_plain(record), "doubled": plain.get(record.device)} for record in records])
         return
     table = Table(
         "device",
@@ -129,6 +137,12 @@ def devices(*, state_dir: Path | None, as_json: bool) -> None:
             escape(record.idle_reason),
         )
     Console().print(table)
+    for double in doubles.values():
+        click.echo(
+            f"{double.device} is two live devices: {double.how}. One took the other's place {double.count:,}"
+            f" times, last {_moment(double.seen_at)}. Each update still counts once, but they share one place"
+            " in the fleet: enroll each under a name of its own, with an empty state folder."
+        )
 
 
 @click.command(context_settings=HELP_OPTIONS)
@@ -179,6 +193,9 @@ def versions(*, state_dir: Path | None, limit: int, as_json: bool) -> None:
             _opinion(theirs),
         )
     Console().print(table)
+    caveat = _caveat(_state(state_dir))
+    if caveat and any(ours is not None for _, ours, _ in rows):
+        click.echo(f"The coordinator measures {caveat}.")
 
 
 @click.command(context_settings=HELP_OPTIONS)
@@ -259,6 +276,17 @@ def backup(*, state_dir: Path | None, out: Path, as_json: bool) -> None:
     click.echo(f"{done.path}: {done.files} files, {done.bytes:,} bytes, newest version {done.version}")
 
 
+def _recovery_lines(done: "Recovery") -> Iterator[str]:
+    kept = "no version" if done.kept is None else f"version {done.kept[0]}.{done.kept[1]} and all before it"
+    yield f"kept: {kept}, {done.accepted:,} accepted updates ({done.waiting:,} not folded yet)"
+    if done.seen is not None:
+        reached = f"{done.seen[0]}.{done.seen[1]}"
+        yield f"given up: {done.given_up:,} versions that devices have had since, up to {reached}"
+    yield "updates that devices still hold come again by themselves; made from a version given up: refused"
+    yield "updates that were counted since, and dropped by their devices, are not known here:"
+    yield "  lichen audit --agents DIR counts them as given up, for the devices whose folders you name"
+
+
 def _state(given: Path | None) -> Path:
     """The state folder: as given, or that of ./fleet.toml."""
     if given is not None:
@@ -296,16 +324,7 @@ def _status_lines(body: dict[str, Any]) -> Iterator[tuple[str, str]]:
     running = f"process {body['pid']}, {body['state']}" if body["running"] else "not running"
     yield "fleet", f"{body['fleet']} ({running})"
     yield "version", f"{body['epoch']}.{body['version']}, published {body['published']}, term {body['term']}"
-    if body["accuracy"] is not None:
-        by = f"{body['accuracy_devices']} devices" if body["accuracy_devices"] else "the coordinator"
-        yield (
-            "accuracy",
-            f"{body['accuracy']:.4f} at version {body['accuracy_version']},"
-            f" by {by} on {body['accuracy_examples']:,} examples",
-        )
-    else:
-        for name, mean in body.get("metrics", {}).items():
-            yield name, f"{mean:.5g} at version {body['accuracy_version']}"
+    yield from _quality_lines(body)
     yield "devices on line", str(body["devices_online"])
     yield "updates", f"{body['updates_accepted']:,} accepted, {body['waiting']} waiting"
     for name, counts in body.get("runtimes", {}).items():
@@ -316,10 +335,54 @@ def _status_lines(body: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if body["quarantined"]:
         yield "quarantined", str(body["quarantined"])
     yield "broker", body["broker"]
+    yield from _identity_lines(body)
     if body.get("tls_date_error"):
         yield "certificate", f"taken in spite of its dates: {body['tls_date_error']}"
     if body["http"] and body["running"]:
         yield "http", body["http"]
+
+
+def _identity_lines(body: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    if body.get("insecure"):
+        yield "insecure", "no TLS: whoever reaches the broker can read, and speak for any device"
+    if body.get("devices_enrolled") is not None:
+        yield "enrolled", f"{body['devices_enrolled']:,} devices"
+    if body.get("registry_fault"):
+        yield "registry", f"{body['registry_fault']}; the one read last holds on"
+    if body.get("doubled"):
+        shown = ", ".join(f"{name} ({count:,} times)" for name, count in body["doubled"].items())
+        yield "two live devices", f"share one identity: {shown}; see lichen devices"
+
+
+def _quality_lines(body: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """How good the newest version is, who says so, and with what."""
+    by = f"{body['accuracy_devices']} devices" if body["accuracy_devices"] else "the coordinator"
+    caveat = f", {body['accuracy_caveat']}" if body.get("accuracy_caveat") else ""
+    source = (
+        f"at version {body['accuracy_version']}, by {by} on {body['accuracy_examples']:,} examples{caveat}"
+    )
+    if body["accuracy"] is not None:
+        yield "accuracy", f"{body['accuracy']:.4f} {source}"
+    else:
+        for name, mean in body.get("metrics", {}).items():
+            yield name, f"{mean:.5g} {source}"
+    if reported := body.get("reported"):
+        said = ", ".join(f"{name} {mean:.4g}" for name, mean in reported["means"].items())
+        yield (
+            "devices say",
+            f"{said} at version {reported['version']}, {reported['devices']} devices on"
+            f" {reported['examples']:,} examples",
+        )
+
+
+def _caveat(state: Path) -> str:
+    """What is to be said with the coordinator's figures, as its last status has it."""
+    from broker_coordinator.service import read_status
+
+    try:
+        return str(read_status(state).get("accuracy_caveat", ""))
+    except StorageError:
+        return ""
 
 
 def _counted(counts: dict[str, int]) -> str:
@@ -343,6 +406,10 @@ def _opinion(evaluation: Any) -> str:
         return ""
     by = f", {evaluation.devices} devices" if evaluation.devices else ""
     return f"{evaluation.accuracy:.4f} ({evaluation.examples:,} examples{by})"
+
+
+def _moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 def _plain(record: Any) -> dict[str, Any]:

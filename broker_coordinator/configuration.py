@@ -18,6 +18,7 @@ __all__ = [
     "FleetConfiguration",
     "HorizonTable",
     "HttpTable",
+    "IdentityTable",
     "IngestTable",
     "PlanTable",
     "PublishTable",
@@ -176,7 +177,8 @@ class ServerTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DefenceTable:
-    """``[defence]``: ``clip`` bounds an update at twice the running median norm."""
+    """``[defence]``: ``clip`` bounds an update at twice the running median norm, and averaged running
+    statistics at eight times the median distance from their median."""
 
     clip: bool = True
 
@@ -227,7 +229,7 @@ class IngestTable:
     """``[ingest]``: bytes of open credit in all, and messages per commit."""
 
     window_bytes: int = 8 << 20
-    batch: int = 256
+    batch: int = 512
 
     def __post_init__(self) -> None:
         _check(
@@ -262,6 +264,17 @@ class TlsTable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IdentityTable:
+    """``[identity]``: what ``lichen fleet`` keeps. With a ``registry`` only its devices are taken, unless
+    revoked. ``broker`` is the URL that devices are given, ``reload`` a command that has the broker read its
+    files again (empty: SIGHUP to the mosquitto of ``broker/mosquitto.pid``)."""
+
+    registry: Path | None = None
+    broker: str = ""
+    reload: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FleetConfiguration:
     """A whole FLEET.toml. Paths are absolute.
 
@@ -290,6 +303,7 @@ class FleetConfiguration:
     ingest: IngestTable = field(default_factory=IngestTable)
     http: HttpTable = field(default_factory=HttpTable)
     tls: TlsTable = field(default_factory=TlsTable)
+    identity: IdentityTable = field(default_factory=IdentityTable)
 
     def __post_init__(self) -> None:
         _check(

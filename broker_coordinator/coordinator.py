@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from broker_coordinator.assessment import Assessment, Evaluate
 from broker_coordinator.configuration import FleetConfiguration
 from broker_coordinator.edition import Editor
+from broker_coordinator.enrolment import Enrolment
+from broker_coordinator.evaluation import caveat_of
 from broker_coordinator.global_model import GlobalModel
 from broker_coordinator.inbox import Inbox
 from broker_coordinator.ingest import Ingest
@@ -76,6 +78,7 @@ class Coordinator:
         disk: Disk = DISK,
         entropy: Callable[[int], bytes] = secrets.token_bytes,
         broker_name: str = "",
+        insecure: bool = False,
     ) -> None:
         state = Path(configuration.state)
         self._configuration = configuration
@@ -84,6 +87,7 @@ class Coordinator:
         self._clock = clock
         self._entropy = entropy
         self._broker_name = broker_name
+        self._insecure = insecure
         self._topics = FleetTopics(configuration.fleet)
         self._office = store.take_office()
         self._session = entropy(SESSION_BYTES)
@@ -103,9 +107,12 @@ class Coordinator:
         self._outgoing = Outgoing(transport)
         self._inbox = Inbox(INBOX_WINDOWS * configuration.ingest.window_bytes, transport.acknowledge)
         commands = Commands(self._topics, store, signing.sign)
+        self._enrolment = Enrolment(configuration.fleet, configuration.identity.registry)
         self._build_publishing(artifact, signing, disk, commands)
         self._build_intake(files, commands)
-        self._assessment = Assessment(evaluate, store=store, shelf=self._shelf, layout=artifact.layout)
+        self._assessment = Assessment(
+            evaluate, store=store, shelf=self._shelf, layout=artifact.layout, caveat=caveat_of(artifact)
+        )
         self._journal = store.counts()
         self._folded = self._journal.folded + self._office.forgotten
         self._policy = RetentionPolicy(
@@ -124,6 +131,8 @@ class Coordinator:
         if self._office.rolled_back:
             self._publisher.halt()
         self._announce(self._model.version)
+        if self._enrolment.enrolled is not None:
+            self._reception.expel()
 
     def start(self) -> None:
         """Connect; returns at once."""
@@ -148,6 +157,8 @@ class Coordinator:
             StorageError: the disk refuses: nothing that was not committed has been acknowledged.
             TransportError: another coordinator has taken office.
         """
+        if self._enrolment.refresh():
+            self._reception.expel()
         self._attend()
         self._ingest_pending()
         self._close_versions()
@@ -212,6 +223,7 @@ class Coordinator:
         edition = self._publisher.edition
         evaluated = self._assessment.newest
         evaluation = evaluated[1] if evaluated else None
+        measured = evaluation is not None and evaluation.source == "coordinator"
         return Figures(
             fleet=self._configuration.fleet,
             task=self._configuration.task,
@@ -225,7 +237,9 @@ class Coordinator:
             accuracy_source=evaluation.source if evaluation else "",
             accuracy_examples=evaluation.examples if evaluation else 0,
             accuracy_devices=evaluation.devices if evaluation else 0,
+            accuracy_caveat=self._assessment.caveat if measured else "",
             metrics=evaluation.means if evaluation else {},
+            reported=self._assessment.reports if measured else {},
             devices_online=len(self._reception.online),
             updates_accepted=self._journal.accepted + self._office.forgotten + self._ingest.accepted,
             updates_folded=self._folded,
@@ -243,6 +257,10 @@ class Coordinator:
             outgoing_dropped=self._outgoing.dropped,
             connections=self._connections,
             tls_date_error=self._date_error,
+            insecure=self._insecure,
+            devices_enrolled=self._enrolment.enrolled,
+            registry_fault=self._enrolment.fault,
+            doubled={double.device: double.count for double in self._store.doubles()},
             bytes_sent=traffic.sent,
             bytes_received=traffic.received,
             broker=self._broker_name,
@@ -296,6 +314,7 @@ class Coordinator:
             clock=self._clock,
             window_bytes=self._configuration.ingest.window_bytes,
             ask_evidence=Inquiry(commands, self._clock).ask,
+            admits=self._enrolment.admits,
         )
         self._reception = Reception(
             topics=self._topics,
@@ -307,6 +326,7 @@ class Coordinator:
             leasing=self._leasing,
             outgoing=self._outgoing,
             presence=lambda challenge: self._presence(b"", challenge),
+            admits=self._enrolment.admits,
         )
         self._intake = Intake(
             store=store,

@@ -78,7 +78,8 @@ class BeginArrived:
 
     ``known`` is the terminal word on the id, ``counted`` whether the device has an accepted update for
     the base, ``base_known`` whether a version has the base's digest, ``upload`` the bytes so far, and
-    ``uploads_open`` how many uploads the device has under way.
+    ``uploads_open`` how many uploads the device has under way. ``admitted`` is false for a device that is
+    not enrolled, or revoked.
     """
 
     device: str
@@ -91,6 +92,7 @@ class BeginArrived:
     base_known: bool
     upload: Upload | None
     uploads_open: int = 0
+    admitted: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +106,8 @@ class MalformedBegin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkArrived:
-    """Payload bytes from ``start`` on; ``size`` is the payload's, from the upload's header."""
+    """Payload bytes from ``start`` on; ``size`` is the payload's, from the upload's header; ``admitted`` as
+    in ``BeginArrived``."""
 
     device: str
     update_id: bytes
@@ -113,6 +116,7 @@ class ChunkArrived:
     known: Outcome | None
     upload: Upload | None
     size: int
+    admitted: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,6 +247,8 @@ def _begin(event: BeginArrived, state: TaskState) -> Sequence[Action]:
             _later(event, state, "newer_base", NEWER_BASE_WAIT_S),
             AskEvidence(device=event.device),
         )
+    if not event.admitted:
+        return (_refuse(event, "unknown_device"),)
     if not event.base_known:
         refusal = _refuse(event, "unknown_base")
         ours = base.epoch == state.epoch
@@ -274,6 +280,8 @@ def _chunk(event: ChunkArrived, state: TaskState) -> Sequence[Action]:
             Count(reason="late_chunk"),
             _same_word(event.device, event.update_id, event.known, state),
         )
+    if not event.admitted:
+        return (Count(reason="unknown_device"),)
     if event.upload is None or event.upload.device != event.device:
         return (Count(reason="chunk_without_upload"),)
     end = event.start + len(event.content)

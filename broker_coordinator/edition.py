@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from broker_coordinator.configuration import FleetConfiguration
 from broker_coordinator.records import VersionRecord
+from broker_coordinator.recovery import note_witnessed
 from broker_coordinator.shelf import BlobShelf
 from broker_coordinator.store import Store
 from fl_io.disk import DISK, Disk, write_file
@@ -102,6 +103,10 @@ class Editor:
     def verified(self, envelope: bytes) -> TaskManifest | None:
         """A manifest that bears our own signature, else None."""
         return read_manifest(envelope, self._verify)
+
+    def note_witnessed(self, envelope: bytes, manifest: TaskManifest) -> None:
+        """Keep what shows how far the fleet has come beyond our store."""
+        note_witnessed(self._configuration.state, envelope, manifest)
 
     def _weights(self, version: VersionRecord) -> BlobRef | None:
         content = self._shelf.read(version.published_sha256)

@@ -17,11 +17,12 @@ from broker_coordinator.records import DeviceEvaluation
 from fl_protocol.errors import ConfigError
 from models.runtime import PREFERENCE, Batch, TrainingArtifact, open_session, split_flat
 
-__all__ = ["Evaluation", "HeldOut"]
+__all__ = ["Evaluation", "HeldOut", "caveat_of"]
 
 _BATCH_ROWS = 512
 _METRICS = {"correct": "accuracy", "absolute_error": "mae"}
 """Metrics whose sum has another name."""
+_PERSONAL = {"weight": "personal parameters", "buffer": "running statistics"}
 _NO_SUMS = {"accuracy", "count", "weight"}
 
 
@@ -71,6 +72,13 @@ class Evaluation:
 
     def _mean(self, name: str) -> float | None:
         return self.sums[name] / self.examples if name in self.sums and self.examples else None
+
+
+def caveat_of(artifact: TrainingArtifact) -> str:
+    """What is to be said with every figure that the coordinator measures; empty where there is nothing."""
+    kinds = {parameter.kind for parameter in artifact.manifest.parameters if parameter.role == "personal"}
+    what = " and ".join(text for kind, text in _PERSONAL.items() if kind in kinds)
+    return f"with the {what} that the artifact came with: each device has its own" if what else ""
 
 
 class HeldOut:

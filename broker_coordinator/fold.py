@@ -2,7 +2,8 @@
 
 The same code folds live, rebuilds after a crash, and replays for an audit. Each update is decoded in
 cache-sized pieces straight into the accumulator: memory is two models and a piece, for any number of
-devices. Element-wise operations in a fixed order with float32 scalars give the same bits everywhere.
+devices; of buffers, which are few, up to 256 updates are held. Element-wise operations in a fixed order with
+float32 scalars give the same bits everywhere.
 """
 
 import hashlib
@@ -47,7 +48,7 @@ class Fold:
         self._optimizer = rules.make_optimizer()
         self._weights = layout.weight_size
         self._sums = self._aggregator.init(self._weights)
-        self._statistics = StatisticsMean(state)
+        self._statistics = StatisticsMean(state, layout, limited=rules.clip.enabled)
         self._count = 0
         # Sums over updates of weight, weight times scale, and weight times staleness.
         self._weight = self._step = self._staleness = 0.0

@@ -55,11 +55,14 @@ class Inbox:
                 self._arrived.wait(timeout_s)
 
     def take(self, most: int) -> Sequence[TransportEvent]:
-        """The next events, at most so many."""
+        """The next events, up to the ``most``-th message among them."""
+        batch: list[TransportEvent] = []
         with self._arrived:
-            batch = [self._events.popleft() for _ in range(min(most, len(self._events)))]
-            for event in batch:
+            while self._events and most:
+                event = self._events.popleft()
+                batch.append(event)
                 if isinstance(event, Received):
+                    most -= 1
                     self._messages -= 1
                     self._bytes -= len(event.payload)
         return batch

@@ -7,9 +7,8 @@ commit makes a device forget an update that nobody has.
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import singledispatchmethod
 
-from broker_coordinator.appraisal import Appraisal, appraise
+from broker_coordinator.appraisal import Appraisal, appraise_all
 from broker_coordinator.credit import CreditWindow
 from broker_coordinator.decide import (
     Accept,
@@ -43,23 +42,25 @@ from fl_protocol.receipt import Receipt
 from fl_protocol.topics import BeginTopic, ChunkTopic, FleetTopics
 from fl_protocol.transport import Transport
 from fl_protocol.update import UpdateHeader, update_hash
+from fl_protocol.version import VersionId
 
 __all__ = ["Batch", "Ingest", "commit_then_answer"]
 
 BUSY_WAIT_S = 2.0
-MOST_KEPT = 1 << 20
-"""float32 values that one batch keeps from appraisal to fold; updates beyond them are decoded twice."""
 
 
 @dataclass(slots=True)
 class Batch:
     """What one commit leads to, once it is made.
 
+    ``candidates`` are updates found acceptable and not appraised yet, ``bases`` their devices and bases.
     ``decoded`` holds by ``accept_seq`` the pieces of updates that were decoded to be appraised.
     """
 
     tokens: list[int] = field(default_factory=list)
     answers: list[tuple[str, bytes]] = field(default_factory=list)
+    candidates: dict[bytes, Accept] = field(default_factory=dict)
+    bases: set[tuple[str, VersionId]] = field(default_factory=set)
     accepted: list[AcceptedUpdate] = field(default_factory=list)
     decoded: dict[int, Sequence[Piece]] = field(default_factory=dict)
     uploads: dict[bytes, Upload] = field(default_factory=dict)
@@ -68,6 +69,11 @@ class Batch:
     discarded: list[bytes] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
     rolled_back: bool = False
+
+    @property
+    def taken(self) -> int:
+        """Updates that are in, or about to be."""
+        return len(self.accepted) + len(self.candidates)
 
 
 def commit_then_answer(
@@ -103,6 +109,7 @@ class Ingest:
         clock: Clock,
         window_bytes: int,
         ask_evidence: Callable[[Batch, str], None],
+        admits: Callable[[str], bool],
     ) -> None:
         self._topics = topics
         self._store = store
@@ -110,6 +117,7 @@ class Ingest:
         self._model = model
         self._clock = clock
         self._ask_evidence = ask_evidence
+        self._admits = admits
         self._payload_size = codec_for(model.rules.codec).size(model.rules.layout)
         self._uploading: dict[bytes, str] = {}
         self._open_uploads: Counter[str] = Counter()
@@ -137,14 +145,16 @@ class Ingest:
 
     def receive(self, batch: Batch, state: TaskState, topic: BeginTopic | ChunkTopic, payload: bytes) -> None:
         """Take one message of an update."""
+        if topic.update_id in batch.candidates:
+            self._take_in(batch, state)
         if isinstance(topic, BeginTopic):
-            event = self._begun(batch, topic, payload)
+            event = self._begun(batch, state, topic, payload)
         else:
             event = self._chunk(batch, topic, payload)
         self.carry_out(batch, state, event)
 
     def finish(self, batch: Batch, state: TaskState) -> None:
-        """Make the bytes of this batch durable, record them, and take in the uploads they complete."""
+        """Make the bytes of this batch durable, record them, and take in all updates that are whole."""
         if batch.written:
             self._files.sync(sorted({update_id for update_id, _, _ in batch.written}))
             for update_id, start, end in batch.written:
@@ -153,6 +163,7 @@ class Ingest:
             batch.written.clear()
         while batch.finished:
             self._complete(batch, state, *batch.finished.pop(0))
+        self._take_in(batch, state)
 
     def settle(self, batch: Batch) -> None:
         """After the commit: it counts, and files that no row names any more go."""
@@ -196,17 +207,26 @@ class Ingest:
 
     # What the store knows of a message
 
-    def _begun(self, batch: Batch, topic: BeginTopic, payload: bytes) -> Event:
+    def _begun(self, batch: Batch, state: TaskState, topic: BeginTopic, payload: bytes) -> Event:
         try:
             header, content = UpdateHeader.unpack(payload)
         except MessageError:
             known = self._store.outcome(topic.update_id)
             return MalformedBegin(device=topic.device, update_id=topic.update_id, known=known)
-        return self._event(batch, topic.device, topic.update_id, header, content)
+        return self._event(batch, state, topic, header, content)
 
     def _event(
-        self, batch: Batch, device: str, update_id: bytes, header: UpdateHeader, content: bytes | None
+        self,
+        batch: Batch,
+        state: TaskState,
+        topic: BeginTopic,
+        header: UpdateHeader,
+        content: bytes | None,
     ) -> BeginArrived:
+        device, update_id = topic.device, topic.update_id
+        if (device, header.base) in batch.bases:
+            # Only the journal says whether its sibling counts.
+            self._take_in(batch, state)
         return BeginArrived(
             device=device,
             update_id=update_id,
@@ -218,6 +238,7 @@ class Ingest:
             base_known=self._store.base_known(header.base),
             upload=self._upload(batch, update_id),
             uploads_open=self._open_uploads[device],
+            admitted=self._admits(device),
         )
 
     def _chunk(self, batch: Batch, topic: ChunkTopic, payload: bytes) -> Event:
@@ -230,6 +251,7 @@ class Ingest:
             known=self._store.outcome(topic.update_id),
             upload=upload,
             size=UpdateHeader.unpack(upload.header)[0].size if upload is not None else 0,
+            admitted=self._admits(topic.device),
         )
 
     def _upload(self, batch: Batch, update_id: bytes) -> Upload | None:
@@ -240,28 +262,31 @@ class Ingest:
 
     # Actions
 
-    @singledispatchmethod
     def _do(self, action: Action, batch: Batch, state: TaskState) -> None:
-        raise TypeError(f"no way to carry out {type(action).__name__}")
+        match action:
+            case Accept():
+                self._accept(action, batch, state)
+            case Answer():
+                self._say(batch, action.device, action.update_id, action.receipt)
+            case PutRange():
+                self._put(action, batch, state)
+            case Finish():
+                if (action.device, action.update_id) not in batch.finished:
+                    batch.finished.append((action.device, action.update_id))
+            case Invite():
+                self._invite(action, batch, state)
+            case OpenUpload():
+                self._open(action, batch)
+            case Refuse():
+                self._refuse(action, batch, state)
+            case Count():
+                self.rejected[action.reason] += 1
+            case AskEvidence():
+                self._ask_evidence(batch, action.device)
+            case RollBack():
+                self._store.roll_back(action.epoch)
+                batch.rolled_back = True
 
-    @_do.register
-    def _count(self, action: Count, batch: Batch, state: TaskState) -> None:
-        self.rejected[action.reason] += 1
-
-    @_do.register
-    def _answer(self, action: Answer, batch: Batch, state: TaskState) -> None:
-        self._say(batch, action.device, action.update_id, action.receipt)
-
-    @_do.register
-    def _ask(self, action: AskEvidence, batch: Batch, state: TaskState) -> None:
-        self._ask_evidence(batch, action.device)
-
-    @_do.register
-    def _roll_back(self, action: RollBack, batch: Batch, state: TaskState) -> None:
-        self._store.roll_back(action.epoch)
-        batch.rolled_back = True
-
-    @_do.register
     def _invite(self, action: Invite, batch: Batch, state: TaskState) -> None:
         wanted = action.missing.bytes
         amount = self.credit.grant(action.update_id, wanted, self._clock.monotonic())
@@ -278,14 +303,12 @@ class Ingest:
         )
         self._say(batch, action.device, action.update_id, receipt)
 
-    @_do.register
-    def _open(self, action: OpenUpload, batch: Batch, state: TaskState) -> None:
+    def _open(self, action: OpenUpload, batch: Batch) -> None:
         self._uploading[action.upload.update_id] = action.upload.device
         self._open_uploads[action.upload.device] += 1
         self._store.open_upload(action.upload)
         batch.uploads[action.upload.update_id] = action.upload
 
-    @_do.register
     def _put(self, action: PutRange, batch: Batch, state: TaskState) -> None:
         update_id, end = action.update_id, action.start + len(action.content)
         upload = self._upload(batch, update_id)
@@ -300,12 +323,6 @@ class Ingest:
         if spent and missing:
             self._invite(Invite(device=upload.device, update_id=update_id, missing=missing), batch, state)
 
-    @_do.register
-    def _finish(self, action: Finish, batch: Batch, state: TaskState) -> None:
-        if (action.device, action.update_id) not in batch.finished:
-            batch.finished.append((action.device, action.update_id))
-
-    @_do.register
     def _refuse(self, action: Refuse, batch: Batch, state: TaskState) -> None:
         base = action.header.base
         self._store.refuse(
@@ -318,61 +335,48 @@ class Ingest:
         receipt = Receipt(state="refused", epoch=state.epoch, term=state.term, reason=action.reason)
         self._say(batch, action.device, action.update_id, receipt)
 
-    @_do.register
     def _accept(self, action: Accept, batch: Batch, state: TaskState) -> None:
-        rules = self._model.rules
-        appraisal = appraise(
-            action.update_id,
-            action.header,
-            action.payload,
-            device=action.device,
-            state=self._model.state,
-            rules=rules,
-            keep=(len(batch.decoded) + 1) * rules.layout.size <= MOST_KEPT,
-        )
-        if not isinstance(appraisal, Appraisal):
+        """Together with others, before the commit; a large one at once, so that none but it is in memory."""
+        batch.candidates[action.update_id] = action
+        batch.bases.add((action.device, action.header.base))
+        if len(action.payload) > ROW_BYTES:
+            self._take_in(batch, state)
+
+    def _take_in(self, batch: Batch, state: TaskState) -> None:
+        """Appraise what was found acceptable, and append it to the journal in the order in which it came."""
+        candidates = list(batch.candidates.values())
+        batch.candidates.clear()
+        batch.bases.clear()
+        if not candidates:
+            return
+        verdicts = appraise_all(candidates, state=self._model.state, rules=self._model.rules)
+        good: list[tuple[Accept, Appraisal]] = []
+        for action, verdict in zip(candidates, verdicts, strict=True):
+            if isinstance(verdict, Appraisal):
+                good.append((action, verdict))
+                continue
             refusal = Refuse(
                 device=action.device,
                 update_id=action.update_id,
                 header=action.header,
                 hash=action.hash,
-                reason=appraisal.reason,
+                reason=verdict.reason,
             )
             self._refuse(refusal, batch, state)
-            return
-        as_file = len(action.payload) > ROW_BYTES
-        base = action.header.base
-        update = NewUpdate(
-            update_id=action.update_id,
-            device=action.device,
-            hash=action.hash,
-            header=action.header.pack(),
-            base=base,
-            size=len(action.payload),
-            payload=None if as_file else action.payload,
-            weight=appraisal.weight,
-            scale=appraisal.scale,
-            norm=appraisal.norm,
-            staleness=appraisal.staleness,
-            runtime=action.header.runtime,
-        )
-        accept_seq = self._store.accept(update)
-        self._store.count_update(
-            action.device,
-            accepted=True,
-            bytes_up=len(action.payload),
-            base=base.number,
-            runtime=update.runtime,
-        )
-        if action.header.lease is not None:
-            self._store.end_lease(action.header.lease)
-        if self._closed(batch, action.update_id) and not as_file:
-            batch.discarded.append(action.update_id)
-        batch.accepted.append(AcceptedUpdate.of(update, accept_seq))
-        if appraisal.pieces is not None:
-            batch.decoded[accept_seq] = appraisal.pieces
-        receipt = Receipt(state="done", epoch=state.epoch, term=state.term)
-        self._say(batch, action.device, action.update_id, receipt)
+        updates = [_new_update(action, appraisal) for action, appraisal in good]
+        receipt = Receipt(state="done", epoch=state.epoch, term=state.term).pack()
+        for (action, appraisal), update, accept_seq in zip(
+            good, updates, self._store.accept_all(updates), strict=True
+        ):
+            if action.header.lease is not None:
+                self._store.end_lease(action.header.lease)
+            if self._closed(batch, action.update_id) and update.payload is not None:
+                batch.discarded.append(action.update_id)
+            batch.accepted.append(AcceptedUpdate.of(update, accept_seq))
+            if appraisal.pieces is not None:
+                batch.decoded[accept_seq] = appraisal.pieces
+            batch.answers.append((self._topics.receipt(action.device, action.update_id), receipt))
+        self._store.count_accepted(updates)
 
     def _complete(self, batch: Batch, state: TaskState, device: str, update_id: bytes) -> None:
         """An upload has all its bytes: check them, and decide as if they had come in one message."""
@@ -382,7 +386,9 @@ class Ingest:
         header, _ = UpdateHeader.unpack(upload.header)
         if self._files.finish(update_id, size=header.size, sha256=header.sha256):
             payload = self._files.read(update_id, header.size)
-            self.carry_out(batch, state, self._event(batch, device, update_id, header, payload))
+            self.carry_out(
+                batch, state, self._event(batch, state, BeginTopic(device, update_id), header, payload)
+            )
             return
         refusal = Refuse(device=device, update_id=update_id, header=header, hash=upload.hash, reason="hash")
         self._refuse(refusal, batch, state)
@@ -403,3 +409,20 @@ class Ingest:
 
     def _say(self, batch: Batch, device: str, update_id: bytes, receipt: Receipt) -> None:
         batch.answers.append((self._topics.receipt(device, update_id), receipt.pack()))
+
+
+def _new_update(action: Accept, appraisal: Appraisal) -> NewUpdate:
+    return NewUpdate(
+        update_id=action.update_id,
+        device=action.device,
+        hash=action.hash,
+        header=action.header.pack(),
+        base=action.header.base,
+        size=len(action.payload),
+        payload=action.payload if len(action.payload) <= ROW_BYTES else None,
+        weight=appraisal.weight,
+        scale=appraisal.scale,
+        norm=appraisal.norm,
+        staleness=appraisal.staleness,
+        runtime=action.header.runtime,
+    )

@@ -83,7 +83,7 @@ class Intake:
     def _take_in(self, batch: Batch) -> None:
         room = self._model.room
         state = self._ingest.state()
-        while self._waiting and (room is None or len(batch.accepted) < max(room, 1)):
+        while self._waiting and (room is None or batch.taken < max(room, 1)):
             if batch.rolled_back and not state.rolled_back:
                 state = self._ingest.state()
             message = self._waiting.popleft()

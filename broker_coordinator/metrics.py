@@ -17,9 +17,13 @@ class Figures:
     ``refused`` are updates by reason; ``rejected`` other messages that could not be used. ``accuracy``
     belongs to ``accuracy_version``; ``accuracy_source`` is ``coordinator`` (its held-out file) or
     ``devices``, with how many devices and examples stand behind it; ``metrics`` are the means of all that
-    was measured then, for models that have no accuracy. ``tls_date_error`` is what was found wrong with the
-    dates of the broker's certificate, and forgiven. ``bytes_*`` are None where the system
-    does not count them.
+    was measured then, for models that have no accuracy. Where the coordinator measures another model than
+    devices use, ``accuracy_caveat`` says so and ``reported`` holds what devices say: ``version``,
+    ``devices``, ``examples`` and ``means``. ``tls_date_error`` is what was found wrong with the dates of the
+    broker's certificate, and forgiven. ``insecure`` says that the broker's connections are plain. Where
+    there is a registry, ``devices_enrolled`` may take part; ``registry_fault`` is why it cannot be read now.
+    ``doubled`` counts, by identity, how often one of two live devices that share it took the other's place.
+    ``bytes_*`` are None where the system does not count them.
     """
 
     fleet: str
@@ -34,7 +38,9 @@ class Figures:
     accuracy_source: str = ""
     accuracy_examples: int = 0
     accuracy_devices: int = 0
+    accuracy_caveat: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
+    reported: Mapping[str, Any] = field(default_factory=dict)
     devices_online: int = 0
     updates_accepted: int = 0
     updates_folded: int = 0
@@ -53,6 +59,10 @@ class Figures:
     status_failures: int = 0
     connections: int = 0
     tls_date_error: str = ""
+    insecure: bool = False
+    devices_enrolled: int | None = None
+    registry_fault: str = ""
+    doubled: Mapping[str, int] = field(default_factory=dict)
     bytes_sent: int | None = None
     bytes_received: int | None = None
     broker: str = ""
@@ -74,6 +84,7 @@ _GAUGES = {
     "published": "Number of the newest published version",
     "accuracy": "Accuracy of the newest evaluated version",
     "devices_online": "Devices on line",
+    "devices_enrolled": "Devices that are enrolled and not revoked",
     "waiting": "Accepted updates that wait to be folded",
     "leases": "Leases held",
     "credit_bytes": "Bytes that devices were told they may send",
@@ -125,6 +136,24 @@ def metric_families(figures: Callable[[], Figures]) -> Iterator[Any]:
         for runtime, counts in now.runtimes.items():
             family.add_metric([runtime], getattr(counts, shown))
         yield family
+    yield GaugeMetricFamily(
+        "lichen_devices_doubled",
+        "Identities that two live devices share: copied cards or credentials",
+        value=len(now.doubled),
+    )
+    yield CounterMetricFamily(
+        "lichen_device_doublings",
+        "Times that one of two live devices under one identity took the other's place",
+        value=sum(now.doubled.values()),
+    )
+    yield GaugeMetricFamily(
+        "lichen_insecure", "Whether the broker's connections are plain", value=int(now.insecure)
+    )
+    yield GaugeMetricFamily(
+        "lichen_registry_unreadable",
+        "Whether the registry of devices cannot be read: the last one holds on",
+        value=int(bool(now.registry_fault)),
+    )
     yield GaugeMetricFamily(
         "lichen_up", "Whether the broker connection stands", value=int(now.state != "connecting")
     )

@@ -56,8 +56,10 @@ def locked(state: Path, *, write: bool = True) -> Iterator[None]:
                 hint="one coordinator runs on a state folder; stop that one first",
             )
         if write:
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            # Our name in it is for whoever is refused; a full disk must not keep us from starting.
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(descriptor)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from broker_coordinator.configuration import PublishTable
 from broker_coordinator.edition import Edition, Editor
 from broker_coordinator.records import InventoryRow, VersionRecord
+from broker_coordinator.retain_trial import RetainTrial
 from broker_coordinator.shelf import BlobShelf
 from broker_coordinator.store import Store
 from fl_io.crash import crash_point
@@ -32,6 +33,7 @@ SETTLED_VERSIONS = 64
 class _Stage(enum.Enum):
     OFF = enum.auto()
     READING = enum.auto()
+    TRYING = enum.auto()
     BLOBS = enum.auto()
     MANIFEST = enum.auto()
     MARKER = enum.auto()
@@ -58,13 +60,14 @@ class Publisher:
         self._settings = settings
         self._topics = topics
         self._task_topic = topics.task(task)
+        self._trial_filter = f"{topics.prefix}+"
         self._editor = editor
         self._store = store
         self._shelf = shelf
         self._transport = transport
         self._clock = clock
         self._presence = presence
-        self._retained = settings.retain != "never"
+        self._trial = RetainTrial(settings.retain)
         self._stage = _Stage.OFF
         self._queue: deque[tuple[str, bytes | None]] = deque()
         self._under_way: set[int] = set()
@@ -91,6 +94,11 @@ class Publisher:
         idle = self._stage is _Stage.IDLE
         return idle and out is not None and newest is not None and out.version.id == newest.id
 
+    @property
+    def _retained(self) -> bool:
+        """Whether there is any use in retained messages here."""
+        return self._trial.verdict is not False
+
     def offer(self, version: VersionRecord) -> None:
         """There is a new version; it goes out when its time comes, unless a newer one is there then."""
         self._newest = version
@@ -113,6 +121,8 @@ class Publisher:
         """Publish nothing any more: our store is older than the world."""
         self.halted = True
         self._queue.clear()
+        if self._stage is _Stage.TRYING:
+            self._transport.unsubscribe([self._trial_filter])
         if self._stage not in (_Stage.OFF, _Stage.READING):
             self._stage = _Stage.IDLE
             self._speak()
@@ -134,12 +144,15 @@ class Publisher:
     def disconnected(self) -> None:
         """What was under way may be lost: everything is read back at the next connect."""
         self._forget()
+        self._trial.broken_off()
         self._stage = _Stage.OFF
 
     def read_back(self, topic: str, payload: bytes) -> None:
         """A retained message of ours came back."""
         if self._stage is _Stage.READING:
             self._found[topic] = payload
+        if topic == self._topics.coordinator and self._trial.verdict is None:
+            self._trial.came_back()
 
     def echoed(self) -> None:
         """Our echo is back: whatever is retained came before it."""
@@ -149,6 +162,8 @@ class Publisher:
     def delivered(self, token: int) -> None:
         """The broker has one of our messages."""
         self._under_way.discard(token)
+        if self._stage is _Stage.TRYING and self._trial.delivered(token):
+            self._transport.subscribe([self._trial_filter])
 
     def work(self) -> float | None:
         """Go on as far as the window allows; seconds until there is more to do, None if that depends on
@@ -165,6 +180,10 @@ class Publisher:
                 if now < self._read_until and len(self._found) < 2:
                     return self._read_until - now
                 self._compare()
+            elif self._stage is _Stage.TRYING:
+                wait = self._attend_trial(now)
+                if self._stage is _Stage.TRYING:
+                    return wait
             elif self._stage is _Stage.IDLE:
                 if self._unspoken:
                     self._speak()
@@ -199,8 +218,30 @@ class Publisher:
         elif same:
             self._confirmed = set(edition.rows)
             self._enter(_Stage.MARKER)
+        elif self._trial.verdict is None:
+            self._stage = _Stage.TRYING
         else:
             self._begin()
+
+    def _attend_trial(self, now: float) -> float | None:
+        """Begin with the newest version once the trial is over; seconds until then, None if that depends on
+        the connection."""
+        if not (self._trial.begun or self._tried(now)):
+            return None
+        if left := self._trial.left(now):
+            return left
+        self._transport.unsubscribe([self._trial_filter])
+        self._begin()
+        return None
+
+    def _tried(self, now: float) -> bool:
+        """Ask the broker to keep something, if the window has room for that. It is asked back by a filter
+        that is not subscribed to yet: not every broker sends retained messages again on the same one."""
+        presence = self._presence(b"").pack()
+        token = self._transport.publish(self._topics.coordinator, presence, retain=True)
+        if token is not None:
+            self._trial.begin(token, now)
+        return token is not None
 
     def _begin(self) -> None:
         """Take the newest version, and record every topic of it before the first goes out."""

@@ -4,9 +4,11 @@ A message that cannot be read, or that nobody takes, is counted by reason. Nothi
 """
 
 import logging
+import time
 from collections.abc import Callable
 
 from broker_coordinator.decide import OrderSeen, TaskState
+from broker_coordinator.doubles import Doubles
 from broker_coordinator.edition import Editor
 from broker_coordinator.ingest import Batch, Ingest
 from broker_coordinator.leasing import Leasing
@@ -30,7 +32,8 @@ _log = logging.getLogger("lichen.coordinator")
 
 
 class Reception:
-    """Routes messages inside one commit. ``presence`` makes our own, answering the challenge given."""
+    """Routes messages inside one commit. ``presence`` makes our own, answering the challenge given;
+    ``admits`` says whether a device may say anything."""
 
     def __init__(
         self,
@@ -44,6 +47,7 @@ class Reception:
         leasing: Leasing,
         outgoing: Outgoing,
         presence: Callable[[bytes], CoordinatorPresence],
+        admits: Callable[[str], bool],
     ) -> None:
         self._topics = topics
         self._store = store
@@ -54,6 +58,9 @@ class Reception:
         self._leasing = leasing
         self._outgoing = outgoing
         self._presence = presence
+        self._admits = admits
+        self._doubles = Doubles()
+        self._warned: set[str] = set()
         self._came_online: list[str] = []
         self._reports: dict[str, str] = {}
         self._successor: CoordinatorPresence | None = None
@@ -80,6 +87,19 @@ class Reception:
         """After a commit that did not come about."""
         self._came_online.clear()
 
+    def expel(self) -> None:
+        """Devices that were revoked are not on line any more, whatever they say, and hold no lease."""
+        with self._store.transaction():
+            for record in self._store.devices():
+                if record.online and not self._admits(record.device):
+                    gone = DevicePresence(online=False, session=record.session)
+                    self._store.device_seen(record.device, gone)
+                    self.online.discard(record.device)
+            for lease in self._store.leases():
+                if not self._admits(lease.device):
+                    self._store.end_lease(lease.lease_id)
+        self._leasing.dirty = True
+
     def confirm_office(self) -> None:
         """Return if no coordinator of a later term was heard.
 
@@ -99,6 +119,8 @@ class Reception:
         match topic:
             case BeginTopic() | ChunkTopic():
                 self._ingest.receive(batch, state, topic, message.payload)
+            case DeviceTopic() if not self._admits(topic.device):
+                self._reject("unknown_device")
             case DeviceTopic(kind="state"):
                 self._device(batch, state, topic.device, message.payload)
             case DeviceTopic(kind="event"):
@@ -118,6 +140,8 @@ class Reception:
         presence = DevicePresence.unpack(payload)
         self._store.device_seen(device, presence)
         if presence.online:
+            if how := self._doubles.born(device, presence):
+                self._doubled(device, how)
             self.online.add(device)
             self._came_online.append(device)
             self._ingest.carry_out(batch, state, OrderSeen(order=presence.seen, device=device))
@@ -126,6 +150,12 @@ class Reception:
         if record is not None and not record.online:
             # Only now: a will of an older session says nothing about this one.
             self.online.discard(device)
+
+    def _doubled(self, device: str, how: str) -> None:
+        self._store.note_double(device, how=how, seen_at=time.time())
+        if device not in self._warned and len(self._warned) < MOST_REPORTS:
+            self._warned.add(device)
+            _log.warning("two live devices are called %s: %s", device, how)
 
     def _event(self, batch: Batch, state: TaskState, device: str, payload: bytes) -> None:
         event = DeviceEvent.unpack(payload)
@@ -139,7 +169,7 @@ class Reception:
         if manifest is None or manifest.fleet != self._topics.fleet:
             self._reject("evidence")
             return
-        self._ingest.carry_out(batch, state, self._seen(manifest))
+        self._witness(batch, state, event.proof, manifest)
 
     def _note(self, device: str, report: str) -> None:
         """Log what a device reports, once: a log must not grow by what one of them repeats."""
@@ -192,10 +222,15 @@ class Reception:
         """Our own manifest, read back: if it is newer than our store, the store is an old one."""
         manifest = self._editor.verified(message.payload)
         if manifest is not None:
-            self._ingest.carry_out(batch, state, self._seen(manifest))
+            self._witness(batch, state, message.payload, manifest)
         elif message.payload:
             self._reject("foreign_manifest")
         self._publisher.read_back(message.topic, message.payload)
+
+    def _witness(self, batch: Batch, state: TaskState, envelope: bytes, manifest: TaskManifest) -> None:
+        self._ingest.carry_out(batch, state, self._seen(manifest))
+        if batch.rolled_back or state.rolled_back:
+            self._editor.note_witnessed(envelope, manifest)
 
     def _seen(self, manifest: TaskManifest) -> OrderSeen:
         version = manifest.version

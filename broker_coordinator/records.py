@@ -14,6 +14,7 @@ __all__ = [
     "AcceptedUpdate",
     "DeviceEvaluation",
     "DeviceRecord",
+    "DoubledDevice",
     "InventoryRow",
     "JournalCounts",
     "Lease",
@@ -220,6 +221,17 @@ class DeviceRecord:
     bytes_up: int = 0
     last_base: int | None = None
     last_seen: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoubledDevice:
+    """An identity that two live devices share: how often one of them took the other's place, and ``how``,
+    in words, by the last time. ``seen_at`` is that time, for people to read."""
+
+    device: str
+    count: int
+    how: str
+    seen_at: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

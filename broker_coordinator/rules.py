@@ -55,7 +55,8 @@ class DampingRule:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipRule:
     """Norms above ``factor`` times the median of the last ``window`` ones are clipped to it; off until the
-    window holds ``minimum_updates`` of ``minimum_devices`` devices, or for good (``enabled``)."""
+    window holds ``minimum_updates`` of ``minimum_devices`` devices, or for good (``enabled``). Where it is
+    enabled running statistics are limited too: see ``running_statistics``."""
 
     enabled: bool = True
     factor: float = 2.0

@@ -130,5 +130,14 @@ INSERT INTO runtimes
     FROM office WHERE forgotten + (SELECT COUNT(*) FROM updates) > 0;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _RUNTIMES)
+_DOUBLES = """
+CREATE TABLE doubles (
+    device TEXT PRIMARY KEY,
+    count INTEGER NOT NULL,
+    how TEXT NOT NULL,
+    seen_at REAL NOT NULL
+) WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _RUNTIMES, _DOUBLES)
 """Script ``i`` makes a file of ``user_version`` i into one of i + 1."""

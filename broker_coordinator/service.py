@@ -15,7 +15,7 @@ from broker_coordinator.coordinator import Coordinator
 from broker_coordinator.embedded_broker import EmbeddedBroker
 from broker_coordinator.evaluation import HeldOut
 from broker_coordinator.http import HttpServer
-from broker_coordinator.keys import Signing, open_key, without_key
+from broker_coordinator.keys import Signing, open_key
 from broker_coordinator.metrics import Figures
 from broker_coordinator.office import challenge, locked
 from broker_coordinator.sqlite_store import SqliteStore
@@ -29,7 +29,8 @@ __all__ = ["STATUS_FILE", "is_running", "read_status", "run_coordinator"]
 STATUS_FILE = Path("run") / "status.json"
 STATUS_EVERY_S = 0.25
 STALLED_S = 60.0
-PUBLISH_WINDOW = 64
+PUBLISH_WINDOW = 512
+"""A commit's receipts go out together: what the window does not hold waits for the next turn of the loop."""
 KEEPALIVE_S = 60
 _log = logging.getLogger("lichen.coordinator")
 
@@ -37,10 +38,17 @@ _log = logging.getLogger("lichen.coordinator")
 def run_coordinator(configuration: FleetConfiguration, *, insecure: bool = False) -> None:
     """Run until SIGTERM, SIGINT, or the last version that was asked for.
 
+    Only ``insecure`` takes a broker without TLS, wherever it is: what listens on this machine's loopback may
+    listen elsewhere too. A broker of our own listens on loopback only.
+
     Raises:
+        ConfigError: the broker's connections are plain.
         LichenError: it cannot start (see the parts), the disk refuses, or another one took office.
     """
     state = configuration.state
+    plain = _plain(configuration.broker)
+    if plain:
+        _accept_plain(configuration.broker, insecure=insecure)
     with contextlib.ExitStack() as stack:
         stack.enter_context(locked(state))
         artifact = TrainingArtifact.open(configuration.artifact)
@@ -48,7 +56,7 @@ def run_coordinator(configuration: FleetConfiguration, *, insecure: bool = False
         # The store comes before every other file: a folder that lost its database is not begun anew.
         store = SqliteStore.open(state)
         stack.callback(store.close)
-        signing = _signing(state, insecure=insecure)
+        signing = _signing(state)
         address, broker_name = stack.enter_context(_broker(configuration))
         coordinator = Coordinator(
             configuration,
@@ -61,12 +69,14 @@ def run_coordinator(configuration: FleetConfiguration, *, insecure: bool = False
                 manual_ack=True,
                 keepalive_s=KEEPALIVE_S,
                 window=PUBLISH_WINDOW,
+                many=True,
                 tls=configuration.tls.files,
             ),
             clock=SystemClock(),
             signing=signing,
             evaluate=evaluate,
             broker_name=broker_name,
+            insecure=plain,
         )
         _serve(coordinator, configuration, stack)
 
@@ -166,10 +176,23 @@ class _Status:
         return "rolled back: lichen coordinator recover" if self.figures.state == "rolled_back" else ""
 
 
-def _signing(state: Path, *, insecure: bool) -> Signing:
-    if insecure:
-        _log.warning("unsigned: whoever may publish on this broker may command this fleet")
-        return without_key()
+def _plain(broker: str) -> bool:
+    """Whether it is a broker without TLS that is not our own."""
+    return "://" in broker and not BrokerAddress.parse(broker).tls
+
+
+def _accept_plain(broker: str, *, insecure: bool) -> None:
+    address = BrokerAddress.parse(broker)
+    if not insecure:
+        raise ConfigError(
+            f"the broker at {address} has no TLS: whoever reaches it can read, and speak for any device",
+            hint="lichen fleet init DIR makes certificates and a broker's configuration;"
+            " on a network you trust: --insecure",
+        )
+    _log.warning("insecure: no TLS to %s: whoever reaches it can read, and speak for any device", address)
+
+
+def _signing(state: Path) -> Signing:
     signing = open_key(state)
     if signing.fresh:
         _log.info('a new key was made; for agent.toml: trusted_keys = ["%s"]', signing.public_key)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from broker_coordinator.records import DeviceRecord, InventoryRow, Lease
+from broker_coordinator.records import DeviceRecord, DoubledDevice, InventoryRow, Lease, NewUpdate
 from broker_coordinator.sqlite_database import Database
 from fl_protocol.presence import DevicePresence
 from fl_protocol.version import VersionId
@@ -68,6 +68,23 @@ class SqliteFleet:
                 (count if accepted else 0, 0 if accepted else count, bytes_up, base, runtime, device),
             )
 
+    def count_accepted(self, updates: Sequence[NewUpdate]) -> None:
+        """Add to the counts of their devices, each a sign of life."""
+        with self._database.transaction():
+            ((life,),) = self._database.rows("SELECT life FROM office")
+            self._database.change("UPDATE office SET life = life + ?", (len(updates),))
+            self._database.change_all(
+                "INSERT INTO devices (device, last_seen, accepted, bytes_up, last_base, runtime)"
+                " VALUES (?, ?, 1, ?, ?, ?) ON CONFLICT (device) DO UPDATE SET"
+                " last_seen = excluded.last_seen, accepted = accepted + 1,"
+                " bytes_up = bytes_up + excluded.bytes_up, last_base = excluded.last_base,"
+                " runtime = excluded.runtime",
+                [
+                    (update.device, seen, update.size, update.base.number, update.runtime)
+                    for seen, update in enumerate(updates, life + 1)
+                ],
+            )
+
     def device(self, device: str) -> DeviceRecord | None:
         """One device."""
         row = self._database.row(f"SELECT {_COLUMNS} FROM devices WHERE device = ?", (device,))
@@ -77,6 +94,22 @@ class SqliteFleet:
         """All devices."""
         return [
             _device(row) for row in self._database.rows(f"SELECT {_COLUMNS} FROM devices ORDER BY device")
+        ]
+
+    def note_double(self, device: str, *, how: str, seen_at: float) -> None:
+        """Count a doubled identity."""
+        self._database.change(
+            "INSERT INTO doubles VALUES (?, 1, ?, ?) ON CONFLICT (device)"
+            " DO UPDATE SET count = count + 1, how = excluded.how, seen_at = excluded.seen_at",
+            (device, how, seen_at),
+        )
+
+    def doubles(self) -> Sequence[DoubledDevice]:
+        """All doubled identities."""
+        rows = self._database.rows("SELECT device, count, how, seen_at FROM doubles ORDER BY device")
+        return [
+            DoubledDevice(device=device, count=count, how=how, seen_at=seen_at)
+            for device, count, how, seen_at in rows
         ]
 
     def grant_lease(self, lease: Lease) -> None:

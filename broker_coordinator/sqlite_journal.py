@@ -1,6 +1,7 @@
 """The journal's verbs on sqlite."""
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from broker_coordinator.records import (
@@ -57,31 +58,44 @@ class SqliteJournal:
 
     def accept(self, update: NewUpdate) -> int:
         """Append a row."""
+        return self.accept_all([update])[0]
+
+    def accept_all(self, updates: Sequence[NewUpdate]) -> Sequence[int]:
+        """Append rows."""
         with self._database.transaction():
-            runtime = self._count_runtime(update.runtime)
-            _, accept_seq = self._database.change(
-                "INSERT INTO updates (update_id, device, hash, header, base_epoch, base_number, stored, size,"
-                " payload, weight, scale, norm, staleness, runtime, state)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'waiting')",
-                (
-                    update.update_id,
-                    update.device,
-                    update.hash,
-                    update.header,
-                    update.base.epoch,
-                    update.base.number,
-                    "file" if update.payload is None else "row",
-                    update.size,
-                    update.payload,
-                    update.weight,
-                    update.scale,
-                    update.norm,
-                    update.staleness,
-                    runtime,
-                ),
+            named = Counter(update.runtime for update in updates)
+            names = {name: self._count_runtime(name, count) for name, count in named.items()}
+            last = self._database.row("SELECT seq FROM sqlite_sequence WHERE name = 'updates'")
+            first = (last[0] if last is not None else 0) + 1
+            self._database.change_all(
+                "INSERT INTO updates (accept_seq, update_id, device, hash, header, base_epoch, base_number,"
+                " stored, size, payload, weight, scale, norm, staleness, runtime, state)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'waiting')",
+                [
+                    (
+                        accept_seq,
+                        update.update_id,
+                        update.device,
+                        update.hash,
+                        update.header,
+                        update.base.epoch,
+                        update.base.number,
+                        "file" if update.payload is None else "row",
+                        update.size,
+                        update.payload,
+                        update.weight,
+                        update.scale,
+                        update.norm,
+                        update.staleness,
+                        names[update.runtime],
+                    )
+                    for accept_seq, update in enumerate(updates, first)
+                ],
             )
-            self._end_upload(update.update_id)
-        return accept_seq
+            self._database.change_all(
+                "DELETE FROM uploads WHERE update_id = ?", [(update.update_id,) for update in updates]
+            )
+        return range(first, first + len(updates))
 
     def refuse(self, update_id: bytes, *, hash: bytes, device: str, base: VersionId, reason: str) -> None:
         """Remember a refusal; the first one stays."""
@@ -161,17 +175,17 @@ class SqliteJournal:
                 sums[name] = sums.get(name, 0.0) + value
         return DeviceEvaluation(devices=devices, sums=sums)
 
-    def _count_runtime(self, name: str) -> str:
-        """Count an update for the runtime of that name; the name it is counted under."""
-        count = "UPDATE runtimes SET accepted = accepted + 1 WHERE runtime = ?"
-        changed, _ = self._database.change(count, (name,))
+    def _count_runtime(self, name: str, updates: int) -> str:
+        """Count updates for the runtime of that name; the name they are counted under."""
+        count = "UPDATE runtimes SET accepted = accepted + ? WHERE runtime = ?"
+        changed, _ = self._database.change(count, (updates, name))
         if changed:
             return name
         (names,) = self._database.rows("SELECT COUNT(*) FROM runtimes")[0]
         if names >= _MOST_RUNTIMES:
             name = _OTHER_RUNTIMES
         self._database.change("INSERT OR IGNORE INTO runtimes (runtime) VALUES (?)", (name,))
-        self._database.change(count, (name,))
+        self._database.change(count, (updates, name))
         return name
 
     def _end_upload(self, update_id: bytes) -> None:

@@ -13,6 +13,7 @@ from broker_coordinator.records import (
     AcceptedUpdate,
     DeviceEvaluation,
     DeviceRecord,
+    DoubledDevice,
     InventoryRow,
     JournalCounts,
     Lease,
@@ -53,6 +54,11 @@ class Journal(Protocol):
             StorageError: also if the id is known already, or the device counted for that base: a caller
                 that did not ask ``outcome`` and ``counted`` first.
         """
+        ...
+
+    def accept_all(self, updates: Sequence[NewUpdate]) -> Sequence[int]:
+        """``accept`` in the order given; their ``accept_seq``, one after the other. None of them, if one
+        cannot be."""
         ...
 
     def refuse(self, update_id: bytes, *, hash: bytes, device: str, base: VersionId, reason: str) -> None:
@@ -242,12 +248,24 @@ class Store(Journal, Protocol):
         """
         ...
 
+    def count_accepted(self, updates: Sequence[NewUpdate]) -> None:
+        """``count_update`` for updates that were just accepted."""
+        ...
+
     def device(self, device: str) -> DeviceRecord | None:
         """One device."""
         ...
 
     def devices(self) -> Sequence[DeviceRecord]:
         """All devices, by name."""
+        ...
+
+    def note_double(self, device: str, *, how: str, seen_at: float) -> None:
+        """Count that two live devices were seen under one identity."""
+        ...
+
+    def doubles(self) -> Sequence[DoubledDevice]:
+        """All such identities, by name."""
         ...
 
     def grant_lease(self, lease: Lease) -> None:

@@ -5,6 +5,7 @@ from edge_agent.jobs import Deliver, Worker
 from edge_agent.presence import Presence
 from edge_agent.state_folder import StateFolder
 from edge_agent.supervisor import Supervisor
+from edge_agent.watchdog import Notifier, Watchdog
 from edge_agent.worker_client import InlineWorker, ProcessWorker
 from fl_io.clock import SystemClock
 from fl_io.mqtt import MqttTransport
@@ -41,6 +42,7 @@ def build_agent(configuration: AgentConfiguration, folder: StateFolder) -> Super
             folder=folder,
             outbox=outbox,
             make_worker=lambda deliver: build_worker(configuration, deliver),
+            watchdog=Watchdog(Notifier(), clock, [transport.fault]),
         )
     except BaseException:
         outbox.close()

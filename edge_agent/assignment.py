@@ -162,8 +162,8 @@ class Assignment:
             self._fail(manifest, result)
 
     def _choose(self) -> TaskManifest | None:
-        """The newest manifest; but one that was overtaken while its files came goes before it, as long as they
-        come. A link slower than the fleet's pace would begin with each version and never end."""
+        """The newest manifest; but one that was overtaken while its files came goes before it, as long as
+        they come. A link slower than the fleet's pace would begin with each version and never end."""
         newest, begun = self._orders.manifest, self._begun
         if newest is None or begun is None or begun.version == newest.version:
             return newest
@@ -293,8 +293,8 @@ class Assignment:
         self._renewed = kept is None
 
     def _device_state(self, artifact: bytes) -> bytes:
-        """What there is of personal tensors for an artifact. What the card has spoilt is set aside, reported,
-        and done without."""
+        """What there is of personal tensors for an artifact. What the card has spoilt is set aside and
+        reported; then, and where the outbox was lost, the copy for apps is what there is."""
         while (kept := self._outbox.device_state(artifact)) is not None:
             try:
                 unseal(kept.content, "the personal state")
@@ -304,8 +304,8 @@ class Assignment:
                 _log.warning("%s", said)
                 self._report(said)
             else:
-                return kept.content
-        return b""
+                return (kept.artifact != artifact and self._board.device_state(artifact)) or kept.content
+        return self._board.device_state(artifact)
 
     def _renew_notice(self) -> None:
         """Show the personal tensors as the last training left them: once in each life, for it may be that the

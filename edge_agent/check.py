@@ -15,6 +15,7 @@ from edge_agent.gates import CLOCK_IS_SET_AFTER, LinuxMachine, shut_gate, surrou
 from edge_agent.jobs import Job, JobFailed, Prepared, PrepareJob, Progress, Result
 from edge_agent.sample_count import count_samples
 from edge_agent.state_folder import StateFolder
+from edge_agent.status import read_status
 from fl_io.clock import SystemClock
 from fl_io.disk import write_file
 from fl_io.mqtt import MqttTransport
@@ -60,7 +61,7 @@ def _clock() -> Finding:
         name="clock",
         ok=wall > CLOCK_IS_SET_AFTER,
         detail=today,
-        hint="the clock is not set, so TLS certificates look invalid: start a time service",
+        hint="the clock is not set: start a time service, or name the broker's authority in [tls] ca",
     )
 
 
@@ -96,6 +97,9 @@ def _disk(state: Path) -> Finding:
 
 def _broker(configuration: AgentConfiguration) -> Iterator[Finding]:
     name = f"broker {configuration.address}"
+    if configuration.tls.certificate is not None and _runs(configuration.state):
+        yield _as_the_agent_says(name, configuration.state)
+        return
     try:
         with _connection(configuration) as (transport, events):
             refused = _await(events, CONNECT_S, lambda event: isinstance(event, Connected | Disconnected))
@@ -103,10 +107,29 @@ def _broker(configuration: AgentConfiguration) -> Iterator[Finding]:
                 reason = refused.reason if isinstance(refused, Disconnected) else "no answer"
                 yield Finding(name=name, ok=False, detail=reason, hint=_broker_hint(reason))
                 return
-            yield Finding(name=name, ok=True, detail="connected")
+            wrong = refused.date_error
+            yield Finding(name=name, ok=True, detail=f"connected, although {wrong}" if wrong else "connected")
             yield from _rights(configuration, transport, events)
     except LichenError as error:
         yield _failed(name, error)
+
+
+def _runs(state: Path) -> bool:
+    try:
+        return bool(read_status(state)["running"])
+    except StorageError:
+        return False
+
+
+def _as_the_agent_says(name: str, state: Path) -> Finding:
+    """A broker that goes by the certificate's name would throw the running agent out for a check."""
+    says = read_status(state)["state"]
+    return Finding(
+        name=name,
+        ok=says != "offline",
+        detail=f"the running agent says: {says}",
+        hint="see its log; stop it and check again, to have connection and rights tried",
+    )
 
 
 def _rights(
@@ -195,11 +218,11 @@ def _runtime(configuration: AgentConfiguration) -> Finding:
 def _connection(
     configuration: AgentConfiguration,
 ) -> "Iterator[tuple[MqttTransport, queue.SimpleQueue[TransportEvent]]]":
-    """A connection under a name of its own: the device's would throw a running agent out."""
+    """A connection under a name of its own: the device's would throw a running agent out. With a certificate
+    it has that one name only; then none is running."""
+    name = configuration.device if configuration.tls.certificate else f"{configuration.device}.check"
     events: queue.SimpleQueue[TransportEvent] = queue.SimpleQueue()
-    transport = MqttTransport(
-        configuration.address, f"{configuration.device}.check", keepalive_s=60, tls=configuration.tls
-    )
+    transport = MqttTransport(configuration.address, name, keepalive_s=60, tls=configuration.tls)
     transport.start(events.put)
     try:
         yield transport, events

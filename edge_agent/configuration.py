@@ -99,7 +99,8 @@ class AgentConfiguration:
     ``state`` is the folder that the agent alone writes, ``samples`` the sample store that it shares with
     the app (``state/samples.db`` unless named). Commands and manifests must be signed by one of
     ``trusted_keys``; ``insecure`` takes anybody's, for fleets on one machine. ``trainer`` (``module:Class``)
-    is looked for on Python's path and in the folder ``trainer_path`` (that of the file unless named).
+    is looked for on Python's path and in the folder ``trainer_path`` (that of the file unless named). After
+    ``safe_after_starts`` starts in a row that did not last, the agent does not train for a while; 0: never.
     """
 
     device: str
@@ -114,6 +115,7 @@ class AgentConfiguration:
     trainer: str = ""
     trainer_path: Path | None = None
     keepalive_s: int = 600
+    safe_after_starts: int = 5
     tls: TlsFiles = field(default_factory=TlsFiles)
     outbox: OutboxSettings = field(default_factory=OutboxSettings)
     gates: GateSettings = field(default_factory=GateSettings)
@@ -165,6 +167,8 @@ class AgentConfiguration:
             faults.append(f"trainer must be written as module:Class, not {self.trainer!r}")
         if not 10 <= self.keepalive_s <= 65535:
             faults.append("keepalive_s must be 10 to 65535 seconds")
+        if self.safe_after_starts < 0:
+            faults.append("safe_after_starts must not be negative")
         return faults
 
 

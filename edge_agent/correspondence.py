@@ -11,6 +11,7 @@ from edge_agent.lookout import Lookout
 from edge_agent.orders import Orders
 from edge_agent.outbox import Outbox
 from edge_agent.presence import Presence
+from edge_agent.safe_mode import SafeMode
 from edge_agent.upload import Uploads
 from fl_io.disk import Disk
 from fl_protocol.clock import Clock
@@ -41,6 +42,7 @@ class Correspondence:
         clock: Clock,
         outbox: Outbox,
         lookout: Lookout,
+        safe_mode: SafeMode,
         incarnation: bytes,
         idle_reason: Callable[[], str],
         disk: Disk,
@@ -56,6 +58,7 @@ class Correspondence:
         self._configuration = configuration
         self._presence = presence
         self._lookout = lookout
+        self._safe_mode = safe_mode
         self._incarnation = incarnation
         self._idle_reason = idle_reason
         self._topics = FleetTopics(configuration.fleet)
@@ -100,6 +103,8 @@ class Correspondence:
                 self.uploads.connected()
                 self.downloads.connected()
                 _log.info("connected to %s", self._configuration.address)
+                if self._safe_mode.active:
+                    self.report(self._safe_mode.reason)
                 self._forgive(date_error)
             case Disconnected(reason, permanent):
                 self._lose(reason, permanent)
@@ -119,6 +124,8 @@ class Correspondence:
             if command.evidence and self.orders.evidence:
                 self.attendance.tell(DeviceEvent(kind="evidence", proof=self.orders.evidence))
         elif command.kind in ("pause", "resume"):
+            if command.kind == "resume":
+                self._safe_mode.leave()
             self.attendance.tell(DeviceEvent(kind="command", message=command.kind))
 
     def report(self, reason: str) -> None:
@@ -150,7 +157,8 @@ class Correspondence:
         if receipt.state != "later" and (receipt.epoch, receipt.term) < self.orders.office:
             self.ignored += 1
             return
-        self.uploads.receive(update_id, receipt)
+        if self.uploads.receive(update_id, receipt):
+            self._safe_mode.prove()
 
     def _take_manifest(self, envelope: bytes) -> None:
         if not envelope:
@@ -166,15 +174,23 @@ class Correspondence:
         spread_s = self.attendance.meet(coordinator, retained=retained, spread_s=own_spread_s)
         if spread_s is not None:
             self.uploads.coordinator_changed(spread_s)
+            self._tell_date_error()
 
     def _forgive(self, date_error: str) -> None:
-        """Say that a date was forgiven; the coordinator is told once for each kind of it."""
-        if date_error:
-            said = f"the broker's certificate is taken in spite of its dates: {date_error}; is this clock right?"
-            _log.warning("%s", said)
-            if date_error != self.date_error:
-                self.report(said)
+        """A connection for which a date was forgiven: said once for each kind, and to each coordinator."""
+        news = date_error != self.date_error
         self.date_error = date_error
+        if news and date_error:
+            _log.warning("%s", self._excuse)
+            self._tell_date_error()
+
+    def _tell_date_error(self) -> None:
+        if self.date_error:
+            self.report(self._excuse)
+
+    @property
+    def _excuse(self) -> str:
+        return f"the broker's certificate is taken in spite of its dates ({self.date_error}): a wrong clock?"
 
     def _lose(self, reason: str, permanent: bool) -> None:
         self.reconnects += self.attendance.connected

@@ -90,7 +90,8 @@ class Download:
             self.damaged += 1
             return False
         if self._ref.chunk_count == 1:
-            write_file(self.path, chunk, purpose="agent.blob", disk=self._disk)
+            # Small: should a power cut take its name away, it is fetched again.
+            write_file(self.path, chunk, purpose="agent.blob", disk=self._disk, name_at_once=False)
             self._missing.clear()
             return True
         self._disk.write_at(self._part, self._ref.chunk_range(index)[0], chunk)
@@ -133,7 +134,8 @@ class Download:
             self._disk.remove(self._part)
             self._missing = dict.fromkeys(range(self._ref.chunk_count))
             return
-        seal_file(self._part, self.path, purpose="agent.part", disk=self._disk)
+        # Should a power cut take the new name away, the part still has it all, and is hashed again.
+        seal_file(self._part, self.path, purpose="agent.part", disk=self._disk, name_at_once=False)
 
     def _resolve(self) -> None:
         """Go on from the chunk list to the chunks, once the list is whole."""

@@ -35,6 +35,7 @@ class GraphTrainer:
         self._session = session
         self._inputs = {entry.name: entry for entry in artifact.manifest.inputs}
         self._seeded = "seed" in artifact.manifest.hyper
+        self._classes: int | None = None
 
     def train(
         self, weights: Weights, samples: Samples, plan: TrainingPlan, should_stop: ShouldStop
@@ -43,7 +44,7 @@ class GraphTrainer:
         global norm of the loss's gradient before clipping.
 
         Raises:
-            LayoutError: samples that are not the artifact's input.
+            LayoutError: samples that are not the artifact's input, or of a class that it does not know.
             ArtifactError: the runtime fails.
         """
         hyper = {"lr": plan.lr, "momentum": plan.momentum, "mu": plan.mu, "clip": plan.clip}
@@ -56,7 +57,9 @@ class GraphTrainer:
                 break
             if self._seeded:
                 hyper["seed"] = float(dropout_seed(plan.seed, course.steps))
-            result = self._session.step(course.weights, course.slots, self._batch(x, y), hyper, weights)
+            result = self._session.step(
+                course.weights, course.slots, self._batch(weights, x, y), hyper, weights
+            )
             course.weights, course.slots = {**course.weights, **result.weights}, result.slots
             course.grad_norm += result.grad_norm
             course.steps += 1
@@ -68,19 +71,33 @@ class GraphTrainer:
         """The artifact's sums (``loss`` and its metrics) over ``samples``.
 
         Raises:
-            LayoutError: samples that are not the artifact's input.
+            LayoutError: samples that are not the artifact's input, or of a class that it does not know.
             ArtifactError: the runtime fails.
         """
         totals: dict[str, float] = {}
         for x, y in samples.batches(_EVALUATION_ROWS):
-            sums = self._session.evaluate(weights, self._batch(x, y))
+            sums = self._session.evaluate(weights, self._batch(weights, x, y))
             for name, value in sums.items():
                 totals[name] = totals.get(name, 0.0) + value
         totals.pop("weight", None)  # all rows weigh 1: the agent counts them itself
         return totals
 
-    def _batch(self, x: Array, y: Array) -> Batch:
-        return Batch.of(self._fitted("x", x), self._fitted("y", y))
+    def _batch(self, weights: Weights, x: Array, y: Array) -> Batch:
+        batch = Batch.of(self._fitted("x", x), self._fitted("y", y))
+        if batch.y.dtype.kind == "i" and len(batch.y):
+            self._check_classes(weights, batch)
+        return batch
+
+    def _check_classes(self, weights: Weights, batch: Batch) -> None:
+        # To a graph, a class that is none has no logit: its rows would seem to have no loss at all.
+        if self._classes is None:
+            self._classes = int(self._session.infer(weights, batch.x[:1]).shape[-1])
+        least, most = int(batch.y.min()), int(batch.y.max())
+        if least < 0 or most >= self._classes:
+            raise LayoutError(
+                f"samples have classes from {least} to {most}, the model tells {self._classes} apart",
+                hint=f"number the classes from 0 to {self._classes - 1}",
+            )
 
     def _fitted(self, name: str, rows: Array) -> Array:
         """Rows in the dtype and shape of the graph's input; an image may be stored flat, or the reverse."""

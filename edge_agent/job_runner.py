@@ -134,6 +134,7 @@ class JobRunner:
                 should_stop=stop,
                 runtime=runtime,
                 personal=personal,
+                order=[parameter.name for parameter in artifact.manifest.parameters],
                 checkpoint=checkpoint,
                 cancelled=should_stop,
             )

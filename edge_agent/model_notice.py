@@ -105,6 +105,19 @@ class NoticeBoard:
         """The digest of the artifact that is shown; empty where none is."""
         return bytes.fromhex(self._shown.artifact) if self._shown else b""
 
+    def device_state(self, artifact: bytes) -> bytes:
+        """The personal tensors that are shown, if they are this artifact's and whole; else empty."""
+        shown = self._shown
+        if shown is None or artifact != self.artifact:
+            return b""
+        try:
+            content = (
+                (self._folder / PERSONAL_FOLDER / shown.personal).read_bytes() if shown.personal else b""
+            )
+        except OSError:
+            return b""
+        return content if _name(content) == shown.personal else b""
+
     def show(self, manifest: TaskManifest, device_state: bytes) -> None:
         """Show a version whose files are all here, with the personal tensors as they are now."""
         self._put(
@@ -135,6 +148,8 @@ class NoticeBoard:
         if notice == self._shown:
             return
         folder = self._folder / PERSONAL_FOLDER
+        # Whole, but not named at once: a power cut in the next moments shows apps the version before, whose
+        # files are here. The outbox's next commit takes these names along, on a file system with a journal.
         if notice.personal and not (folder / notice.personal).exists():
             write_file(
                 folder / notice.personal,
@@ -142,6 +157,7 @@ class NoticeBoard:
                 purpose="agent.personal",
                 disk=self._disk,
                 mode=0o640,
+                name_at_once=False,
             )
         write_file(
             self._folder / NOTICE_NAME,
@@ -149,6 +165,7 @@ class NoticeBoard:
             purpose="agent.notice",
             disk=self._disk,
             mode=0o640,
+            name_at_once=False,
         )
         self._shown = notice
         try:

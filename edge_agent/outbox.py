@@ -104,6 +104,8 @@ class Outbox:
     """
 
     def __init__(self, path: Path, *, max_bytes: int, max_age_s: float, clock: Clock) -> None:
+        self.commits = 0
+        """Commits so far: an fsync each, and one or two more now and then as sqlite moves its log."""
         self._path = path
         self._max_bytes = max_bytes
         self._max_age_s = max_age_s
@@ -298,6 +300,8 @@ class Outbox:
             "synchronous=FULL",
             "cache_size=-256",
             "journal_size_limit=1048576",
+            # Debian's sqlite writes zeros over what is deleted: every payload would be written twice.
+            "secure_delete=FAST",
         ):
             self._db.execute(f"PRAGMA {pragma}")
         # Whatever fails this check would fail later in the middle of a participation.
@@ -337,6 +341,7 @@ class Outbox:
     def _commit(self, *, purpose: str) -> Iterator[sqlite3.Connection]:
         with self._translated(), commit(self._db, purpose=purpose):
             yield self._db
+        self.commits += 1
 
     def _translated(self) -> AbstractContextManager[None]:
         hint = "a full or read-only disk; a damaged file is set aside when the agent opens it next"

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -53,6 +53,7 @@ def participate(
     should_stop: Callable[[int], bool],
     runtime: str = "",
     personal: PersonalTensors = _NONE,
+    order: Sequence[str] = (),
     checkpoint: Checkpoint | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Trained | JobFailed:
@@ -61,7 +62,8 @@ def participate(
     ``published`` is the downloaded content of ``encode_model``. ``should_stop`` is asked before each step
     with the steps taken so far. A training cut short gives an update that counts for its share; one whose
     weights are not finite gives none, nor does one that was ``cancelled``, which leaves a checkpoint.
-    ``personal`` holds the personal tensors as this device has them.
+    ``personal`` holds the personal tensors as this device has them. ``order`` names the tensors as the
+    trainer is to be given them, where that is not the wire order, in which weights come before buffers.
 
     Raises:
         CodecError: an unknown codec, or published weights that do not decode.
@@ -78,7 +80,7 @@ def participate(
         return JobFailed(reason="there is no sample to train on", retryable=True)
     base = decode_model(published, layout)
     base.setflags(write=False)
-    weights = {**split_flat(base, layout), **personal}
+    weights = _ordered({**split_flat(base, layout), **personal}, order)
     seed = training_seed(job.device_seed, job.base)
     plan = replace(job.plan, seed=seed, version=job.base.number)
     metrics = _evaluated("before", trainer, weights, samples.held_out)
@@ -106,20 +108,24 @@ def participate(
     examples = _counted(result, trainer, examples)
     if examples < 1:
         return JobFailed(reason="the trainer counted no example", retryable=True)
-    metrics |= _evaluated("after", trainer, {**split_flat(trained, layout), **kept}, samples.held_out)
+    # Before evaluate, in which a trainer may go on using the arrays that it returned.
+    state = pack_personal(kept)
+    payload = codec.encode(trained - base, layout, codec_seed(job.update_id))
+    trained.setflags(write=False)
+    reached = _ordered({**split_flat(trained, layout), **kept}, order)
+    metrics |= _evaluated("after", trainer, reached, samples.held_out)
     metrics |= _of_training(result.sums, metrics)
-    np.subtract(trained, base, out=trained)
     planned = planned_steps(plan, examples)
     return Trained(
         update_id=job.update_id,
-        payload=codec.encode(trained, layout, codec_seed(job.update_id)),
+        payload=payload,
         num_examples=min(examples, job.max_examples),
         steps_done=min(steps, planned),
         steps_planned=planned,
         metrics=metrics,
         runtime=runtime,
         training_cpu_s=training_cpu_s,
-        device_state=pack_personal(kept),
+        device_state=state,
     )
 
 
@@ -129,6 +135,11 @@ def _counted(result: TrainingResult, trainer: Trainer, handed_over: int) -> int:
         return handed_over
     counted = int(result.num_examples)
     return counted if brings_samples(trainer) else min(counted, handed_over)
+
+
+def _ordered(weights: Weights, order: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    """All of ``weights``, those named in ``order`` first."""
+    return {name: weights[name] for name in dict.fromkeys((*order, *weights)) if name in weights}
 
 
 def _apart(weights: Weights, personal: PersonalTensors) -> tuple[Weights, dict[str, NDArray[np.float32]]]:

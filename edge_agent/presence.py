@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import Callable
 
-from fl_protocol.presence import SESSION_BYTES, DevicePresence
+from fl_protocol.presence import LIFE_BYTES, SESSION_BYTES, DevicePresence
 from fl_protocol.topics import FleetTopics
 from fl_protocol.transport import Will
 
@@ -14,7 +14,8 @@ AGENT_VERSION = "0.1.0"
 
 class Presence:
     """``state/D`` as this agent says it. A transport asks ``will`` for each connection it makes, which
-    opens a new session; birth and farewell name the session of the last one."""
+    opens a new session; birth and farewell name the session of the last one. A birth also names the
+    ``life`` of this run of the agent."""
 
     def __init__(
         self, topics: FleetTopics, device: str, *, entropy: Callable[[int], bytes] = secrets.token_bytes
@@ -22,6 +23,7 @@ class Presence:
         self.topic = topics.state(device)
         self._entropy = entropy
         self._session = entropy(SESSION_BYTES)
+        self._life = entropy(LIFE_BYTES)
 
     def will(self) -> Will:
         """Open a session: what the broker says if its connection breaks."""
@@ -51,6 +53,7 @@ class Presence:
             samples=samples,
             idle_reason=idle_reason[:256],
             seen=seen,
+            life=self._life,
         ).pack()
 
 

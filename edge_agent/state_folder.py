@@ -8,6 +8,7 @@ checkpoint      where a long training is                     run/            wha
 quarantine/     stores that were damaged
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -159,8 +160,10 @@ class StateFolder:
         except OSError:
             os.close(descriptor)
             raise
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        # Our name in it is for whoever is refused; a full disk must not keep us from delivering what we have.
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._lock = descriptor
 
     def _identity(self) -> tuple[bytes, bytes]:

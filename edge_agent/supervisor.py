@@ -22,10 +22,13 @@ from edge_agent.inbox import MAX_WAITING, Inbox
 from edge_agent.jobs import Deliver, Job, JobFailed, Progress, Result, TrainJob, Verified, VerifyJob, Worker
 from edge_agent.lookout import Lookout
 from edge_agent.model_notice import NoticeBoard
-from edge_agent.outbox import Outbox, OutboxCounts
+from edge_agent.outbox import Outbox, OutboxCounts, OutboxEntry
 from edge_agent.presence import Presence
+from edge_agent.safe_mode import SafeMode
 from edge_agent.state_folder import StateFolder
 from edge_agent.status import StatusFile, counts_body
+from edge_agent.watchdog import Watchdog
+from edge_agent.wear import Wear
 from fl_io.crash import crash_point
 from fl_io.disk import DISK, Disk
 from fl_protocol.clock import Clock
@@ -37,6 +40,8 @@ __all__ = ["Supervisor"]
 
 LONGEST_SLEEP_S = 600.0
 EXPIRE_EVERY_S = 3600.0
+WORKER_ALLOWANCE_S = 300.0
+"""What a job may take beyond its own deadline: a worker's start, a check, the grace of one that is killed."""
 _log = logging.getLogger("lichen.agent")
 
 _Item: TypeAlias = TransportEvent | tuple[Job, Result] | None
@@ -63,6 +68,7 @@ class Supervisor:
         folder: StateFolder,
         outbox: Outbox,
         make_worker: Callable[[Deliver], Worker],
+        watchdog: Watchdog | None = None,
         machine: Machine | None = None,
         disk: Disk = DISK,
         chance: random.Random | None = None,
@@ -71,8 +77,11 @@ class Supervisor:
         chance = chance or random.Random()
         self._configuration = configuration
         self._transport, self._clock = transport, clock
-        self._folder, self._outbox = folder, outbox
+        self._folder, self._outbox, self._disk = folder, outbox, disk
+        self._wear = Wear()
         self._inbox: Inbox[_Item] = Inbox()
+        self._watchdog = watchdog
+        self._safe_mode = SafeMode(outbox, clock, after=configuration.safe_after_starts)
         self._make_worker = make_worker
         self._worker = make_worker(self._deliver)
         self._checker: Worker | None = None
@@ -89,6 +98,7 @@ class Supervisor:
             clock=clock,
             outbox=outbox,
             lookout=self._lookout,
+            safe_mode=self._safe_mode,
             incarnation=folder.incarnation,
             idle_reason=lambda: self.idle_reason,
             disk=disk,
@@ -105,7 +115,7 @@ class Supervisor:
             clock=clock,
             folder=folder,
             board=NoticeBoard(folder.path, runtimes=runtimes, disk=disk),
-            created=self._correspondence.uploads.add,
+            created=self._created,
             report=self._correspondence.report,
             chance=chance,
             entropy=entropy,
@@ -115,6 +125,9 @@ class Supervisor:
         self._counts = OutboxCounts()
         self._job: Job | None = None
         self._check: Job | None = None
+        self._job_ends = 0.0
+        if watchdog is not None:
+            watchdog.add(self._worker_fault)
         self._expire_at = 0.0
         self._said = ""
         self._stopping = False
@@ -133,7 +146,7 @@ class Supervisor:
     @property
     def idle_reason(self) -> str:
         """Why this device is not training, in a sentence; empty while it is."""
-        if trouble := self._chores.trouble("assignment"):
+        if trouble := self._chores.trouble("assignment") or self._safe_mode.reason:
             return trouble
         if not self._connected and self._assignment.state in ("waiting", "fetching"):
             if not self._correspondence.offline_reason:
@@ -146,6 +159,8 @@ class Supervisor:
         for sentence in self._folder.quarantined:
             _log.warning("%s", sentence)
         self._transport.start(self.receive)
+        if self._watchdog is not None:
+            self._watchdog.ready()
 
     def receive(self, event: TransportEvent) -> None:
         """Take an event of the connection."""
@@ -161,7 +176,8 @@ class Supervisor:
             if not len(self._inbox):
                 break
         self._say()
-        return min(wait, self._status.write(self.status()) or LONGEST_SLEEP_S)
+        waits = [wait, self._status.write(self.status()), self._watchdog.turn() if self._watchdog else None]
+        return min([LONGEST_SLEEP_S, *(wait for wait in waits if wait is not None)])
 
     def run(self) -> None:
         """Work until ``stop``."""
@@ -180,6 +196,9 @@ class Supervisor:
     def close(self) -> None:
         """Say farewell, end the worker and the connection, close the outbox."""
         self._stopping = True
+        if self._watchdog is not None:
+            self._watchdog.stopping()
+        self._safe_mode.end()
         try:
             self._correspondence.attendance.depart()
             for worker in filter(None, (self._checker, self._worker)):
@@ -200,6 +219,7 @@ class Supervisor:
             "pid": os.getpid(),
             "state": self.state,
             "idle_reason": self.idle_reason,
+            "safe_mode": self._safe_mode.active,
             "connected": self._connected,
             "tls_date_error": correspondence.date_error,
             "epoch": manifest.version.epoch if manifest else None,
@@ -214,6 +234,7 @@ class Supervisor:
             "failures": self._chores.failures + correspondence.uploads.unreadable,
             "damaged_chunks": correspondence.downloads.damaged,
             "damaged_files": self._cache.damaged,
+            "wear": self._wear.body(self._disk.syncs + self._outbox.commits),
             "worker": {"job": _name(self._job), "pid": self._worker.process_id},
             "runtime": self._assignment.runtime,
             "training_cpu_s": round(self._assignment.training_cpu_s, 3),
@@ -232,10 +253,25 @@ class Supervisor:
             "uploads": self._correspondence.uploads.work,
             "attendance": self._correspondence.attend,
             "expiry": self._expire,
+            "safe_mode": self._safe_mode.work,
         }
 
     def _deliver(self, job: Job, result: Result) -> None:
         self._inbox.put((job, result))
+
+    def _created(self, entry: OutboxEntry) -> None:
+        self._correspondence.uploads.add(entry)
+        self._safe_mode.prove()
+
+    def _allowance_s(self, job: Job) -> float:
+        """How long a job may take before the worker itself must be what hangs."""
+        own = job.plan.deadline_s if isinstance(job, TrainJob) else 0.0
+        return self._configuration.worker.deadline_factor * own + WORKER_ALLOWANCE_S
+
+    def _worker_fault(self) -> str:
+        """What the watchdog is to know: the worker's own deadline, passed long ago, did not end it."""
+        overdue = self._job is not None and self._clock.monotonic() > self._job_ends
+        return f"the worker has not ended its job: {_name(self._job)}" if overdue else ""
 
     def _take(self, item: _Item) -> None:
         """Take one thing in; what the disk refuses to keep is not obeyed either."""
@@ -266,9 +302,12 @@ class Supervisor:
 
     def _employ_worker(self) -> float:
         if self._job is None and self._check is None:
-            job = self._orders.command_check() or self._assignment.next_job()
+            job: Job | None = self._orders.command_check()
+            if job is None and not self._safe_mode.active:
+                job = self._assignment.next_job()
             if job is not None:
                 self._job = job
+                self._job_ends = self._clock.monotonic() + self._allowance_s(job)
                 self._say()
                 self._worker.submit(job)
                 if isinstance(job, TrainJob):

@@ -30,7 +30,12 @@ _HINT = "free some space, or check that the folder is writable by this user"
 
 
 class Disk(Protocol):
-    """Write, sync, rename, remove. Only what was synced survives a power cut."""
+    """Write, sync, rename, remove. Only what was synced survives a power cut.
+
+    ``syncs`` counts what wears a memory card out most: fsyncs, of files and of folders.
+    """
+
+    syncs: int
 
     def write(self, path: Path, content: bytes, *, mode: int = 0o666) -> None:
         """Create or replace a file; not durable before ``sync``. A new file's rights are ``mode`` less the
@@ -61,6 +66,8 @@ class Disk(Protocol):
 class RealDisk:
     """The operating system's files."""
 
+    syncs = 0
+
     def write(self, path: Path, content: bytes, *, mode: int = 0o666) -> None:
         """Create or replace a file."""
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
@@ -80,6 +87,7 @@ class RealDisk:
 
     def sync(self, path: Path) -> None:
         """fsync a file."""
+        self.syncs += 1
         _fsync(path, os.O_RDONLY)
 
     def rename(self, old: Path, new: Path) -> None:
@@ -92,6 +100,7 @@ class RealDisk:
 
     def sync_directory(self, path: Path) -> None:
         """fsync a folder."""
+        self.syncs += 1
         _fsync(path, os.O_RDONLY | os.O_DIRECTORY)
 
 

@@ -1,39 +1,22 @@
-"""The broker connection of both sides: paho-mqtt, kept on a short leash.
+"""The broker connection of both sides: connected again for ever, in a thread of its own.
 
-paho's own reconnection and queue are not used. Each connection is a new client object with an empty
-window, so that a message the broker will not take (it drops the connection, paho sends it again, for
-ever) dies with its connection; the outbox decides what to send again. paho's callbacks run under its
-locks, and an exception in one would end its network thread while ``is_connected()`` stays true: here they
-only note what happened, and the loop, which is ours, passes it on afterwards.
+Each connection is a new object with an empty window, so that a message the broker will not take (it drops
+the connection, the client sends it again, for ever) dies with its connection; the outbox decides what to
+send again.
 """
 
-import contextlib
 import logging
-import os
 import random
 import socket
 import ssl
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
-
-import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion
 
 from fl_io.broker_address import CONNECT_TIMEOUT_S, BrokerAddress, reachable
-from fl_io.socket_bytes import socket_bytes
+from fl_io.connection import BrokerConnection, ConnectionTerms
 from fl_io.tls import TlsFiles, Trust, is_date_error
-from fl_protocol.transport import (
-    Connected,
-    Delivered,
-    Disconnected,
-    Received,
-    Traffic,
-    TransportEvent,
-    Will,
-)
+from fl_protocol.transport import Disconnected, Traffic, TransportEvent, Will
 
 __all__ = ["BrokerAddress", "MqttTransport", "TlsFiles", "reachable"]
 
@@ -43,13 +26,12 @@ STOP_TIMEOUT_S = 5.0
 FIRST_DELAY_S = 1.0
 LONGEST_DELAY_S = 120.0
 PERMANENT_DELAY_S = 900.0
-STEADY_S = 30.0
-"""A connection that held this long resets the back-off."""
-USEFUL_BYTES = 32 << 10
-"""So does one that moved this much: a link that breaks every few seconds gets on, a bit at a time. Counted
-are payloads of whole messages, received or acknowledged: one that the broker drops never counts."""
 LONGEST_IDLE_S = 60.0
+OVERDUE_S = 120.0
+"""How late the network thread may be before a watchdog calls it dead: resolving a name has no timeout."""
 MAX_FILTERS = 8
+PAHO_WINDOW = 64
+"""paho's window knows no bytes: so many chunks of a blob are 4 MiB."""
 _REFUSED_FOR_GOOD = {
     "Not authorized",
     "Bad user name or password",
@@ -66,7 +48,8 @@ class MqttTransport:
     ``clean`` and ``manual_ack`` as in MQTT; ``window`` bounds publishes under way. Delays between
     attempts are drawn from ``[0, d]`` with d doubling from 1 to 120 s (full jitter), or to 900 s where
     the broker refuses for good; d is 1 s again after a connection that was of use. Tokens name their
-    connection too: one of an older connection has no effect.
+    connection too: one of an older connection has no effect. ``many`` is for whoever takes thousands of
+    messages a second: a connection of our own in place of paho's, where it is not over websockets.
 
     Raises:
         ConfigError: a TLS file that cannot be read.
@@ -83,28 +66,40 @@ class MqttTransport:
         keepalive_s: int = 600,
         window: int = 16,
         tls: TlsFiles | None = None,
+        many: bool = False,
     ) -> None:
         self._address = address
         self._client_id = client_id
         self._will = will
-        self._clean = clean
         self._manual_ack = manual_ack
         self._keepalive_s = keepalive_s
-        self._window = window
         self._trust = Trust(tls or TlsFiles()) if address.tls else None
+        many = many and not address.scheme.startswith("ws")
+        self._terms = ConnectionTerms(
+            address=address,
+            client_id=client_id,
+            clean=clean,
+            manual_ack=manual_ack,
+            keepalive_s=keepalive_s,
+            window=window if many else min(window, PAHO_WINDOW),
+            trust=self._trust,
+        )
+        self._connect = _connector(many=many)
         self._receive: Callable[[TransportEvent], None] = lambda event: None
         self._stopping = False
         self._renewed = False
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
-        self._connection: _Connection | None = None
+        self._connection: BrokerConnection | None = None
         self._generation = 0
         self._closed = (0, 0)
+        self._due = 0.0
 
     def start(self, receive: Callable[[TransportEvent], None]) -> None:
         """Start the network thread."""
         self._receive = receive
+        self._back_within(0.0)
         self._thread = threading.Thread(target=self._run, name=f"mqtt {self._client_id}", daemon=True)
         self._thread.start()
 
@@ -118,14 +113,14 @@ class MqttTransport:
         connection = self._connection
         if connection is not None:
             for at in range(0, len(filters), MAX_FILTERS):
-                connection.client.subscribe([(pattern, 1) for pattern in filters[at : at + MAX_FILTERS]])
+                connection.subscribe(filters[at : at + MAX_FILTERS])
 
     def unsubscribe(self, filters: Sequence[str]) -> None:
         """Unsubscribe, at most eight filters a packet."""
         connection = self._connection
         if connection is not None:
             for at in range(0, len(filters), MAX_FILTERS):
-                connection.client.unsubscribe(list(filters[at : at + MAX_FILTERS]))
+                connection.unsubscribe(filters[at : at + MAX_FILTERS])
 
     def acknowledge(self, token: int) -> None:
         """Send the PUBACK of a message received on this very connection."""
@@ -147,7 +142,7 @@ class MqttTransport:
         self._wake.set()
         connection = self._connection
         if connection is not None:
-            connection.client.disconnect()
+            connection.disconnect()
         if self._thread is None or self._thread is threading.current_thread():
             return
         self._thread.join(STOP_TIMEOUT_S)
@@ -164,6 +159,20 @@ class MqttTransport:
             now = self._connection.traffic() if self._connection is not None else (0, 0)
             return Traffic(self._closed[0] + now[0], self._closed[1] + now[1])
 
+    def fault(self) -> str:
+        """Why the network thread is not alive, for a watchdog: it ended, or is overdue at its next turn."""
+        thread = self._thread
+        if thread is None or self._stopping:
+            return ""
+        if not thread.is_alive():
+            return "the network thread has ended"
+        silent = time.monotonic() - self._due
+        return f"the network thread is {silent:.0f} s late" if silent > 0 else ""
+
+    def _back_within(self, seconds: float) -> None:
+        """What follows should take this long, and surely no longer than the allowance beyond."""
+        self._due = time.monotonic() + seconds + OVERDUE_S
+
     def _run(self) -> None:
         delay = FIRST_DELAY_S
         while not self._stopping:
@@ -176,6 +185,7 @@ class MqttTransport:
             elif useful:
                 delay = FIRST_DELAY_S
             if not self._renewed and not self._stopping:
+                self._back_within(delay)
                 self._wake.wait(random.uniform(0.0, delay))
                 delay = min(2 * delay, PERMANENT_DELAY_S if permanent else LONGEST_DELAY_S)
             self._renewed = False
@@ -190,10 +200,10 @@ class MqttTransport:
     def _try_once(self) -> tuple[str, bool, bool] | None:
         """See ``_connect_once``; None to try again at once, and look at no date."""
         self._generation += 1
-        forgiven = self._trust.date_error if self._trust is not None else ""
-        connection = _Connection(self._new_client(), self._generation, self._window, forgiven)
+        self._back_within(CONNECT_TIMEOUT_S)
+        connection = self._connect(self._terms, self._generation)
         try:
-            connection.client.connect(self._address.host, self._address.port, self._keepalive_s)
+            connection.open(self._will() if self._will is not None else None)
             self._connection = connection
             reason = self._attend(connection)
         except ssl.SSLCertVerificationError as error:
@@ -210,44 +220,21 @@ class MqttTransport:
                 self._closed = (self._closed[0] + sent, self._closed[1] + received)
         return reason, reason in _REFUSED_FOR_GOOD, connection.was_useful()
 
-    def _attend(self, connection: "_Connection") -> str:
+    def _attend(self, connection: BrokerConnection) -> str:
         """Serve a connection until it ends, and say why it did."""
         answer_by = time.monotonic() + ANSWER_TIMEOUT_S
         idle = min(self._keepalive_s / 4 or LONGEST_IDLE_S, LONGEST_IDLE_S)
         if self._stopping:
-            connection.client.disconnect()
+            connection.disconnect()
         while True:
-            code = connection.client.loop(idle if connection.accepted else 1.0)
+            self._back_within(idle)
+            ended = connection.serve(idle if connection.accepted else 1.0)
             while connection.noted:
                 self._emit(connection.noted.popleft())
-            if code != paho.MQTT_ERR_SUCCESS:
-                return connection.refusal or paho.error_string(code)
+            if ended is not None:
+                return connection.refusal or ended
             if not connection.accepted and time.monotonic() > answer_by:
                 return f"the broker did not answer CONNECT within {ANSWER_TIMEOUT_S:g} s"
-
-    def _new_client(self) -> paho.Client:
-        client = paho.Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=self._client_id,
-            clean_session=self._clean,
-            protocol=paho.MQTTv311,
-            transport="websockets" if self._address.scheme.startswith("ws") else "tcp",
-            reconnect_on_failure=False,
-            manual_ack=self._manual_ack,
-        )
-        client.connect_timeout = CONNECT_TIMEOUT_S
-        client.max_inflight_messages_set(self._window)
-        client.max_queued_messages_set(4 * self._window)
-        if self._trust is not None:
-            client.tls_set_context(self._trust.context)
-        if self._address.username:
-            client.username_pw_set(self._address.username, self._address.password or None)
-        if self._address.path:
-            client.ws_set_options(path=self._address.path)
-        if self._will is not None:
-            will = self._will()
-            client.will_set(will.topic, will.payload, qos=1, retain=False)
-        return client
 
     def _emit(self, event: TransportEvent) -> None:
         try:
@@ -257,115 +244,12 @@ class MqttTransport:
             _log.exception("the receiver of broker events failed on %s", type(event).__name__)
 
 
-class _Connection:
-    """One paho client from CONNECT to its end; what its callbacks saw waits in ``noted``."""
+def _connector(*, many: bool) -> Callable[[ConnectionTerms, int], BrokerConnection]:
+    """The kind of connection; what is not used is not loaded."""
+    if many:
+        from fl_io.stream_connection import StreamConnection
 
-    def __init__(self, client: paho.Client, generation: int, window: int, date_error: str) -> None:
-        self.client = client
-        self.noted: deque[TransportEvent] = deque()
-        self.accepted = False
-        self.refusal = ""
-        self._date_error = date_error
-        self._began = time.monotonic()
-        self._moved = 0
-        self._sizes: dict[int, int] = {}
-        self._first_token = generation << 16
-        self._window = window
-        self._under_way = 0
-        self._lock = threading.Lock()
-        self._socket: socket.socket | None = None
-        self._counted = (0, 0)
-        client.on_socket_open = self._on_socket_open
-        client.on_socket_close = self._on_socket_close
-        # paho writes to the socket in the caller's thread, racing with the network thread, unless it
-        # believes in an event loop that does; the loop finds the packet in its queue.
-        client.on_socket_register_write = lambda client, userdata, sock: None
-        client.on_connect = self._on_connect
-        client.on_message = self._on_message
-        client.on_publish = self._on_publish
+        return StreamConnection
+    from fl_io.paho_connection import PahoConnection
 
-    def publish(self, topic: str, payload: bytes, retain: bool) -> int | None:
-        """Publish if the window has room. paho is called without our lock: it calls back under its own."""
-        with self._lock:
-            if not self.accepted or self._under_way >= self._window:
-                return None
-            self._under_way += 1
-        message = self.client.publish(topic, payload, qos=1, retain=retain)
-        if message.rc != paho.MQTT_ERR_SUCCESS:
-            with self._lock:
-                self._under_way -= 1
-            return None
-        self._sizes[message.mid] = len(payload)
-        return self._first_token + message.mid
-
-    def acknowledge(self, token: int) -> None:
-        """Acknowledge, unless the message came on an older connection (and will come again)."""
-        mid = token - self._first_token
-        if 0 < mid < 1 << 16:
-            self.client.ack(mid, 1)
-
-    def was_useful(self) -> bool:
-        """Whether it held for long, or moved what a transfer is made of."""
-        return self._moved >= USEFUL_BYTES or time.monotonic() - self._began > STEADY_S
-
-    def sever(self) -> None:
-        """Cut the connection under paho's feet: its loop sees the end at once."""
-        with self._lock, contextlib.suppress(OSError):
-            if self._socket is not None:
-                self._socket.shutdown(socket.SHUT_RDWR)
-
-    def traffic(self) -> tuple[int, int]:
-        """``(sent, received)`` bytes so far."""
-        with self._lock:
-            counted = socket_bytes(self._socket) if self._socket is not None else None
-            self._counted = counted or self._counted
-            return self._counted
-
-    def close(self) -> tuple[int, int]:
-        """End it, however it stands; ``traffic`` of its whole life."""
-        self.accepted = False
-        self.sever()
-        self._on_socket_close(self.client, None, None)
-        return self._counted
-
-    def _on_socket_open(self, client: paho.Client, userdata: Any, sock: Any) -> None:
-        # The same TCP connection without its TLS or websocket wrapping, which hides what is needed here.
-        plain = socket.socket(fileno=os.dup(sock.fileno()))
-        with contextlib.suppress(OSError):
-            # Nagle's delay costs 57 ms a round where 15 would do.
-            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with self._lock:
-            self._socket = plain
-
-    def _on_socket_close(self, client: paho.Client, userdata: Any, sock: Any) -> None:
-        self.traffic()
-        with self._lock:
-            plain, self._socket = self._socket, None
-        if plain is not None:
-            plain.close()
-
-    def _on_connect(
-        self, client: paho.Client, userdata: Any, flags: Any, reason: Any, properties: Any
-    ) -> None:
-        if reason.is_failure:
-            self.refusal = str(reason)
-        else:
-            self.accepted = True
-            self.noted.append(Connected(bool(flags.session_present), self._date_error))
-
-    def _on_message(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
-        try:
-            topic = message.topic
-        except UnicodeDecodeError:
-            # Passed on, to be counted and acknowledged: left alone it would come again for ever.
-            topic = ""
-        token = self._first_token + message.mid
-        self._moved += len(message.payload)
-        self.noted.append(Received(topic, bytes(message.payload), message.retain, token))
-
-    def _on_publish(self, client: paho.Client, userdata: Any, mid: int, reason: Any, properties: Any) -> None:
-        with self._lock:
-            self._under_way -= 1
-        # The acknowledgement may be quicker than the note of the size, which is then left for the next.
-        self._moved += self._sizes.pop(mid, 0)
-        self.noted.append(Delivered(self._first_token + mid))
+    return PahoConnection

@@ -21,6 +21,7 @@ MAX_INTEGER = (1 << 53) - 1
 MAX_MAP_ITEMS = 256
 MAX_ARRAY_ITEMS = 4096
 MAX_NAME_CHARS = 128
+_TEXT = frozenset({str})
 
 
 def pack(body: Mapping[str, Any]) -> bytes:
@@ -97,7 +98,7 @@ class Fields:
     """
 
     def __init__(self, body: object) -> None:
-        if not isinstance(body, dict) or not all(isinstance(key, str) for key in body):
+        if not isinstance(body, dict) or not _TEXT.issuperset(map(type, body)):
             raise MessageError("a message body is a map with text keys")
         self._body: dict[str, Any] = body
 

@@ -8,6 +8,7 @@ from fl_protocol.fields import compact, pack, unpack
 from fl_protocol.update import INCARNATION_BYTES
 
 __all__ = [
+    "LIFE_BYTES",
     "MAX_EVENT_BYTES",
     "SESSION_BYTES",
     "CoordinatorPresence",
@@ -17,6 +18,7 @@ __all__ = [
 ]
 
 SESSION_BYTES = 8
+LIFE_BYTES = 4
 MAX_PRESENCE_BYTES = 4 << 10
 MAX_REASON_CHARS = 256
 MAX_EVENT_CHARS = 512
@@ -28,8 +30,9 @@ class DevicePresence:
     """``state/D``: birth (``online``) or farewell. The will of a session is its farewell.
 
     ``session`` is random for each connection and compared for equality only: a late will of an older
-    session is ignored. ``seen`` is (epoch, counter) of the newest manifest the device has verified, the
-    witness by which a coordinator restored from a backup is recognised.
+    session is ignored. ``life`` is random for each run of the agent: one that returns after another shows
+    that two devices have one identity. ``seen`` is (epoch, counter) of the newest manifest the device has
+    verified, the witness by which a coordinator restored from a backup is recognised.
     """
 
     online: bool
@@ -40,6 +43,7 @@ class DevicePresence:
     samples: int = 0
     idle_reason: str = ""
     seen: tuple[int, int] = (0, 0)
+    life: bytes | None = None
 
     def pack(self) -> bytes:
         """The body of ``state/D``."""
@@ -54,6 +58,7 @@ class DevicePresence:
                 "w": self.idle_reason[:MAX_REASON_CHARS] or None,
                 "e": self.seen[0] or None,
                 "c": self.seen[1] or None,
+                "l": self.life,
             }
         )
 
@@ -70,6 +75,7 @@ class DevicePresence:
             samples=fields.integer("x", default=0),
             idle_reason=fields.text("w", longest=MAX_REASON_CHARS, default=""),
             seen=(fields.integer("e", default=0), fields.integer("c", default=0)),
+            life=fields.maybe("l", lambda key: fields.octets(key, length=LIFE_BYTES)),
         )
 
 

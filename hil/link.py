@@ -37,10 +37,16 @@ _RESET = struct.pack("ii", 1, 0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkCounts:
-    """What a link has carried: payload bytes of TCP that reached the other end, and connections."""
+    """What a link has carried: payload bytes of TCP that reached the other end, and connections.
+
+    ``sent_up`` and ``sent_down`` are the bytes that went onto the line: those too that were lost on it, once
+    more where they were sent again, and those on their way when a connection was reset.
+    """
 
     bytes_up: int = 0
     bytes_down: int = 0
+    sent_up: int = 0
+    sent_down: int = 0
     connections: int = 0
     resets: int = 0
 
@@ -65,6 +71,7 @@ class LinkEmulator:
         self._open = asyncio.Event()
         self._refuses = False
         self._bytes = [0, 0]
+        self._sent = [0, 0]
         self._accepted = 0
         self._resets = 0
 
@@ -129,6 +136,8 @@ class LinkEmulator:
             lambda: LinkCounts(
                 bytes_up=self._bytes[0],
                 bytes_down=self._bytes[1],
+                sent_up=self._sent[0],
+                sent_down=self._sent[1],
                 connections=self._accepted,
                 resets=self._resets,
             )
@@ -207,6 +216,10 @@ class LinkEmulator:
         """Count bytes that arrived: ``way`` 0 goes up."""
         self._bytes[way] += count
 
+    def sent(self, way: int, count: int) -> None:
+        """Count bytes that left their sender, whether they will arrive or not."""
+        self._sent[way] += count
+
     async def passable(self) -> None:
         """Wait for the end of a blackout."""
         await self._open.wait()
@@ -234,9 +247,10 @@ class _Connection:
         for _, writer in self._ends:
             writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         ways = [(0, profile.up, near_in, far_out), (1, profile.down, far_in, near_out)]
+        queues = (_Queue(), _Queue())
         for way, line, reader, writer in ways:
-            queue = _Queue()
-            self._pumps.append(asyncio.create_task(self._take(line, reader, queue)))
+            queue = queues[way]
+            self._pumps.append(asyncio.create_task(self._take(way, line, reader, queue)))
             self._pumps.append(asyncio.create_task(self._deliver(way, queue, writer)))
         try:
             await asyncio.gather(*self._pumps)
@@ -246,6 +260,9 @@ class _Connection:
         finally:
             for _, writer in self._ends:
                 _abort(writer)
+            now = asyncio.get_running_loop().time()
+            for way, queue in enumerate(queues):
+                self._link.sent(way, queue.under_way(now))
             self.ended.set()
 
     def reset(self) -> None:
@@ -257,7 +274,7 @@ class _Connection:
         """Swallow everything from now on."""
         self._forgotten = True
 
-    async def _take(self, line: LinkDirection, reader: asyncio.StreamReader, queue: "_Queue") -> None:
+    async def _take(self, way: int, line: LinkDirection, reader: asyncio.StreamReader, queue: "_Queue") -> None:
         clock = asyncio.get_running_loop().time
         free_at = arrives_at = 0.0
         while True:
@@ -268,17 +285,20 @@ class _Connection:
             late = (line.delay_ms + line.jitter_ms * self._link.draw()) / 1000
             if line.loss and self._link.draw() < line.loss:
                 late += max(_LEAST_RETRANSMISSION_S, 4 * line.delay_ms / 1000)
+                self._link.sent(way, len(content))
             arrives_at = max(arrives_at, free_at + late)  # TCP: what comes later waits
-            await queue.put(arrives_at, content)
+            await queue.put(arrives_at, free_at, content)
             if not content:
                 return
 
     async def _deliver(self, way: int, queue: "_Queue", writer: asyncio.StreamWriter) -> None:
         clock = asyncio.get_running_loop().time
         while True:
-            due, content = await queue.get()
+            due, content = await queue.first()
             await asyncio.sleep(max(0.0, due - clock()))
             await self._link.passable()
+            await queue.drop_first()
+            self._link.sent(way, len(content))
             if self._forgotten:
                 continue
             if not content:
@@ -294,24 +314,35 @@ class _Queue:
     """What is on its way in one direction: at most ``_WINDOW_BYTES``."""
 
     def __init__(self) -> None:
-        self._packets: deque[tuple[float, bytes]] = deque()
+        self._packets: deque[tuple[float, float, bytes]] = deque()
         self._size = 0
         self._changed = asyncio.Condition()
 
-    async def put(self, due: float, content: bytes) -> None:
+    async def put(self, due: float, left: float, content: bytes) -> None:
+        """Add what leaves its sender at ``left`` and arrives at ``due``, when there is room."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._size + len(content) <= _WINDOW_BYTES)
-            self._packets.append((due, content))
+            self._packets.append((due, left, content))
             self._size += len(content)
             self._changed.notify_all()
 
-    async def get(self) -> tuple[float, bytes]:
+    async def first(self) -> tuple[float, bytes]:
+        """What arrives next, and when."""
         async with self._changed:
             await self._changed.wait_for(lambda: bool(self._packets))
-            due, content = self._packets.popleft()
+            due, _, content = self._packets[0]
+        return due, content
+
+    async def drop_first(self) -> None:
+        """It has arrived."""
+        async with self._changed:
+            _, _, content = self._packets.popleft()
             self._size -= len(content)
             self._changed.notify_all()
-        return due, content
+
+    def under_way(self, now: float) -> int:
+        """Bytes that have left their sender and not arrived."""
+        return sum(len(content) for _, left, content in self._packets if left <= now)
 
 
 def _abort(writer: asyncio.StreamWriter) -> None:

@@ -168,7 +168,8 @@ class LocalFleet:
         self.broker_url = self.embedded.url
 
     def _coordinator_words(self) -> list[str]:
-        return ["coordinator", "run", str(self.folder / "fleet.toml")]
+        # Its broker is its own, on loopback, or one that was named for a trial.
+        return ["coordinator", "run", str(self.folder / "fleet.toml"), "--insecure"]
 
     def _agent(self, device: str, python: str = sys.executable) -> ManagedProcess:
         configuration = self.folder / "devices" / device / "agent.toml"

@@ -24,7 +24,7 @@ class ManagedProcess:
     def __init__(self, name: str, command: Sequence[str], log: Path, *, folder: Path) -> None:
         self.name = name
         self.log = log
-        self._command = list(command)
+        self.command = list(command)
         self._folder = folder
         self._child: subprocess.Popen[bytes] | None = None
 
@@ -48,7 +48,7 @@ class ManagedProcess:
         with self.log.open("ab") as output:
             # A session of its own: a Ctrl-C in the terminal reaches us alone, and we end it in order.
             self._child = subprocess.Popen(
-                self._command,
+                self.command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

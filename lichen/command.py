@@ -23,6 +23,7 @@ _HOMES = {
     "demo": "hil.demo.command",
     "devices": "broker_coordinator.command",
     "export": "broker_coordinator.command",
+    "fleet": "broker_coordinator.fleet.command",
     "models": "models.zoo.command",
     "status": "broker_coordinator.command",
     "versions": "broker_coordinator.command",

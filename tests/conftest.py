@@ -35,7 +35,9 @@ def _load(name: str) -> None:
 
 
 _load("certificates")
+_load("secure_fleet")
 _load("simulated_disk")
+_load("crash_points")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -6,7 +6,7 @@ literal ``purpose`` (or pass on their own): each such call makes a point of ever
 
 import ast
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,8 @@ def crash_points(root: Path = ROOT) -> tuple[CrashPoint, ...]:
         for package in PACKAGES
         for path in sorted((root / package).rglob("*.py"))
     }
-    steps = _steps(trees)
+    functions = [function for tree in trees.values() for function in _functions(tree)]
+    steps, places = _steps(functions), _places(functions)
     files: dict[str, set[str]] = defaultdict(set)
     for file, tree in trees.items():
         for call in _calls(tree):
@@ -40,7 +41,7 @@ def crash_points(root: Path = ROOT) -> tuple[CrashPoint, ...]:
                 if isinstance(literal := _argument(call, 0, "name"), str):
                     files[literal].add(file)
                 continue
-            for purpose in {_argument(call, at, "purpose") for at in _positions(trees, _name(call))}:
+            for purpose in {_argument(call, at, "purpose") for at in places[_name(call)]}:
                 if isinstance(purpose, str) and purpose:
                     for step in steps[_name(call)]:
                         files[f"{purpose}.{step}"].add(file)
@@ -66,32 +67,29 @@ def page() -> str:
     return head + mark + section() + end + tail
 
 
-def _steps(trees: Mapping[str, ast.Module]) -> Mapping[str, set[str]]:
+def _steps(functions: Sequence[ast.FunctionDef]) -> Mapping[str, set[str]]:
     """Function name -> the steps that follow its ``purpose``, its own and those of whom it passes it to."""
-    own: dict[str, set[str]] = defaultdict(set)
+    steps: dict[str, set[str]] = defaultdict(set)
     passed: dict[str, set[str]] = defaultdict(set)
-    for function in (function for tree in trees.values() for function in _functions(tree)):
+    for function in functions:
         for call in _calls(function):
             if _name(call) == "crash_point":
-                own[function.name] |= set(_templates(call))
+                steps[function.name] |= set(_templates(call))
             elif any(isinstance(value, ast.Name) and value.id == "purpose" for value in _values(call)):
                 passed[function.name].add(_name(call))
-    for _ in trees:
+    for _ in functions:
         for name, others in passed.items():
-            own[name] = own[name].union(*(own[other] for other in others))
-    return own
+            steps[name] = steps[name].union(*(steps[other] for other in others))
+    return steps
 
 
-def _positions(trees: Mapping[str, ast.Module], name: str) -> set[int]:
-    """Where callers of a function of this name put its ``purpose``, counted without ``self``."""
-    found = set()
-    for function in (function for tree in trees.values() for function in _functions(tree)):
+def _places(functions: Sequence[ast.FunctionDef]) -> Mapping[str, set[int]]:
+    """Function name -> where its callers put the ``purpose``, counted without ``self``."""
+    places: dict[str, set[int]] = defaultdict(set)
+    for function in functions:
         names = [argument.arg for argument in function.args.args if argument.arg not in ("self", "cls")]
-        if function.name == name and "purpose" in names:
-            found.add(names.index("purpose"))
-        elif function.name == name and "purpose" in [a.arg for a in function.args.kwonlyargs]:
-            found.add(len(names))
-    return found
+        places[function.name].add(names.index("purpose") if "purpose" in names else len(names))
+    return places
 
 
 def _functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:

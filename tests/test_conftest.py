@@ -12,8 +12,9 @@ TESTS = Path(__file__).parent
 
 def run(folder: Path, source: str, *, ci: str) -> subprocess.CompletedProcess[str]:
     """Run one test file under our conftest."""
-    for name in ("conftest.py", "simulated_disk.py"):
-        shutil.copy(TESTS / name, folder)
+    for path in TESTS.glob("*.py"):
+        if not path.name.startswith("test_"):
+            shutil.copy(path, folder)
     (folder / "allowed_skips.txt").write_text("no such machine  # there is none here\n# a comment\n")
     (folder / "test_it.py").write_text(source)
     return subprocess.run(

@@ -4,7 +4,7 @@ Whatever the codec does to the weights (mask, rotate, quantize) it does not do t
 variance that is off by a random sign is of no use, and there are few of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,6 +76,24 @@ class WithBuffers:
         for start in range(0, layout.buffer_size, SEGMENT_ELEMENTS):
             values = tail[start : start + SEGMENT_ELEMENTS].astype(np.float32)
             yield layout.weight_size + start, values
+
+    def check_all(self, payloads: Sequence[bytes], layout: TensorLayout) -> None:
+        """All at once where there are only weights."""
+        if not layout.buffer_size:
+            self.of_weights.check_all(payloads, layout)
+            return
+        for payload in payloads:
+            self.check(payload, layout)
+
+    def decode_all(
+        self, payloads: Sequence[bytes], layout: TensorLayout, seeds: Sequence[bytes]
+    ) -> npt.NDArray[np.float32]:
+        """The weights of all payloads, and their buffers behind them."""
+        if not layout.buffer_size:
+            return self.of_weights.decode_all(payloads, layout, seeds)
+        weights = [self._weights(payload, layout) for payload in payloads]
+        buffers = np.stack([_tail(payload, layout) for payload in payloads]).astype(np.float32)
+        return np.hstack([self.of_weights.decode_all(weights, layout.weights, seeds), buffers])
 
     def _weights(self, payload: bytes, layout: TensorLayout) -> bytes:
         """The payload of the weights; not copied where it is all."""

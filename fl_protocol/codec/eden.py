@@ -8,7 +8,7 @@ angles to x, and over many rotations that error averages out.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -133,6 +133,37 @@ class Eden:
                 values[kept_positions(source.streams.mask, segment.size, span.kept)] = kept
             yield segment.start, values
 
+    def check_all(self, payloads: Sequence[bytes], layout: TensorLayout) -> None:
+        """Verify the lengths, and the scales of all payloads together."""
+        count, octets = payload_parts(layout, self.keep)
+        for payload in payloads:
+            check_length(payload, 4 * count + octets)
+        check_scales(np.frombuffer(b"".join([payload[: 4 * count] for payload in payloads]), "<f4"))
+
+    def decode_all(self, payloads: Sequence[bytes], layout: TensorLayout, seeds: Sequence[bytes]) -> Floats:
+        """Rotate the codes of all payloads back together, run by run, and scale them."""
+        decoded = np.zeros((len(payloads), layout.size), np.float32)
+        count, octets = payload_parts(layout, self.keep)
+        received = np.frombuffer(b"".join(payloads), np.uint8).reshape(len(payloads), 4 * count + octets)
+        scales = np.ascontiguousarray(received[:, : 4 * count]).view("<f4")
+        codes = received[:, 4 * count :]
+        streams = [_Streams(seed) for seed in seeds]
+        # every span has whole words of signs, so that one draw gives those of all spans
+        signs = [np.stack([source.octets(octets) for source in pair]) for pair in zip(*streams, strict=True)]
+        for span in spans(layout, self.keep):
+            segment = span.segment
+            out = decoded[:, segment.start : segment.start + segment.size]
+            kept = out if self.keep == 1 else np.empty((len(payloads), span.kept), np.float32)
+            for run in span.runs():
+                bits = slice(span.code + run.octets.start, span.code + run.octets.stop)
+                fitted = scales[:, span.scale + run.scales.start : span.scale + run.scales.stop]
+                part = kept[:, run.first : run.first + run.values]
+                _decode_rows(codes[:, bits], (signs[0][:, bits], signs[1][:, bits]), fitted, run, part)
+            if self.keep < 1:
+                for row, source in enumerate(streams):
+                    out[row, kept_positions(source.mask, segment.size, span.kept)] = kept[row]
+        return decoded
+
 
 class _Streams:
     """The random streams of one update."""
@@ -146,6 +177,10 @@ class _Streams:
     def mask(self) -> Stream:
         """The stream that draws what is kept; made where something is left out."""
         return Stream(self._seed, MASK)
+
+    def __iter__(self) -> Iterator[Stream]:
+        """Both sign streams."""
+        return iter((self._sign1, self._sign2))
 
     def signs(self, octets: int) -> Signs:
         """The next ``octets`` bytes of both sign streams."""
@@ -177,6 +212,24 @@ class _Source:
         np.multiply(blocks, self.scales_of(run, span)[:, np.newaxis], out=blocks)
         # the sign of a zero depends on the order of summation: adding +0 makes every zero +0
         np.add(flat[: run.values], np.float32(0), out=out)
+
+
+def _decode_rows(codes: Octets, signs: Signs, scales: Floats, run: Run, out: Floats) -> None:
+    """Decode the same run of blocks of many payloads, a cacheful at a time: float32[payloads, values]."""
+    sign1, sign2 = signs
+    most = max(1, BATCH * BLOCK // run.elements)
+    work, scratch = (np.empty(min(most, len(codes)) * run.elements, np.float32) for _ in range(2))
+    for first in range(0, len(codes), most):
+        rows = slice(first, first + most)
+        count = len(codes[rows])
+        flat = work[: count * run.elements]
+        blocks = flat.reshape(count * run.blocks, run.width)
+        spread_bits(codes[rows].ravel(), blocks)
+        unrotate(blocks, sign1[rows].ravel(), sign2[rows].ravel(), scratch)
+        np.multiply(blocks, scales[rows].reshape(-1, 1), out=blocks)
+        values = flat.reshape(count, run.elements)[:, : run.values]
+        # as in ``_Source.decode``: every zero becomes +0
+        np.add(values, np.float32(0), out=out[rows])
 
 
 def _rotate_and_fit(blocks: Floats, run: Run, signs: Signs, scratch: Floats, wide: Doubles) -> Doubles:

@@ -1,6 +1,6 @@
 """The codec ``float32``: values as they are, little-endian."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,3 +55,15 @@ class Float32:
             values = piece[: segment.size]
             np.copyto(values, encoded[segment.start : segment.start + segment.size])
             yield segment.start, values
+
+    def check_all(self, payloads: Sequence[bytes], layout: TensorLayout) -> None:
+        """Check one after the other."""
+        for payload in payloads:
+            self.check(payload, layout)
+
+    def decode_all(
+        self, payloads: Sequence[bytes], layout: TensorLayout, seeds: Sequence[bytes]
+    ) -> npt.NDArray[np.float32]:
+        """Copy all payloads; the seeds are not used."""
+        values = np.frombuffer(b"".join(payloads), "<f4").reshape(len(payloads), layout.size)
+        return values.astype(np.float32)

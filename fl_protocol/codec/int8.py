@@ -3,7 +3,7 @@
 Alistarh et al.: QSGD (NeurIPS 2017), with the maximum norm and 127 levels on each side.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,6 +89,24 @@ class Int8:
             np.copyto(values, codes[segment.start : segment.start + segment.size])
             np.multiply(values, scales[segment.tensor], out=values)
             yield segment.start, values
+
+    def check_all(self, payloads: Sequence[bytes], layout: TensorLayout) -> None:
+        """Check one after the other."""
+        for payload in payloads:
+            self.check(payload, layout)
+
+    def decode_all(
+        self, payloads: Sequence[bytes], layout: TensorLayout, seeds: Sequence[bytes]
+    ) -> npt.NDArray[np.float32]:
+        """Multiply the codes of all payloads and their scales, tensor by tensor; the seeds are not used."""
+        received = np.frombuffer(b"".join(payloads), np.int8).reshape(len(payloads), self.size(layout))
+        count = len(layout.tensors)
+        scales = np.ascontiguousarray(received[:, : 4 * count]).view("<f4")
+        decoded = received[:, 4 * count :].astype(np.float32)
+        for tensor, (spec, start) in enumerate(layout.offsets()):
+            part = decoded[:, start : start + spec.size]
+            np.multiply(part, scales[:, tensor : tensor + 1], out=part)
+        return decoded
 
 
 def _parts(payload: bytes, layout: TensorLayout) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int8]]:

@@ -14,6 +14,7 @@ from fl_protocol.errors import LichenError
 from hil.bench.demos import seeds, traffic
 from hil.bench.footprint import footprint
 from hil.bench.ingest import ingest
+from hil.bench.links import links
 from hil.bench.page import page
 from hil.bench.training import training
 from hil.bench.zoo import zoo
@@ -25,7 +26,9 @@ def main(words: list[str] | None = None) -> int:
     """Measure the sections that are asked for; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m hil.bench", description=__doc__)
     parser.add_argument(
-        "--only", action="append", choices=["demo", "traffic", "footprint", "ingest", "zoo", "training"]
+        "--only",
+        action="append",
+        choices=["demo", "traffic", "footprint", "ingest", "links", "zoo", "training"],
     )
     parser.add_argument("--seeds", type=int, default=10, help="demos of the section demo")
     parser.add_argument("--updates", type=int, default=100_000, help="updates of the section ingest")
@@ -36,6 +39,7 @@ def main(words: list[str] | None = None) -> int:
         "traffic": lambda: list(traffic()),
         "footprint": lambda: [footprint("onnx"), footprint("numpy")],
         "ingest": lambda: ingest(options.updates),
+        "links": lambda: list(links()),
         "zoo": zoo,
         "training": training,
     }

@@ -46,17 +46,23 @@ def links(hidden: int = HIDDEN) -> Iterator[dict[str, Any]]:
 
 
 def transfer(
-    name: str, *, hidden: int, reset_every_s: float = RESET_EVERY_S, timeout_s: float = TIMEOUT_S
+    name: str,
+    *,
+    hidden: int,
+    reset_every_s: float = RESET_EVERY_S,
+    faster: float | None = None,
+    timeout_s: float = TIMEOUT_S,
 ) -> dict[str, Any]:
     """One version: a real broker, coordinator and agent, the agent's connection through the link.
 
-    ``down_ratio`` and ``up_ratio`` are the bytes that crossed the link, MQTT and all repetition included,
-    over the bytes of the model and of the update's payload.
+    ``down_ratio`` and ``up_ratio`` are the bytes that went onto the link (MQTT, what a reset lost and all repetition
+    included) over the bytes of the model and of the update's payload.
 
     Raises:
         LichenError: no update was accepted within ``timeout_s``.
     """
-    profile = replace(load_profile(name).faster(FASTER[name]), reset_every_s=reset_every_s)
+    faster = faster or FASTER[name]
+    profile = replace(load_profile(name).faster(faster), reset_every_s=reset_every_s)
     with tempfile.TemporaryDirectory() as folder:
         broker = EmbeddedBroker("auto", 0, Path(folder) / "broker").start()
         address = BrokerAddress.parse(broker.url)
@@ -75,7 +81,7 @@ def transfer(
                 )
                 fleet = LocalFleet(Path(folder) / "fleet", options)
                 try:
-                    return {"profile": name, "faster": FASTER[name], **_run(fleet, link, timeout_s)}
+                    return {"profile": name, "faster": faster, **_run(fleet, link, timeout_s)}
                 finally:
                     fleet.stop()
         finally:
@@ -93,17 +99,19 @@ def _run(fleet: LocalFleet, link: LinkEmulator, timeout_s: float) -> dict[str, A
         status = fleet.agent_status("dev-00")
         counts = link.counts
         if down is None and status.get("state") in ("training", "uploading"):
-            down = counts.bytes_down
+            down = counts.sent_down
         if (status.get("updates") or {}).get("done") and down is not None:
             return {
                 "model_bytes": model,
                 "update_bytes": update,
                 "down_ratio": round(down / model, 3),
-                "up_ratio": round(counts.bytes_up / update, 3),
+                "up_ratio": round(counts.sent_up / update, 3),
                 "connections": counts.connections,
                 "resets": counts.resets,
                 "seconds": round(time.monotonic() - began, 1),
             }
+        if not fleet.coordinator.running:
+            raise LichenError("the coordinator ended", hint=fleet.coordinator.last_words())
         time.sleep(_LOOK_EVERY_S)
     raise LichenError(
         f"no update within {timeout_s:.0f} s: {link.counts}", hint=fleet.agents["dev-00"].last_words()

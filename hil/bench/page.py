@@ -74,6 +74,21 @@ run, one publisher each.
 | slope of RSS, KiB per 1,000 updates, first fifth left out | {slope_kib_per_1000} |
 """
 
+_LINKS = """
+## Bad links
+
+`make bench ARGS="--only links"`: a model of {model:,} bytes goes down to one device and its update of {update:,} bytes
+comes up, over each profile of `hil/profiles`, the connection reset every three seconds besides. A ratio is the bytes
+that went onto the link (MQTT, what a reset lost and every repetition included) over those of the model or the update. A slow profile
+runs in a world some times as fast: rates times it, times by it, the resets of three seconds as they are.
+
+| profile | times as fast | down | up | connections | resets |
+| --- | --- | --- | --- | --- | --- |
+{rows}
+
+Bound: <= 1.2 each way; nothing is begun anew.
+"""
+
 _ZOO = """
 ## The zoo
 
@@ -99,6 +114,8 @@ def page(figures: Mapping[str, Any]) -> str:
         parts.append(_FOOTPRINT.format(rows=_table(_footprint_rows(cells)), rest_s=cells[0]["rest_s"]))
     if "ingest" in figures:
         parts.append(_INGEST.format(**figures["ingest"]))
+    if "links" in figures:
+        parts.append(_links(figures["links"]))
     if "zoo" in figures:
         parts.append(_zoo(figures["zoo"]))
     if "training" in figures:
@@ -137,6 +154,21 @@ def _footprint_rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[str]
     for row in rows:
         names = ("runtime", "supervisor_mib", "peak_mib", "cpu_s", "training_cpu_s")
         yield ["n/a" if row[name] is None else str(row[name]) for name in names]
+
+
+def _links(rows: Sequence[Mapping[str, Any]]) -> str:
+    table = (
+        [
+            f"`{row['profile']}`",
+            f"{row['faster']:g}",
+            f"{row['down_ratio']:.3f}",
+            f"{row['up_ratio']:.3f}",
+            str(row["connections"]),
+            str(row["resets"]),
+        ]
+        for row in rows
+    )
+    return _LINKS.format(model=rows[0]["model_bytes"], update=rows[0]["update_bytes"], rows=_table(table))
 
 
 def _zoo(figures: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ all of them alike, and each runs under the interpreter that has what it needs.
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +45,7 @@ class StepProcess:
             stderr=subprocess.PIPE,
             text=True,
             cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
 
     def __enter__(self) -> "StepProcess":

@@ -30,6 +30,11 @@ __all__ = ["main", "run"]
 @click.option("--devices", type=click.IntRange(2, 64), default=12, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), help="Drawn and printed where not given.")
 @click.option("--broker", type=click.Choice(["mosquitto", "amqtt"]), default="mosquitto", show_default=True)
+@click.option(
+    "--uploads",
+    type=click.Choice(["small", "large"]),
+    help="Updates of 0.5 KB, or of 150 KB that travel in chunks; large where the seed is odd, if not given.",
+)
 @click.option("--only", multiple=True, type=click.Choice(sorted(KINDS)), help="Only these kinds of faults.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="A new folder, kept.")
 @click.option("--schedule", "print_only", is_flag=True, help="Print what would be done, and do nothing.")
@@ -40,6 +45,7 @@ def main(
     devices: int,
     seed: int | None,
     broker: str,
+    uploads: str | None,
     only: Sequence[str],
     out: Path | None,
     print_only: bool,
@@ -52,14 +58,14 @@ def main(
     if print_only:
         _print_schedule(schedule, as_json=as_json)
         return
+    large = bool(seed % 2) if uploads is None else uploads == "large"
+    size = "large" if large else "small"
     console = Console(stderr=as_json)
-    console.print(
-        f"seed {seed}: {len(schedule)} faults in {minutes:g} minutes, {devices} devices, {broker}",
-        highlight=False,
-    )
+    what = f"{devices} devices, {size} updates, {broker}"
+    console.print(f"seed {seed}: {len(schedule)} faults in {minutes:g} minutes, {what}", highlight=False)
     folder = out or Path(tempfile.mkdtemp(prefix="lichen-chaos-"))
     try:
-        books = run(folder, schedule, devices=devices, seed=seed, broker=broker, console=console)
+        books = run(folder, schedule, devices=devices, seed=seed, broker=broker, large=large, console=console)
     except LichenError as error:
         console.print(f"error: {error}\n{error.hint}\n{folder} is kept", highlight=False, markup=False)
         raise SystemExit(1) from None
@@ -74,7 +80,14 @@ def main(
 
 
 def run(
-    out: Path, schedule: Sequence[Fault], *, devices: int, seed: int, broker: str, console: Console
+    out: Path,
+    schedule: Sequence[Fault],
+    *,
+    devices: int,
+    seed: int,
+    broker: str,
+    console: Console,
+    large: bool = False,
 ) -> Books:
     """Run a schedule in the folder ``out``, which must be new or empty.
 
@@ -88,7 +101,8 @@ def run(
     witness = Witness(out / "witness.jsonl")
     screen = Screen(console, faults=len(schedule), devices=devices)
     try:
-        with screen.running(), ChaosFleet(out, devices=devices, seed=seed, broker=broker) as fleet:
+        chaos = ChaosFleet(out, devices=devices, seed=seed, broker=broker, large=large)
+        with screen.running(), chaos as fleet:
             course = Course(
                 fleet, witness, schedule, seed=seed, broker=broker, say=screen.say, show=screen.show
             )

@@ -18,6 +18,8 @@ from hil.chaos.witness import Witness, read_journal
 __all__ = ["Books", "reckon"]
 
 _MOST_SENTENCES = 100
+_FAIR = ("stale", "unknown_base")
+"""Reasons for which any device's update may be refused, after a long absence or a coordinator's rollback."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +92,9 @@ def reckon(
         told = {receipt.state for receipt in witness.receipts.get(update_id, ())} | birth.outcomes.keys()
         if update_id in states and "refused" in told and update_id not in witness.given_up:
             wrong.append(f"{who} is in the journal, and its device was told that it is refused")
+        reason = birth.outcomes.get("refused", "")
+        if reason and reason not in _FAIR and birth.device not in witness.meddled:
+            wrong.append(f"{who} was refused as {reason}, and nobody had meddled with its device")
         if place in ("waiting", "outbox"):
             wrong.append(f"{who} still is in the {'journal, unfolded' if place == 'waiting' else 'outbox'}")
     strangers = [update_id for update_id in states if update_id not in witness.births]

@@ -1,12 +1,12 @@
 """The course of a run: the fleet starts, the schedule breaks it, it gets well, and its books are read."""
 
 import heapq
-import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from broker_coordinator.audit import audit
 from fl_protocol.errors import LichenError
@@ -14,7 +14,7 @@ from hil.chaos.books import Books, reckon
 from hil.chaos.faults import FAULTS, Harm, NotHere
 from hil.chaos.fleet import FLEET, ChaosFleet
 from hil.chaos.operator import Operator
-from hil.chaos.schedule import Fault
+from hil.chaos.schedule import COORDINATOR, Fault
 from hil.chaos.witness import Witness
 
 __all__ = ["Course", "Moment"]
@@ -27,6 +27,7 @@ are 240 s after a worker's third failure in a row, 120 s before it connects agai
 QUIET_S = 400.0
 """Within so long every outbox is empty, once nobody trains: a lost message is asked about after 60 s at
 most, the next time after 120, then after 240."""
+_TRACEBACK = "Traceback (most recent call last)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +67,8 @@ class Course:
         self._skipped: Counter[str] = Counter()
         self._wrong: list[str] = []
         self._words: list[str] = []
+        self._agenda: list[tuple[float, int, Callable[[], None]]] = []
+        self._planned = 0
         self._began = time.monotonic()
         self._phase = "starting"
 
@@ -94,22 +97,19 @@ class Course:
 
     def _break(self) -> None:
         """Do every fault at its time, and end it at its own."""
-        order = itertools.count()
-        agenda: list[tuple[float, int, Callable[[], object]]] = []
         for fault in self._schedule:
-            heapq.heappush(agenda, (fault.second, next(order), partial(self._do, fault, agenda, order)))
+            self._plan(fault.second, partial(self._do, fault))
         self._phase = "breaking"
-        while agenda:
-            while agenda and agenda[0][0] <= self._seconds:
-                heapq.heappop(agenda)[2]()
+        while self._agenda:
+            while self._agenda and self._agenda[0][0] <= self._seconds:
+                heapq.heappop(self._agenda)[2]()
             self._turn()
 
-    def _do(
-        self,
-        fault: Fault,
-        agenda: list[tuple[float, int, Callable[[], object]]],
-        order: "itertools.count[int]",
-    ) -> None:
+    def _plan(self, second: float, work: Callable[[], None]) -> None:
+        self._planned += 1
+        heapq.heappush(self._agenda, (second, self._planned, work))
+
+    def _do(self, fault: Fault) -> None:
         self._words = []
         try:
             ending = FAULTS[fault.kind](self._harm, fault)
@@ -121,9 +121,7 @@ class Course:
         self._witness.note("fault", **fault.to_json(), told=list(self._words))
         self._say(f"{fault}{''.join(f'; {word}' for word in self._words)}")
         if ending is not None:
-            heapq.heappush(
-                agenda, (self._seconds + fault.lasting_s, next(order), partial(self._end, fault, ending))
-            )
+            self._plan(self._seconds + fault.lasting_s, partial(self._end, fault, ending))
 
     def _end(self, fault: Fault, ending: Callable[[], None]) -> None:
         self._words = []
@@ -135,29 +133,29 @@ class Course:
             )
 
     def _get_well(self) -> None:
-        """Every device takes part again, by itself."""
-        wanted = self._version + 2
-        epoch = self._epoch
+        """Every device takes part again, by itself: one of its updates is done that was not before."""
+        done: dict[str, int] = {}
         well: set[str] = set()
 
         def all_well() -> bool:
-            for device in self._fleet.local.agents:
-                status = self._fleet.local.agent_status(device)
-                if status.get("pid") != self._fleet.process(device).pid or status.get("version") is None:
+            if not self._in_office():
+                return False
+            for device in self._fleet.local.agents.keys() - well:
+                status = self._device(device)
+                count = status.get("updates", {}).get("done")
+                if count is None:
                     continue
-                if (status["epoch"], status["version"]) >= (self._epoch, wanted) or (
-                    status["epoch"] > epoch and status["version"] >= self._version - 1
-                ):
+                done[device] = min(done.get(device, count), count)
+                if count > done[device]:
                     well.add(device)
-                elif device not in well and "samples" in status.get("idle_reason", ""):
+                elif "samples" in status["idle_reason"]:
                     self._operator.give_samples(device)
             return len(well) == len(self._fleet.local.agents)
 
         self._wait("getting well", WELL_S, all_well)
-        if not all_well():
-            for device in sorted(self._fleet.local.agents.keys() - well):
-                reason = self._fleet.local.agent_status(device).get("idle_reason")
-                self._wrong.append(f"{device} has not come back within {WELL_S:.0f} s: {reason}")
+        for device in sorted(self._fleet.local.agents.keys() - well):
+            reason = self._fleet.local.agent_status(device).get("idle_reason")
+            self._wrong.append(f"{device} has not come back within {WELL_S:.0f} s: {reason}")
 
     def _fall_silent(self) -> None:
         """Nobody trains any more: what is in the outboxes comes in and is folded."""
@@ -165,29 +163,33 @@ class Course:
 
         def silent() -> bool:
             status = self._fleet.local.status()
-            if status.get("state") == "rolled_back" or status.get("waiting") or status.get("inbox"):
+            if not self._in_office() or status["waiting"] or status["inbox"]:
                 return False
-            for device in self._fleet.local.agents:
-                status = self._fleet.local.agent_status(device)
-                if status.get("pid") != self._fleet.process(device).pid:
-                    return False
-                if status["outbox"]["count"] or not status["connected"]:
-                    return False
-            return True
+            devices = [self._device(device) for device in self._fleet.local.agents]
+            return all(status and status["connected"] and not status["outbox"]["count"] for status in devices)
 
         self._wait("falling silent", QUIET_S, silent)
 
     def _books(self) -> Books:
         self._phase = "reading the books"
-        fleet = self._fleet
-        outboxes = {
-            device: self._witness.testify(device, fleet.folder(device)) for device in fleet.local.agents
-        }
+        fleet, witness = self._fleet, self._witness
+        outboxes = {device: witness.testify(device, fleet.folder(device)) for device in fleet.local.agents}
+        own = audit(fleet.state)
+        # Nothing that was done to a process excuses an error that it did not foresee.
+        self._wrong += [
+            f"{log.name} holds a traceback"
+            for log in sorted((fleet.out / "fleet" / "logs").glob("*.log"))
+            if _TRACEBACK in log.read_text(errors="replace")
+        ]
+        if not witness.given_up:
+            # Then what devices were told and what the journal says must agree to the last update.
+            sound = [fleet.folder(device) for device in fleet.local.agents.keys() - witness.suspects]
+            self._wrong += [f"audit with agents: {fault}" for fault in audit(fleet.state, sound).faults]
         return reckon(
-            self._witness,
+            witness,
             fleet.state,
             outboxes,
-            audit(fleet.state),
+            own,
             sentences=self._wrong,
             seed=self._seed,
             broker=self._broker,
@@ -230,6 +232,13 @@ class Course:
     def _version(self) -> int:
         return int(self._fleet.local.status().get("version", 0))
 
-    @property
-    def _epoch(self) -> int:
-        return int(self._fleet.local.status().get("epoch", 0))
+    def _in_office(self) -> bool:
+        """Whether the coordinator that runs now serves."""
+        process = self._fleet.process(COORDINATOR)
+        status = self._fleet.local.status()
+        return process.running and status.get("pid") == process.pid and status.get("state") == "running"
+
+    def _device(self, device: str) -> dict[str, Any]:
+        """The status of the agent that runs now; empty before its first."""
+        status = self._fleet.local.agent_status(device)
+        return status if status.get("pid") == self._fleet.process(device).pid else {}

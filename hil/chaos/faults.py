@@ -140,6 +140,7 @@ def damage_agent(harm: Harm, fault: Fault) -> None:
     if path is None:
         raise NotHere(f"it has no {what} yet")
     database = what in ("outbox", "wal")
+    harm.witness.meddled.add(device)
     if database:
         harm.witness.testify(device, folder)
     harm.say(damage(path, how, chance))
@@ -244,6 +245,7 @@ def clone_agent(harm: Harm, fault: Fault) -> Ending:
     home = fleet.out / "clones" / name
     copy = fleet.copy(device, name)
     harm.witness.testify(device, copy)
+    harm.witness.meddled.add(device)
     shutil.copytree(copy, home / "state")
     shutil.copyfile(fleet.folder(device).parent / "agent.toml", home / "agent.toml")
     words = [sys.executable, "-m", "edge_agent", "run", "--config", str(home / "agent.toml")]
@@ -264,13 +266,13 @@ def clone_agent(harm: Harm, fault: Fault) -> Ending:
 
 @_fault
 def second_coordinator(harm: Harm, fault: Fault) -> Ending:
-    """A second coordinator for the fleet: with an empty store (``stranger``), with a copy (``twin``), or with
-    a copy while the first one stands still (``heir``), which takes office then."""
+    """A second coordinator for the fleet: with an empty store and a key of its own (``stranger``), or with a
+    copy (``twin``). While the first one stands still either takes office (``usurper``, ``heir``)."""
     fleet = harm.fleet
     name = harm.name(fault.setting)
     home = fleet.out / "clones" / name
     home.mkdir()
-    if fault.setting == "stranger":
+    if fault.setting in ("stranger", "usurper"):
         (home / "coordinator").mkdir()
     else:
         shutil.copytree(fleet.copy(COORDINATOR, name), home / "coordinator")
@@ -278,15 +280,15 @@ def second_coordinator(harm: Harm, fault: Fault) -> Ending:
     for word in ("artifact", "held_out.npz"):
         text = text.replace(f'"{word}"', f'"{fleet.out / "fleet" / word}"')
     (home / "fleet.toml").write_text(text)
-    words = [sys.executable, "-m", "lichen", "coordinator", "run", str(home / "fleet.toml")]
+    words = [sys.executable, "-m", "lichen", "coordinator", "run", str(home / "fleet.toml"), "--insecure"]
     second = ManagedProcess(name, words, fleet.out / "fleet" / "logs" / f"{name}.log", folder=home)
     fleet.extras[name] = second
-    if fault.setting == "heir":
+    if fault.setting in ("heir", "usurper"):
         fleet.pause(COORDINATOR)
     second.start()
 
     def end() -> None:
-        if fault.setting == "heir":
+        if fault.setting in ("heir", "usurper"):
             fleet.resume(COORDINATOR)
         in_office = second.running
         second.kill()

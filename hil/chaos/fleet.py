@@ -32,16 +32,20 @@ AGENT_DISK = "16m"
 COORDINATOR_DISK = "96m"
 FLUSH_AFTER_S = 3.0
 SPREAD_S = 2.0
+KEPT_VERSIONS = 20
+"""Payloads are pruned while the fleet is broken, too."""
 FILLER = ".filler"
 _LEAST_KEEPALIVE_S = 10
+_SMALL_HIDDEN, _LARGE_HIDDEN = 32, 512
 _GATES_SHUT = "\n[gates]\nmin_samples = 1000000000\n"
 
 
 class ChaosFleet:
     """Processes, links, disks and clocks of one run. A context: at its end nothing is left but files."""
 
-    def __init__(self, out: Path, *, devices: int, seed: int, broker: str) -> None:
+    def __init__(self, out: Path, *, devices: int, seed: int, broker: str, large: bool = False) -> None:
         self.out = out
+        self._large = large
         for name in ("broker", "clones", "copies", "clocks"):
             (out / name).mkdir(parents=True, exist_ok=True)
         self.broker = broker_of(broker, out / "broker")
@@ -193,7 +197,9 @@ class ChaosFleet:
         self.broker.start()
         self._stack.callback(self.broker.stop)
         url = f"mqtt://127.0.0.1:{self.broker.port}"
-        self.local = LocalFleet(self.out / "fleet", _options(url, self._devices, self._seed))
+        self.local = LocalFleet(
+            self.out / "fleet", _options(url, self._devices, self._seed, large=self._large)
+        )
         self._mount(self.local.state, COORDINATOR_DISK)
         for device in self.local.agents:
             self._mount(self.local.agent_state(device), AGENT_DISK)
@@ -234,7 +240,8 @@ class ChaosFleet:
         aside.rename(folder)
 
 
-def _options(url: str, devices: int, seed: int) -> FleetOptions:
+def _options(url: str, devices: int, seed: int, *, large: bool) -> FleetOptions:
+    """``large`` updates have 150 KB and travel in chunks; others fit into one message."""
     return FleetOptions(
         name=FLEET,
         devices=devices,
@@ -244,9 +251,12 @@ def _options(url: str, devices: int, seed: int) -> FleetOptions:
         partition="iid",
         seed=seed,
         epochs=1,
+        hidden=_LARGE_HIDDEN if large else _SMALL_HIDDEN,
+        codec="float32" if large else "eden(bits=1)",
         settings={
             "buffer": {"flush_after_s": FLUSH_AFTER_S},
             "selection": {"spread_s": SPREAD_S},
+            "retention": {"versions": KEPT_VERSIONS},
         },
         agent_settings={"": {"keepalive_s": _LEAST_KEEPALIVE_S}},
     )

@@ -23,7 +23,7 @@ PATIENCE_S = 2.0
 """How long a person takes to see `rolled_back`."""
 MOST_STARTS = 8
 """A coordinator that ended so often in a row, by itself, is not started any more without a backup."""
-_CALLS_FOR_BACKUP = ("restore a backup", "damaged", "lichen audit")
+_CALLS_FOR_BACKUP = ("restore a backup", "from a backup", "damaged", "lichen audit")
 _RESTARTS_ARE_ENOUGH = ("another coordinator", "does not serve", "Connection refused", "No space", "is full")
 
 
@@ -34,6 +34,7 @@ class Operator:
         self._fleet = fleet
         self._witness = witness
         self._backups: list[Path] = []
+        self._restored: Path | None = None
         self._next_backup = 0.0
         self._rolled_back_since: float | None = None
         self._exits_read = 0
@@ -66,6 +67,7 @@ class Operator:
             self._witness.note("no backup", reason=str(error))
             return
         self._backups.append(path)
+        self._restored = None
         self._witness.note("backup", path=path.name)
 
     def restore(self, why: str) -> None:
@@ -75,7 +77,10 @@ class Operator:
         before = self._witness.journal(fleet.state)
         if self.newest_backup is None:
             raise LichenError(f"there is no backup to restore, and {why}", hint=f"see {fleet.out}")
+        if self._restored == self.newest_backup and len(self._backups) > 1:
+            self._backups.pop()  # it did not help
         fleet.replace(COORDINATOR, self.newest_backup)
+        self._restored = self.newest_backup
         after = self._witness.journal(fleet.state)
         self._witness.give_up(before, after, f"not in the backup that was restored: {why}")
         self._act(f"restored {self.newest_backup.name}: {why}")
@@ -132,7 +137,7 @@ class Operator:
             ]
             done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
             said = (done.stdout + done.stderr).strip().splitlines()
-            self._act(f"recover: {said[-1] if said else done.returncode}")
+            self._act(f"recover: {said[0] if said else done.returncode}")
             fleet.start(COORDINATOR)
             self._rolled_back_since = None
 

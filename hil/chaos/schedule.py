@@ -65,7 +65,7 @@ KINDS: dict[str, Kind] = {
         targets=(COORDINATOR,), lasting_s=(5, 20), settings=("-55", "-20", "+1", "+73")
     ),
     "second_coordinator": Kind(
-        targets=(COORDINATOR,), lasting_s=(6, 12), settings=("stranger", "twin", "heir")
+        targets=(COORDINATOR,), lasting_s=(6, 12), settings=("stranger", "twin", "heir", "usurper")
     ),
     "kill_broker": Kind(targets=(BROKER,), settings=("kept", "lost"), cards=2),
     "pause_broker": Kind(targets=(BROKER,), lasting_s=(1, 12)),

@@ -69,6 +69,8 @@ class Witness:
         """Ids that a damaged store showed, and that nobody made."""
         self.suspects: set[str] = set()
         """Devices whose damaged store is in use still: what it says of the time before is not believed."""
+        self.meddled: set[str] = set()
+        """Devices whose store was damaged, rolled back or cloned: they may have counted already."""
         self.receipts_seen = 0
         self._journal = Journal()
         self._log = log.open("a", encoding="utf-8")
@@ -117,21 +119,21 @@ class Witness:
                 self.note("outcome", device=device, id=update_id.hex(), outcome=outcome, reason=reason)
         return ledger.outbox
 
-    def broken(self, device: str, folder: Path | None, *, damaged: bool) -> None:
+    def broken(self, device: str, folder: Path, *, damaged: bool) -> None:
         """A device's store was changed behind its back, after it had testified: whatever it does not know
-        any more was destroyed with it. ``folder`` is the store as it is now; None where it is gone."""
+        any more was destroyed with it. ``folder`` is the store as it is now."""
         outbox: frozenset[bytes] = frozenset()
-        if folder is not None:
-            try:
-                with _copied(folder, _AGENT_DATABASE) as copy:
-                    ledger = read_ledger(copy)
-                outbox = ledger.outbox
-                if damaged:
-                    shown = {*ledger.created, *outbox} - self.births.keys()
-                    self.phantoms |= shown
-                    self.note("phantoms", device=device, count=len(shown))
-            except (StorageError, sqlite3.Error, OSError):
-                outbox = frozenset()
+        try:
+            with _copied(folder, _AGENT_DATABASE) as copy:
+                ledger = read_ledger(copy)
+            outbox = ledger.outbox
+            if damaged:
+                shown = {*ledger.created, *outbox} - self.births.keys()
+                self.phantoms |= shown
+                self.note("phantoms", device=device, count=len(shown))
+        except (StorageError, sqlite3.Error, OSError) as error:
+            self.note("unreadable", device=device, reason=str(error))
+        self.meddled.add(device)
         if damaged:
             self.suspects.add(device)
         for update_id, birth in self.births.items():

@@ -157,7 +157,7 @@ def _turned_twice(state: _Pass, node: onnx.NodeProto) -> str | None:
 
 
 def _through_quotient(state: _Pass, node: onnx.NodeProto) -> str | None:
-    """``x * b`` where ``x / q`` is there, both factors small: by the quotient, so that ``x`` need not be kept.
+    """``x * b`` where ``x / q`` is there, ``b`` and ``q`` small: by the quotient, so that ``x`` may go.
 
     The gradient of a normalisation asks for the centred value, its own for the normalised one.
     """

@@ -139,7 +139,7 @@ def verify(folder: Path, as_json: bool) -> None:
     artifact.initial_weights()
     trials = _trials(artifact)
     _show(artifact, trials, as_json=as_json, confirmed=True)
-    failed = [trial.runtime for trial in trials if trial.installed and trial.reason]
+    failed = [trial.runtime for trial in trials if trial.failed]
     if failed:
         raise ArtifactError(f"the artifact fails on {', '.join(failed)}", hint="it must not be trained there")
 
@@ -209,7 +209,7 @@ def _show(
     console = Console()
     manifest = artifact.manifest
     console.print(
-        f"{manifest.name}: {artifact.layout.weight_size:,} parameters, "
+        f"{manifest.name}: {_counted(artifact)}, "
         f"{manifest.loss or 'for a trainer of your own'}, {manifest.optimizer or 'no graphs'}, "
         f"sha256 {artifact.digest.hex()[:16]}, in {artifact.path}",
         markup=False,
@@ -237,6 +237,13 @@ def _show(
         console.print(runtimes)
     if not confirmed:
         console.print("Are these all the parameters that you expect? --expect-params checks it for you.")
+
+
+def _counted(artifact: TrainingArtifact) -> str:
+    """How many parameters there are, and how many of them an update holds where it is not all."""
+    weights = [entry for entry in artifact.manifest.parameters if entry.kind == "weight"]
+    count, travelling = sum(math.prod(entry.shape) for entry in weights), artifact.layout.weight_size
+    return f"{count:,} parameters" + ("" if travelling == count else f", {travelling:,} of them in an update")
 
 
 def _show_inspection(found: "Inspection") -> None:

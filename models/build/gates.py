@@ -12,10 +12,11 @@ import onnx
 from numpy.typing import NDArray
 
 from fl_protocol.errors import ArtifactError
+from models.build.drawn_rows import draw_batch, draw_rows, initial_tensors
 from models.build.lift import Forward
 from models.build.uniform import SEED
 from models.runtime.artifact import TrainingArtifact
-from models.runtime.choose import RuntimeTrial, runtimes_for, try_runtime
+from models.runtime.choose import runtimes_for, try_runtime
 from models.runtime.flat import split_flat
 from models.runtime.numpy_runtime import NumpyGraph, NumpyRuntime
 from models.runtime.onnx_reader import read_model
@@ -25,12 +26,12 @@ __all__ = ["check_gradients", "check_modes", "check_parameters", "check_runtimes
 
 _OUTPUT_TOLERANCE = 1e-4
 _GRADIENT_TOLERANCE = 1e-4
+_BY_CHANCE = 1e-3
 _DIFFERENCES = (1e-6, 1e-7, 1e-8)
 """Tried in turn: the slope bends where a ReLU's kink lies within one; a wrong gradient is wrong at each."""
 _ROWS = 5
 _MANY = 1e9
 _STILL = 1e-6
-_FEW = 8
 _REPORT = "this is a defect of the builder: please report it with the model"
 
 Array = NDArray[Any]
@@ -90,10 +91,10 @@ def check_gradients(forward: Forward, artifact: TrainingArtifact) -> None:
     draw = np.random.Generator(bits)
     weights: dict[str, Array] = {
         name: tensor.astype(np.float64) + 0.01 * draw.standard_normal(tensor.shape)
-        for name, tensor in _initial(artifact).items()
+        for name, tensor in initial_tensors(artifact).items()
         if name in forward.trained
     }
-    buffers = {name: it for name, it in _initial(artifact).items() if name in forward.statistics}
+    buffers = {name: it for name, it in initial_tensors(artifact).items() if name in forward.statistics}
     batch = draw_batch(artifact, bits, _ROWS)
     plain = dict.fromkeys(artifact.manifest.hyper, 0.0) | {"lr": 1.0}
     slots = session.step(weights | buffers, zero_slots(artifact), batch, plain, weights).slots
@@ -134,7 +135,7 @@ def check_modes(forward: Forward, artifact: TrainingArtifact) -> None:
     if not forward.statistics or SEED in artifact.manifest.hyper or not forward.moves_once:
         return
     session = NumpyRuntime(np.float64).open(artifact)
-    weights = _initial(artifact)
+    weights = initial_tensors(artifact)
     batch = draw_batch(artifact, np.random.PCG64(6), _ROWS)
     # A variance is kept as that of all rows there may be; of so many, one more or less is the same.
     batch = replace(batch, sample_weight=batch.sample_weight.astype(np.float64) * _MANY)
@@ -159,41 +160,19 @@ def check_modes(forward: Forward, artifact: TrainingArtifact) -> None:
         )
 
 
-def check_runtimes(artifact: TrainingArtifact) -> list[RuntimeTrial]:
-    """Every runtime that is installed here reproduces the golden steps."""
-    trials = [try_runtime(name, artifact) for name in runtimes_for(artifact)]
-    for trial in trials:
-        if trial.installed and trial.reason:
-            raise ArtifactError(f"the {trial.runtime} runtime: {trial.reason}", hint=_REPORT)
-    return trials
+def check_runtimes(artifact: TrainingArtifact, *, other_steps: bool = False) -> bool:
+    """Every runtime that is installed here reproduces the golden steps.
 
-
-def draw_rows(artifact: TrainingArtifact, bits: np.random.PCG64, count: int) -> Array:
-    """Random inputs [count, ...]: float32 multiples of 1/8 in [-2, 2), or int32 ids that every table has."""
-    entry = artifact.manifest.inputs[0]
-    if entry.dtype == "int32":
-        return _below(_vocabulary(artifact), bits, count, *entry.shape[1:]).astype(np.int32)
-    return ((_below(32, bits, count, *entry.shape[1:]) - 16) / 8).astype(np.float32)
-
-
-def draw_batch(artifact: TrainingArtifact, bits: np.random.PCG64, count: int) -> Batch:
-    """A random batch with labels as the loss takes them: one of the model's classes per row, or multiples of
-    1/8 in [0, 1]; weights of 0.5, 1, 1.5 or 2; row 1 weighs 0."""
-    weights = split_flat(artifact.initial_weights(), artifact.layout)
-    x = draw_rows(artifact, bits, count)
-    output = NumpyRuntime().open(artifact).infer(weights, x[:1]).shape
-    sample_weight = ((_below(4, bits, count) + 1) / 2).astype(np.float32)
-    sample_weight[1:2] = 0
-    if artifact.manifest.inputs[1].dtype == "int32":
-        y = _below(output[-1], bits, count).astype(np.int32)
-    else:
-        y = (_below(9, bits, count, *output[1:]) / 8).astype(np.float32)
-    return Batch(x=x, y=y, sample_weight=sample_weight)
-
-
-def _initial(artifact: TrainingArtifact) -> dict[str, NDArray[np.float32]]:
-    """Every tensor as it starts."""
-    return artifact.frozen_weights() | split_flat(artifact.initial_weights(), artifact.layout)
+    Where there are ``other_steps`` to try, a small deviation is no error: ``False`` then. In a large network
+    some unit may lie so close to the kink of its ReLU that rounding decides, and that is the steps' fault; a
+    runtime that is wrong deviates at others too.
+    """
+    failed = [it for name in runtimes_for(artifact) if (it := try_runtime(name, artifact)).failed]
+    if other_steps and all((trial.deviation or np.inf) <= _BY_CHANCE for trial in failed):
+        return not failed
+    for trial in failed:
+        raise ArtifactError(f"the {trial.runtime} runtime: {trial.reason}", hint=_REPORT)
+    return True
 
 
 def _one_mode(forward: Forward) -> bool:
@@ -202,19 +181,7 @@ def _one_mode(forward: Forward) -> bool:
 
 def _loss_of_step(artifact: TrainingArtifact) -> Callable[[Mapping[str, Array], Batch], float]:
     """``loss / weight`` of ``step.onnx``, in double precision and without the rest of the step."""
-    step = read_model(artifact.read("step.onnx"))
-    wanted = {"loss", "weight"}
-    nodes = []
-    for node in reversed(step.nodes):
-        if wanted.intersection(node.outputs):
-            wanted.update(node.inputs)
-            nodes.append(node)
-    graph = replace(
-        step,
-        nodes=tuple(nodes[::-1]),
-        inputs=tuple(value for value in step.inputs if value.name in wanted),
-        outputs=tuple(value for value in step.outputs if value.name in ("loss", "weight")),
-    )
+    graph = read_model(artifact.read("step.onnx")).computing("loss", "weight")
     run = NumpyGraph(graph, precision=np.float64)
     fixed = {f"w.{name}": array for name, array in artifact.frozen_weights().items()}
     scalars = {name: np.zeros((), np.float32) for name in artifact.manifest.hyper}
@@ -225,25 +192,6 @@ def _loss_of_step(artifact: TrainingArtifact) -> Callable[[Mapping[str, Array], 
         return float(sums["loss"] / sums["weight"])
 
     return loss
-
-
-def _vocabulary(artifact: TrainingArtifact) -> int:
-    """The length of the shortest table that rows are looked up in."""
-    graph = read_model(artifact.read("infer.onnx"))
-    sizes = {value.name: value.shape for value in graph.inputs}
-    sizes |= {name: array.shape for name, array in graph.constants.items()}
-    lengths = [
-        sizes[node.inputs[0]][0]
-        for node in graph.nodes
-        if node.op == "Gather" and node.inputs[0] in sizes and node.inputs[1] not in graph.constants
-    ]
-    return min((length for length in lengths if length), default=_FEW)
-
-
-def _below(bound: int, bits: np.random.PCG64, *shape: int) -> Array:
-    # Raw output is the same in every version of NumPy; what its distributions make of it is not.
-    raw = bits.random_raw(int(np.prod(shape, dtype=np.int64)))
-    return ((raw >> np.uint64(11)) % np.uint64(bound)).astype(np.int64).reshape(shape)
 
 
 def _source_input(model: onnx.ModelProto) -> tuple[str, int, Any]:

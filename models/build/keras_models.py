@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_protocol.errors import ArtifactError
-from models.build.agreement import check_same_output
+from models.build.agreement import check_same_gradients, check_same_output
 from models.build.build_options import BuildOptions
 from models.build.builder import build_artifact
 from models.build.keras_export import as_nodes, check_model, import_keras, module_of, running_statistics
 from models.build.torch_export import export_module, import_torch
+from models.build.torch_gradients import gradients_of
 from models.runtime.artifact import TrainingArtifact
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ def from_keras(model: "keras.Model", *, loss: str, **options: Unpack[BuildOption
         **options,
     )
     check_same_output(artifact, x, theirs, "model(x)")
+    with keras.device("cpu"):
+        check_same_gradients(artifact, x, gradients_of(module, torch.from_numpy(x)), "Keras")
     return artifact if out is None else artifact.save(out)
 
 

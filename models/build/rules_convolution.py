@@ -158,7 +158,7 @@ def _kernel_gradient(site: Site, window: Window, *, image: str, error: str) -> s
 def _covered(
     window: Window, sizes: Sequence[int], errors: Sequence[int], after: Sequence[int]
 ) -> tuple[int, ...]:
-    """How many taps the gradient of a kernel has for an image of ``sizes``, padded by ``after`` at its end."""
+    """How many taps a kernel's gradient has for an image of ``sizes``, padded by ``after`` at its end."""
     return tuple(
         (size + before + end - stride * (count - 1) - 1) // dilation + 1
         for size, before, end, stride, count, dilation in zip(

@@ -11,7 +11,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -22,7 +22,7 @@ from models.runtime.onnx_reader import OPSET
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["export_module", "import_torch", "keeping_modes"]
+__all__ = ["export_module", "import_torch", "keeping_modes", "with_fixed_padding"]
 
 _SPECIALISED = ("specialized it to be a constant", "ConstraintViolation", "not all values of batch")
 """What PyTorch says where a graph turns out to be one for a single number of rows."""
@@ -58,7 +58,12 @@ def export_module(module: "torch.nn.Module", rows: "torch.Tensor") -> onnx.Model
     """
     torch = import_torch()
     rows_vary = {0: torch.export.Dim("batch")}
-    with keeping_modes(module), _quietly(), torch.random.fork_rng(devices=[]):
+    with (
+        keeping_modes(module),
+        with_fixed_padding(module),
+        _quietly(),
+        torch.random.fork_rng(devices=[]),
+    ):
         module.train()
         for part in module.modules():
             if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
@@ -100,6 +105,30 @@ def keeping_modes(module: "torch.nn.Module") -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
+
+
+@contextlib.contextmanager
+def with_fixed_padding(module: "torch.nn.Module") -> Iterator[None]:
+    """While it lasts, the padding row of an embedding is a constant: PyTorch never trains it, but in a graph
+    nothing of the table alone would say so."""
+    embedding = import_torch().nn.Embedding
+    padded = [it for it in module.modules() if isinstance(it, embedding) and it.padding_idx is not None]
+    before = [vars(part).get("forward") for part in padded]
+    try:
+        for part in padded:
+            part.forward = _padded(part)
+        yield
+    finally:
+        for part, own in zip(padded, before, strict=True):
+            del part.forward
+            if own is not None:
+                part.forward = own
+
+
+def _padded(part: Any) -> Callable[[Any], Any]:
+    torch, forward, place = import_torch(), part.forward, part.padding_idx
+    row = part.weight[place].detach().clone()
+    return lambda ids: torch.where((ids == place).unsqueeze(-1), row, forward(ids))
 
 
 @contextlib.contextmanager

@@ -4,14 +4,14 @@ import glob
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Unpack
 
-import numpy as np
 import onnx
 
 from fl_protocol.errors import ArtifactError
-from models.build.agreement import check_same_output
+from models.build.agreement import check_same_gradients, check_same_output, rows_between
 from models.build.build_options import BuildOptions
 from models.build.builder import build_artifact
 from models.build.torch_export import export_module, import_torch, keeping_modes
+from models.build.torch_gradients import check_padding, gradients_of
 from models.runtime.artifact import TrainingArtifact
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["from_torch"]
 
 _MOST_ROWS = 8
+_ROWS_BETWEEN = 3
 _STATISTICS = ("running_mean", "running_var")
 
 
@@ -31,8 +32,9 @@ def from_torch(
     ``example`` is an input as the module takes it, [rows, sizes...]: float32, or int32 or int64 ids; its
     values matter only where they are ids, which must be valid. Parameters keep their names. Those with
     ``requires_grad=False`` are frozen unless ``train`` says otherwise; registered buffers become constants,
-    but for running statistics of a batch normalisation. ``options`` are those of ``build_artifact``. The
-    module is not changed, and what was built computes what ``module.eval()`` computes.
+    but for running statistics of a batch normalisation, and so does the padding row of an embedding.
+    ``options`` are those of ``build_artifact``. The module is not changed, and what was built computes what
+    ``module.eval()`` computes, with the gradients that PyTorch finds for it.
 
     Raises:
         ArtifactError: the module cannot be exported or trained; the message says what stands in the way.
@@ -48,6 +50,7 @@ def from_torch(
     model = export_module(module, rows)
     _one_name_each(model, module, parameters)
     _check_complete(model, parameters)
+    check_padding(module, model)
     if options.get("train") is None and not all(tensor.requires_grad for tensor in parameters.values()):
         trained = [name for name, tensor in parameters.items() if tensor.requires_grad]
         options["train"] = [glob.escape(name) for name in trained]
@@ -60,8 +63,9 @@ def from_torch(
         expect_params=sum(tensor.numel() for tensor in parameters.values()),
         **options,
     )
-    for x in _probes(torch, rows):
-        check_same_output(artifact, x.numpy(), _output(torch, module, x).numpy(), "module.eval()(example)")
+    x = torch.cat([rows, torch.from_numpy(rows_between(artifact, _ROWS_BETWEEN)).to(rows.dtype)])
+    check_same_output(artifact, x.numpy(), _output(torch, module, x).numpy(), "module.eval()(example)")
+    check_same_gradients(artifact, x.numpy(), gradients_of(module, x), "PyTorch")
     return artifact if out is None else artifact.save(out)
 
 
@@ -197,10 +201,3 @@ def _check_complete(model: onnx.ModelProto, parameters: dict[str, "torch.Tensor"
             f"the output does not depend on {len(lost)} of the module's parameters: {', '.join(lost[:5])}",
             hint="remove what forward does not use (of a pre-trained model: the head that you do not need)",
         )
-
-
-def _probes(torch: Any, rows: "torch.Tensor") -> list["torch.Tensor"]:
-    if not rows.is_floating_point():
-        return [rows]
-    noise = np.random.default_rng(5).standard_normal(tuple(rows.shape))
-    return [rows, rows + torch.from_numpy(noise.astype(np.float32))]

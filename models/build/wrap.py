@@ -23,7 +23,7 @@ def wrap_weights(
     name: str | None = None,
     buffers: Sequence[str] = (),
 ) -> TrainingArtifact:
-    """Wrap named arrays, or those of an ``.npz`` file; their order is the wire order.
+    """Wrap named arrays, or those of an ``.npz`` file; a trainer is handed them in their order.
 
     Floating-point arrays only; they become float32. Those whose name matches one of the shell patterns
     ``buffers`` are no weights but running statistics: averaged over the fleet, never coded coarsely. With

@@ -40,6 +40,11 @@ class RuntimeTrial:
     step_ms: float | None = None
     reason: str = ""
 
+    @property
+    def failed(self) -> bool:
+        """Whether the runtime is there and may not be used."""
+        return self.installed and bool(self.reason)
+
 
 def open_session(
     artifact: TrainingArtifact, preference: Sequence[str] = PREFERENCE

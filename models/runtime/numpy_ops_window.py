@@ -20,9 +20,9 @@ def _conv(attributes: Attributes, x: Array, w: Array, bias: Array | None = None)
     # [group, batch x positions, channels x taps] times [group, channels x taps, outputs]: few, large products
     split = patches.reshape(rows, group, w.shape[1], *patches.shape[2:])
     order = (1, 0, *range(3, 3 + rank), 2, *range(3 + rank, 3 + 2 * rank))
-    columns = split.transpose(order).reshape(group, rows * math.prod(sizes), -1)
+    columns = split.transpose(order).reshape(group, rows * math.prod(sizes), math.prod(w.shape[1:]))
     kernels = w.reshape(group, w.shape[0] // group, -1).swapaxes(1, 2)
-    product = np.matmul(columns, kernels).reshape(group, rows, *sizes, -1)
+    product = np.matmul(columns, kernels).reshape(group, rows, *sizes, w.shape[0] // group)
     product = np.moveaxis(product, (0, -1), (1, 2)).reshape(rows, w.shape[0], *sizes)
     return np.asarray(product if bias is None else product + _per_channel(bias, rank))
 
@@ -38,7 +38,7 @@ def _conv_transpose(attributes: Attributes, x: Array, w: Array, bias: Array | No
     rows, sizes = len(x), x.shape[2:]
     # [group, outputs x taps, channels] times [batch, group, channels, positions]
     kernels = w.reshape(group, w.shape[0] // group, -1).swapaxes(1, 2)
-    product = np.matmul(kernels, x.reshape(rows, group, w.shape[0] // group, -1))
+    product = np.matmul(kernels, x.reshape(rows, group, w.shape[0] // group, math.prod(sizes)))
     spread = product.reshape(rows, group * w.shape[1], *taps, *sizes)
     reach = [step * (count - 1) for step, count in zip(dilations, taps, strict=True)]
     full = [

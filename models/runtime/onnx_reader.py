@@ -7,7 +7,7 @@ Field numbers: onnx.proto of ONNX 1.15 (IR version 9).
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -65,6 +65,27 @@ class Graph:
     constants: Mapping[str, NDArray[Any]]
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
+
+    def computing(self, *names: str) -> "Graph":
+        """The part of the graph that computes these values; what it does not need are its inputs no more.
+
+        A value that is no output of the whole graph has no dtype or shape worth asking for.
+        """
+        wanted = set(names)
+        nodes: list[Node] = []
+        for node in reversed(self.nodes):
+            if wanted.intersection(node.outputs):
+                wanted.update(node.inputs)
+                nodes.append(node)
+        known = {value.name: value for value in self.outputs}
+        return replace(
+            self,
+            nodes=tuple(nodes[::-1]),
+            inputs=tuple(value for value in self.inputs if value.name in wanted),
+            outputs=tuple(
+                known.get(name, Value(name=name, dtype=np.dtype(np.int64), shape=())) for name in names
+            ),
+        )
 
 
 def read_model(content: bytes) -> Graph:

@@ -45,13 +45,24 @@ CORRECTION = "correction"
 class Batch:
     """Rows to train on or to evaluate.
 
-    ``x`` float32[batch, ...], ``y`` int32[batch], ``sample_weight`` float32[batch]; a row of weight 0
-    counts nothing. Where all weights are 0 the caller skips the step: momentum alone would still move.
+    ``x`` float32 or int32 [batch, ...], ``y`` int32[batch] classes or float32[batch, ...] numbers,
+    ``sample_weight`` float32[batch]; a row of weight 0 counts nothing. Where all weights are 0 the caller
+    skips the step: momentum alone would still move. No runtime checks that the model has a row's class;
+    where it has not, the row has no loss.
+
+    Raises:
+        LayoutError: not as many labels or weights as rows.
     """
 
     x: Array
     y: Array
     sample_weight: Array
+
+    def __post_init__(self) -> None:
+        """Not left to the graphs: one of fixed size has its rows filled up, labels and weights alike."""
+        if not len(self.x) == len(self.y) == len(self.sample_weight):
+            counts = f"{len(self.y)} labels and {len(self.sample_weight)} weights"
+            raise LayoutError(f"a batch of {len(self.x)} rows has {counts}")
 
     @classmethod
     def of(cls, x: Array, y: Array) -> "Batch":

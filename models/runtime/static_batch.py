@@ -76,7 +76,7 @@ class StaticBatchSession:
         return Batch(
             x=_filled(batch.x, self._rows),
             y=_filled(batch.y, self._rows),
-            sample_weight=_filled(batch.sample_weight, self._rows),
+            sample_weight=np.pad(batch.sample_weight, (0, self._rows - len(batch.x))),
         )
 
     def _pieces(self, count: int) -> Iterator[slice]:
@@ -89,4 +89,6 @@ def _filled(array: Array, rows: int) -> Array:
     missing = rows - len(array)
     if not missing:
         return array
-    return np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])
+    # A row again and not zeros, which a model may not take: 0 / 0 is no number, however little it weighs.
+    filling = np.zeros((1, *array.shape[1:]), array.dtype) if not len(array) else array[:1]
+    return np.concatenate([array, np.repeat(filling, missing, axis=0)])

@@ -69,7 +69,7 @@ def _made(model: ZooModel, out: Path, *, check: bool) -> Iterator[Path]:
         if new != old:
             yield page
     elif new != old:
-        write_file(page, new.encode())
+        write_file(page, new.encode(), purpose="zoo.page")
 
 
 def _bytes(artifact: TrainingArtifact, suffix: str = "") -> int:

@@ -95,8 +95,15 @@ class ScriptedDevice:
     def say(self, topic, payload, retain=False):
         assert self.transport.publish(topic, payload, retain=retain) is not None
 
-    def birth(self, *, samples=10, seen=(0, 0), session=b"session1"):
-        presence = DevicePresence(online=True, session=session, samples=samples, seen=seen, agent="0.1.0")
+    def birth(self, *, samples=10, seen=(0, 0), session=b"session1", incarnation=None):
+        presence = DevicePresence(
+            online=True,
+            session=session,
+            samples=samples,
+            seen=seen,
+            agent="0.1.0",
+            incarnation=incarnation,
+        )
         self.say(self.topics.state(self.name), presence.pack())
 
     def make(self, layout, *, codec=None, base=None, value=0.01, salt="", **changes):

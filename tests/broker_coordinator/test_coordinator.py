@@ -97,6 +97,19 @@ def test_devices_reports_stand_in_for_a_held_out_file(fleet):
     assert (figures.accuracy_devices, figures.accuracy_examples) == (2, 20)
 
 
+def test_reports_that_came_late_are_those_of_the_newest_version_they_are_about(fleet):
+    """Where devices are slower than versions, each is made of updates of versions before."""
+    early, late = ([fleet.device(f"{kind}{number}") for number in range(2)] for kind in ("early", "late"))
+    fleet.contribute(*early)
+    held = [(device, device.make(fleet.layout)) for device in late]
+    fleet.contribute(*early)
+    for device, update in held:
+        device.begin(*update)
+    fleet.settle()
+    figures = fleet.coordinator.figures()
+    assert (figures.version, figures.accuracy_version, figures.accuracy_examples) == (3, 1, 40)
+
+
 # Exactly once
 
 

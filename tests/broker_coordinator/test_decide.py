@@ -111,6 +111,10 @@ def test_a_new_update_with_its_payload_is_accepted():
     [
         (begin(head=header(base=version(4))), ("refused", "stale")),
         (begin(base_known=False), ("refused", "unknown_base")),
+        (begin(admitted=False), ("refused", "unknown_device")),
+        (begin(admitted=False, base_known=False), ("refused", "unknown_device")),
+        (begin(admitted=False, head=header(base=version(4))), ("refused", "stale")),
+        (begin(admitted=False, head=header(base=version(11))), ("later", "newer_base")),
         (begin(head=header(base=version(11))), ("later", "newer_base")),
         (begin(head=header(base=version(1, epoch=2))), ("later", "newer_base")),
         (begin(head=header(kind="masked")), ("refused", "kind")),
@@ -231,6 +235,8 @@ def test_chunks_are_stored_within_their_upload_only():
     assert decide(STATE, chunk(0, (120 << 10) + 1, upload=replace(upload, ranges=ByteRanges()))) == (
         Count(reason="chunk_out_of_bounds"),
     )
+    shut_out = replace(chunk(0, 4096, upload=upload), admitted=False)
+    assert decide(STATE, shut_out) == (Count(reason="unknown_device"),)
     late = chunk(0, 10, upload=None, known=Outcome(hash=b"h", state="done"))
     assert word(decide(STATE, late)) == ("done", "")
 

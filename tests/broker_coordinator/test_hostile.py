@@ -149,14 +149,14 @@ def test_a_message_that_breaks_the_program_is_left_out(fleet_of, monkeypatch):
     fleet = fleet_of(buffer=BufferTable(size=50)).start()
     devices = [fleet.device(f"d{number}") for number in range(6)]
     updates = [device.make(fleet.layout) for device in devices]
-    appraise = ingest_module.appraise
+    appraise_all = ingest_module.appraise_all
 
-    def broken(update_id, *rest, **named):
-        if update_id == updates[3][0]:
+    def broken(candidates, **named):
+        if updates[3][0] in [candidate.update_id for candidate in candidates]:
             raise ZeroDivisionError
-        return appraise(update_id, *rest, **named)
+        return appraise_all(candidates, **named)
 
-    monkeypatch.setattr(ingest_module, "appraise", broken)
+    monkeypatch.setattr(ingest_module, "appraise_all", broken)
     for device, update in zip(devices, updates, strict=True):
         device.begin(*update)
     devices[0].begin(b"m" * 16, replace(updates[0][1], codec="int8"), updates[0][2])
@@ -171,6 +171,32 @@ def test_a_message_that_breaks_the_program_is_left_out(fleet_of, monkeypatch):
     devices[3].begin(*updates[3])
     fleet.settle()
     assert devices[3].words(updates[3][0]) == ["done"]
+    assert audit(fleet.folder).balanced
+
+
+def test_a_burst_decides_as_one_message_after_the_other_would(fleet_of):
+    """Twice the same update, a second one for the same base, one that does not decode: all in one commit."""
+    fleet = fleet_of(buffer=BufferTable(size=50)).start()
+    one, two, three, four = (fleet.device(f"d{number}") for number in range(4))
+    first, second = one.make(fleet.layout), one.make(fleet.layout)
+    update_id, header, payload = two.make(fleet.layout)
+    bad = b"\xff" * len(payload)
+    broken = update_id, replace(header, sha256=hashlib.sha256(bad).digest()), bad
+    after, last = two.make(fleet.layout), four.make(fleet.layout)
+    one.begin(*first)
+    one.begin(*first)
+    one.begin(*second)
+    two.begin(*broken)
+    two.begin(*after)
+    three.begin(first[0], replace(first[1], num_examples=3), first[2])
+    four.begin(*last)
+    fleet.settle()
+    assert one.words(first[0]) == ["done", "done"]
+    assert one.last(second[0]).reason == "already_counted"
+    assert (two.last(broken[0]).reason, two.words(after[0])) == ("codec", ["done"])
+    assert three.last(first[0]).reason == "conflict"
+    assert four.words(last[0]) == ["done"]
+    assert fleet.store.counts().accepted == 3
     assert audit(fleet.folder).balanced
 
 
@@ -199,14 +225,14 @@ def test_a_commit_that_is_undone_after_the_last_byte_costs_no_byte(fleet_of, lar
     update_id, header, payload = device.make(fleet.layout)
     device.begin(update_id, header)
     fleet.settle()
-    appraise, failures = ingest_module.appraise, [ZeroDivisionError]
+    appraise_all, failures = ingest_module.appraise_all, [ZeroDivisionError]
 
     def broken_once(*rest, **named):
         if failures:
             raise failures.pop()
-        return appraise(*rest, **named)
+        return appraise_all(*rest, **named)
 
-    monkeypatch.setattr(ingest_module, "appraise", broken_once)
+    monkeypatch.setattr(ingest_module, "appraise_all", broken_once)
     for at in range(0, header.size, 1 << 16):
         device.say(device.topics.chunk("d1", update_id, at), payload[at : at + (1 << 16)])
     fleet.settle()

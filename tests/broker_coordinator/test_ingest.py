@@ -14,7 +14,7 @@ class FullStore:
     """A store whose commit fails, as on a full disk."""
 
     @contextlib.contextmanager
-    def transaction(self):
+    def transaction(self, purpose=""):
         yield
         raise StorageError("the disk is full")
 
@@ -26,7 +26,7 @@ class GoodStore:
         self._log = log
 
     @contextlib.contextmanager
-    def transaction(self):
+    def transaction(self, purpose=""):
         yield
         self._log.append("commit")
 
@@ -72,7 +72,7 @@ def test_a_full_disk_loses_nothing(fleet_of):
     store, commit = fleet.store, fleet.store.transaction
 
     @contextlib.contextmanager
-    def full():
+    def full(purpose=""):
         with commit():
             yield
             raise StorageError("the disk is full")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from broker_coordinator.keys import open_key, without_key
-from fl_protocol.errors import ConfigError
+from broker_coordinator.keys import open_key
+from fl_protocol.errors import ConfigError, StorageError
 from fl_protocol.signed import TASK_CONTEXT, open_envelope, seal
 
 
@@ -25,8 +25,20 @@ def test_a_file_that_is_no_key_is_refused(tmp_path):
         open_key(tmp_path)
 
 
-def test_an_unsigned_fleet_takes_unsigned_messages_only():
-    """A signature by anybody means that this is not the fleet it seems."""
-    signing = without_key()
-    assert signing.verify(b"", b"", b"x")
-    assert not signing.verify(b"12345678", bytes(64), b"x")
+@pytest.mark.parametrize("there", [True, False])
+def test_a_damaged_or_lost_key_is_not_replaced_in_silence(tmp_path, there):
+    """Any 32 bytes are a key, but not the one that the fleet's devices trust."""
+    text = open_key(tmp_path).public_key
+    path = tmp_path / "coordinator.key"
+    path.write_bytes(bytes(32)) if there else path.unlink()
+    with pytest.raises(StorageError, match=r"coordinator\.pub"):
+        open_key(tmp_path)
+    assert (tmp_path / "coordinator.pub").read_text() == text + "\n"
+
+
+def test_a_damaged_public_key_is_written_anew(tmp_path):
+    """It follows from the private one."""
+    text = open_key(tmp_path).public_key
+    (tmp_path / "coordinator.pub").write_bytes(b"\xff\x00 no key")
+    assert open_key(tmp_path).public_key == text
+    assert (tmp_path / "coordinator.pub").read_text() == text + "\n"

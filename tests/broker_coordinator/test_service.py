@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -130,8 +131,9 @@ def run(*words):
 @pytest.mark.process
 def test_a_fleet_trains_over_a_real_broker(start, broker, device_on, artifact):
     """Versions close, are evaluated and published; kill -9 in between; every command tells the same."""
-    process = start("--broker", broker)
-    process.running()
+    process = start("--broker", broker, "--insecure")
+    assert process.running()["insecure"]
+    assert "insecure: no TLS" in process.said
     devices = [device_on(broker, f"d{number}") for number in range(2)]
     for device in devices:
         device.birth()
@@ -144,7 +146,7 @@ def test_a_fleet_trains_over_a_real_broker(start, broker, device_on, artifact):
         wait_for(lambda number=number: devices[0].manifest.version.number == number)
         if number == 1:
             assert process.end(signal.SIGKILL) == -signal.SIGKILL
-            process = start("--broker", broker)
+            process = start("--broker", broker, "--insecure")
             assert process.running()["term"] == 2
     status = wait_for(lambda: (s := read_status(process.state))["accuracy_version"] == 2 and s)
     assert (status["version"], status["updates_accepted"], status["accuracy_examples"]) == (2, 4, 360)
@@ -180,6 +182,7 @@ def test_it_runs_its_own_broker_and_stops_at_a_version(start, device_on, artifac
     """``--broker auto``; the key is made and told; the last version ends it with exit code 0."""
     process = start("--broker", "auto", "--stop-after-versions", "1")
     status = process.running()
+    assert not status["insecure"]
     url = status["broker"].split(" on ")[1]
     devices = [device_on(url, f"d{number}") for number in range(2)]
     for device in devices:
@@ -193,9 +196,9 @@ def test_it_runs_its_own_broker_and_stops_at_a_version(start, device_on, artifac
 @pytest.mark.process
 def test_a_second_coordinator_is_refused(start, broker, folder, artifact):
     """On the same state by the lock, which names the process; on another one by the challenge."""
-    process = start("--broker", broker)
+    process = start("--broker", broker, "--insecure")
     process.running()
-    second = start("--broker", broker)
+    second = start("--broker", broker, "--insecure")
     assert second.wait() == 1
     assert f"in use by process {process.child.pid}" in second.said
     with pytest.raises(TransportError, match="another coordinator of fleet 'lab' is running"):
@@ -211,7 +214,7 @@ def test_it_refills_a_broker_that_was_killed(start, tmp_path, artifact, device_o
     from broker_coordinator.embedded_broker import EmbeddedBroker
 
     with EmbeddedBroker("auto", 0, tmp_path / "broker") as broker:
-        start("--broker", broker.url).running()
+        start("--broker", broker.url, "--insecure").running()
         device_on(broker.url, "d1")
         broker.kill()
         broker.start()
@@ -233,10 +236,28 @@ def test_no_broker_is_said_with_its_address(folder):
     """Nobody listens there."""
     words = [sys.executable, "-m", "lichen", "coordinator", "run", str(folder / "fleet.toml")]
     done = subprocess.run(
-        [*words, "--broker", "mqtt://127.0.0.1:1"], capture_output=True, text=True, timeout=60, check=False
+        [*words, "--broker", "mqtt://127.0.0.1:1", "--insecure"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 1
     assert "127.0.0.1:1" in done.stderr
+
+
+@pytest.mark.parametrize("broker_url", ["mqtt://127.0.0.1:1883", "ws://broker.example:9001/mqtt"])
+def test_a_broker_without_tls_is_refused_with_the_remedy(folder, broker_url):
+    """Wherever it is: what a coordinator reaches on loopback, devices may reach from elsewhere."""
+    words = [sys.executable, "-m", "lichen", "coordinator", "run", str(folder / "fleet.toml")]
+    done = subprocess.run(
+        [*words, "--broker", broker_url], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 78
+    assert "has no TLS" in done.stderr
+    assert "lichen fleet init" in done.stderr
+    assert "--insecure" in done.stderr
+    assert not (folder / "state").exists()
 
 
 def test_a_folder_without_a_coordinator_is_said_so(tmp_path):
@@ -244,6 +265,19 @@ def test_a_folder_without_a_coordinator_is_said_so(tmp_path):
     for word in ("status", "devices", "versions", "audit"):
         with pytest.raises(StorageError, match="no coordinator has run"):
             run(word, tmp_path)
+
+
+def test_a_full_disk_does_not_keep_a_coordinator_from_its_folder(tmp_path):
+    """What is full says so by itself, in its own words; the lock needs no room."""
+    with locked(tmp_path):
+        pass
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with locked(tmp_path), pytest.raises(StorageError), locked(tmp_path):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_the_lock_lets_go_with_its_holder(tmp_path):
@@ -311,4 +345,6 @@ def test_recovery_is_for_a_coordinator_that_was_rolled_back(folder, fleet_of):
     with pytest.raises(StorageError, match="not rolled back"):
         run("coordinator", "recover", folder / "fleet.toml")
     code, output = run("coordinator", "recover", folder / "fleet.toml", "--force")
-    assert (code, output) == (0, "epoch 2 is open; start the coordinator again\n")
+    assert code == 0
+    assert output.startswith("epoch 2 is open; start the coordinator again\n  kept: version 1.0")
+    assert "  given up: " not in output

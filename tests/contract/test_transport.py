@@ -1,4 +1,5 @@
-"""One suite for every Transport: the loopback broker in memory, and paho against two real brokers."""
+"""One suite for every Transport: the loopback broker in memory, paho and our own connection against two real
+brokers."""
 
 import threading
 import time
@@ -111,10 +112,11 @@ class LoopbackBench:
 
 
 class MqttBench:
-    """A real broker, and paho."""
+    """A real broker, and paho or the connection for ``many`` messages."""
 
-    def __init__(self, process) -> None:
+    def __init__(self, process, *, many: bool) -> None:
         self.process = process
+        self._many = many
         # amqtt keeps no session of a client without a password.
         self.keeps_sessions = process.kind == "mosquitto"
         # amqtt serves the new one, and leaves the old one open, unheard.
@@ -124,7 +126,9 @@ class MqttBench:
 
     def peer(self, client_id: str, **options) -> Peer:
         """A transport that is not started yet."""
-        transport = MqttTransport(BrokerAddress.parse(self.process.url), client_id, **options)
+        transport = MqttTransport(
+            BrokerAddress.parse(self.process.url), client_id, many=self._many, **options
+        )
         peer = Peer(transport, self._pause.wait)
         self.peers.append(peer)
         return peer
@@ -140,7 +144,7 @@ class MqttBench:
             peer.transport.stop()
 
 
-@pytest.fixture(scope="module", params=["loopback", "mosquitto", "amqtt"])
+@pytest.fixture(scope="module", params=["loopback", "mosquitto", "amqtt", "many-mosquitto", "many-amqtt"])
 def implementation(request):
     """Which transport, and which broker."""
     return request.param
@@ -149,7 +153,8 @@ def implementation(request):
 @pytest.fixture
 def bench(implementation, broker_of):
     """A broker and a way to make peers on it."""
-    bench = LoopbackBench() if implementation == "loopback" else MqttBench(broker_of(implementation))
+    many, _, broker = implementation.rpartition("-")
+    bench = LoopbackBench() if broker == "loopback" else MqttBench(broker_of(broker), many=bool(many))
     yield bench
     bench.close()
 

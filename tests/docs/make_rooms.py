@@ -20,9 +20,11 @@ PACKAGES = (
     "edge_agent",
     "edge_agent/adapters",
     "broker_coordinator",
+    "broker_coordinator/fleet",
     "hil",
     "hil/demo",
     "hil/bench",
+    "hil/chaos",
     "hil/emulation",
     "lichen",
 )

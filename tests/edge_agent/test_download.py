@@ -13,6 +13,7 @@ from fl_protocol.blob import BlobRef
 from fl_protocol.clock import ManualClock
 from fl_protocol.errors import MessageError
 from fl_protocol.topics import BlobTopic, FleetTopics, blob_name
+from fl_protocol.transport import Traffic
 
 S = 4096
 TOPICS = FleetTopics("f")
@@ -153,6 +154,10 @@ class Wire:
     def __init__(self):
         self.log = []
         self.open = set()
+        self.received = 0
+
+    def traffic(self):
+        return Traffic(0, self.received)
 
     def subscribe(self, filters):
         self.log.append(("subscribe", len(filters)))

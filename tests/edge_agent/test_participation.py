@@ -329,3 +329,16 @@ def test_samples_that_are_not_the_models_input_are_named(artifact):
         trainer.evaluate(weights, ArraySamples(np.zeros((5, 63)), np.zeros(5)))
     with pytest.raises(LayoutError, match="y of shape"):
         trainer.evaluate(weights, ArraySamples(np.zeros((5, 64)), np.zeros((5, 0))))
+
+
+@pytest.mark.parametrize("stranger", [-1, 10])
+def test_a_class_that_the_model_does_not_know_is_refused(artifact, stranger):
+    """Its rows would count as rows without loss: labels from 1 to 10 would look like a good model."""
+    trainer = GraphTrainer(artifact, RUNTIMES["numpy"].open(artifact))
+    weights = split_flat(artifact.initial_weights(), artifact.layout)
+    samples = ArraySamples(np.zeros((5, 64), np.float32), np.array([0, 9, 3, stranger, 4]))
+    with pytest.raises(LayoutError, match=r"classes from .*, the model tells 10 apart") as caught:
+        trainer.evaluate(weights, samples)
+    assert "from 0 to 9" in caught.value.hint
+    with pytest.raises(LayoutError, match="classes from"):
+        trainer.train(weights, samples, TrainingPlan(epochs=1, batch_size=5, lr=0.1), lambda steps=0: False)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import sqlite3
 import subprocess
 import sys
@@ -29,6 +30,19 @@ def test_the_identity_lasts(tmp_path):
         assert (again.incarnation, again.device_seed) == identity
         assert again.quarantined == []
     assert (tmp_path / "a" / "identity.json").stat().st_mode & 0o077 == 0
+
+
+def test_a_full_disk_does_not_keep_an_agent_from_its_folder(tmp_path):
+    """It may have an update to deliver, which needs no room."""
+    with StateFolder(tmp_path) as folder:
+        identity = folder.incarnation
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with StateFolder(tmp_path) as folder:
+            assert folder.incarnation == identity
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_one_agent_at_a_time(tmp_path):

@@ -1,6 +1,7 @@
-"""paho on a short leash: what the contract suite cannot ask of every transport."""
+"""Both kinds of connection, paho's and our own: what the contract suite cannot ask of every transport."""
 
 import contextlib
+import functools
 import queue
 import socket
 import subprocess
@@ -16,6 +17,14 @@ from hil.link import LinkEmulator
 from hil.link_profile import LinkProfile
 
 PATIENCE_S = 20.0
+
+
+@pytest.fixture(params=["paho", "many"], autouse=True)
+def kind(request, monkeypatch):
+    """Which connection a transport has."""
+    transport = functools.partial(MqttTransport, many=request.param == "many")
+    monkeypatch.setitem(globals(), "MqttTransport", transport)
+    return request.param
 
 
 class Inbox:

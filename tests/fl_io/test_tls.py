@@ -1,7 +1,8 @@
-"""What is verified of a broker's certificate, against a real mosquitto, and what a wrong clock is forgiven."""
+"""What is verified of a broker's certificate, at a real mosquitto, and what a wrong clock is forgiven."""
 
 import queue
 import ssl
+import time
 
 import pytest
 from certificates import Authority, tls_mosquitto
@@ -25,16 +26,19 @@ def authority(tmp_path):
     return Authority(tmp_path)
 
 
-@pytest.fixture
-def first_word(tmp_path, broker_of, authority):
-    """Connect once to a mosquitto with these files, trusting ``ca``; the first event."""
+@pytest.fixture(params=[False, True], ids=["device", "coordinator"])
+def first_word(request, tmp_path, broker_of, authority):
+    """Connect once, either way, to a mosquitto with these files, trusting ``ca``; the first event."""
 
     def ask(files, ca):
         program = broker_of("mosquitto")._program
         events: queue.Queue = queue.Queue()
         with tls_mosquitto(program, tmp_path, files, authority.ca) as port:
             transport = MqttTransport(
-                BrokerAddress.parse(f"mqtts://127.0.0.1:{port}"), "dated", tls=TlsFiles(ca=ca)
+                BrokerAddress.parse(f"mqtts://127.0.0.1:{port}"),
+                "dated",
+                tls=TlsFiles(ca=ca),
+                many=request.param,
             )
             transport.start(events.put)
             try:
@@ -112,7 +116,8 @@ def test_dates_are_looked_at_again_after_a_while(authority, monkeypatch):
     assert trust.forgives(error)
     assert not trust.forgives(error)
     assert trust.context is not strict
-    monkeypatch.setattr(tls.time, "monotonic", lambda now=tls.time.monotonic(): now + tls.ASK_AGAIN_S + 1)
+    later = time.monotonic() + tls.ASK_AGAIN_S + 1
+    monkeypatch.setattr("fl_io.tls.time.monotonic", lambda: later)
     assert (trust.context, trust.date_error) == (strict, "")
     error.verify_code = 20
     assert not trust.forgives(error)

@@ -69,6 +69,37 @@ def test_pieces_cover_the_vector_once_in_wire_order(spec):
 
 
 @every_codec
+@pytest.mark.parametrize(
+    "layout", [ODD, vectors(2048, 32, 320, 10), TensorLayout.of([("w", [70]), ("m", [5], "buffer")])]
+)
+def test_many_payloads_decode_at_once_to_the_same_bits(spec, layout):
+    """Live updates are decoded together, an audit decodes them one by one: not a bit may differ."""
+    codec = codec_for(spec)
+    seeds = [seed_of(number) for number in range(70 if layout.size < 4000 else 3)]
+    sparse = gaussian(layout.size) * (np.arange(layout.size) % 7 == 0)
+    payloads = [
+        codec.encode(sparse if number == 1 else gaussian(layout.size, number), layout, seed)
+        for number, seed in enumerate(seeds)
+    ]
+    codec.check_all(payloads, layout)
+    together = codec.decode_all(payloads, layout, seeds)
+    for row, payload, seed in zip(together, payloads, seeds, strict=True):
+        assert row.tobytes() == decode(codec, payload, layout, seed).tobytes()
+
+
+@every_codec
+@pytest.mark.parametrize("spoil", [lambda payload: payload[:-1], lambda payload: b"\xff" * len(payload)])
+def test_one_bad_payload_among_many_is_noticed(spec, spoil):
+    """A wrong length, or numbers out of bounds; int8 knows none of them at the end of its payload."""
+    codec, layout = codec_for(spec), vectors(2048, 10)
+    payloads = [codec.encode(gaussian(layout.size), layout, SEED)] * 5
+    codec.check_all(payloads, layout)
+    payloads[3] = spoil(payloads[3])
+    with pytest.raises(CodecError):
+        codec.check_all(payloads, layout)
+
+
+@every_codec
 def test_an_update_is_encoded_and_decoded_without_state(spec):
     """The same call gives the same bytes, and another seed does not disturb it."""
     codec, x = codec_for(spec), gaussian(ODD.size)

@@ -68,6 +68,15 @@ def test_every_byte_arrives_in_order_however_bad_the_line(upstream):
         assert link.counts.bytes_down == 32
 
 
+def test_what_is_lost_on_the_line_was_sent(upstream):
+    """A ratio of bytes sent to bytes needed must not leave out what a loss costs."""
+    line = LinkDirection(loss=0.999)
+    with LinkEmulator(LinkProfile(up=line), upstream=upstream, seed=1) as link:
+        assert digest_through(link.port, bytes(100)) == hashlib.sha256(bytes(100)).digest()
+        assert (link.counts.bytes_up, link.counts.sent_up) == (100, 200)
+        assert (link.counts.bytes_down, link.counts.sent_down) == (32, 32)
+
+
 def test_a_blackout_holds_everything_and_loses_nothing(upstream):
     """A device in a tunnel sees neither bytes nor an error, and goes on after it."""
     with LinkEmulator(LinkProfile(), upstream=upstream) as link:

@@ -99,23 +99,56 @@ def next_weights(weights, updates, rules):
     return [plus(w, times(a, rate)) for w, a in zip(weights, aggregate, strict=True)]
 
 
-def next_buffers(state, updates):
-    """``updates`` are ``(decoded, entry)``."""
+def next_buffers(state, updates, sizes, limited):
+    """``updates`` are ``(decoded, entry)``, ``sizes`` the elements of each buffer."""
     count = state.get("b", 0)
     first = state["p"] - count
     known = [state["past"][at * count : (at + 1) * count] for at in range(state.get("h", 0))]
     known.append(state["master"][first:])
-    total, sum_q = [0.0] * count, 0.0
+    arrived = []
     for values, entry in updates:
         place = entry["base"] - state["n"] + len(known) - 1
-        if place < 0:
-            continue
         q = times(scalar(entry["weight"]), scalar(entry["scale"]))
-        total = [
-            plus(t, times(plus(d, b), q)) for t, d, b in zip(total, values[first:], known[place], strict=True)
+        if place >= 0 and q > 0:
+            arrived.append(([plus(d, b) for d, b in zip(values[first:], known[place], strict=True)], q))
+    if limited and len(arrived) >= 4:
+        bounds = limits_of([values for values, _ in arrived[:256]], sizes)
+        arrived = [
+            ([min(max(r, low), high) for r, (low, high) in zip(values, bounds, strict=True)], q)
+            for values, q in arrived
         ]
+    total, sum_q = [0.0] * count, 0.0
+    for values, q in arrived:
+        total = [plus(t, times(r, q)) for t, r in zip(total, values, strict=True)]
         sum_q = plus(sum_q, q)
     return [over(t, sum_q) for t in total] if sum_q else known[-1]
+
+
+def median(values):
+    """Half the sum of the two in the middle, or the one there is."""
+    ordered = sorted(values)
+    return times(plus(ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]), 0.5)
+
+
+def limits_of(arrivals, sizes):
+    """The lowest and highest value of each element; ``sizes`` are those of the tensors."""
+    columns = list(zip(*arrivals, strict=True))
+    middles = [median(column) for column in columns]
+    widths = [
+        median([abs(plus(r, -middle)) for r in column])
+        for column, middle in zip(columns, middles, strict=True)
+    ]
+    bounds, start = [], 0
+    for size in sizes:
+        part = widths[start : start + size]
+        usual = sorted(part)[size // 2]
+        reaches = [times(8.0, max(width, usual)) for width in part]
+        bounds += [
+            (plus(middle, -reach), plus(middle, reach))
+            for middle, reach in zip(middles[start : start + size], reaches, strict=True)
+        ]
+        start += size
+    return bounds
 
 
 def witness(device):
@@ -130,7 +163,9 @@ def fold(case):
     count = state.get("b", 0)
     first = state["p"] - count
     weights = next_weights(state["master"][:first], updates, case["rules"])
-    after = dict(state, n=state["n"] + 1, master=weights + next_buffers(state, updates))
+    sizes = decoder.sizes_of(entry for entry in case["layout"] if decoder.is_buffer(entry))
+    buffers = next_buffers(state, updates, sizes, case["rules"]["clip"]["enabled"])
+    after = dict(state, n=state["n"] + 1, master=weights + buffers)
     after["norms"] = (state["norms"] + [scalar(entry["norm"]) for _, entry in updates])[-64:]
     after["witnesses"] = (state["witnesses"] + [witness(entry["device"]) for _, entry in updates])[-64:]
     after["w"] = len(after["norms"])

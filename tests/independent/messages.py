@@ -217,6 +217,7 @@ def read_state(octets):
         "samples": body.integer("x", default=0),
         "idle_reason": body.text("w", 256, ""),
         "seen": [body.integer("e", default=0), body.integer("c", default=0)],
+        "life": body.optional("l", lambda key: body.octets(key, 4)),
     }
 
 

@@ -14,7 +14,18 @@ import edge_agent.command
 from lichen import __version__
 from lichen.command import lichen, main
 
-WORDS = ["audit", "backup", "coordinator", "demo", "devices", "export", "models", "status", "versions"]
+WORDS = [
+    "audit",
+    "backup",
+    "coordinator",
+    "demo",
+    "devices",
+    "export",
+    "fleet",
+    "models",
+    "status",
+    "versions",
+]
 BIN = Path(sys.executable).parent
 
 
@@ -84,7 +95,7 @@ def test_every_word_of_the_agent_explains_itself(words, capsys):
 
 def test_listings_have_json():
     """Whatever prints a table prints JSON too."""
-    for name in set(WORDS) - {"coordinator", "models"}:
+    for name in set(WORDS) - {"coordinator", "fleet", "models"}:
         command = lichen.get_command(click.Context(lichen), name)
         assert any("--json" in option.opts for option in command.params), name
 

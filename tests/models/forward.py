@@ -8,7 +8,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from models.build import build_artifact
-from models.build.gates import draw_batch
+from models.build.drawn_rows import draw_batch
 from models.runtime import open_session, split_flat, zero_slots
 
 CLASSES, NUMBERS, YES_OR_NO = "softmax_cross_entropy", "mse", "sigmoid_cross_entropy"

@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 from fl_protocol.errors import ArtifactError
 from models.build import build_artifact
-from models.build.gates import draw_batch
+from models.build.drawn_rows import draw_batch
 from models.runtime import RUNTIMES, split_flat
 
 _SPEC = importlib.util.spec_from_file_location("forward", Path(__file__).parent / "forward.py")

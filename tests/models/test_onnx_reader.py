@@ -29,7 +29,7 @@ def test_it_reads_what_the_onnx_package_reads(digits_folder):
     content = (digits_folder / "step.onnx").read_bytes()
     ours, theirs = read_model(content), onnx.load_from_string(content).graph
     assert [(n.op, n.name, n.inputs, n.outputs) for n in ours.nodes] == [
-        (n.op_type, n.name, tuple(n.input), tuple(n.output)) for n in theirs.node
+        (n.op_type, n.name or n.output[0], tuple(n.input), tuple(n.output)) for n in theirs.node
     ]
     for mine, node in zip(ours.nodes, theirs.node, strict=True):
         assert mine.attributes == {a.name: helper.get_attribute_value(a) for a in node.attribute}

@@ -6,6 +6,7 @@ import pytest
 from fl_protocol.errors import ArtifactError, LayoutError
 from models.runtime import RUNTIMES, Batch, split_flat, zero_slots
 from models.runtime.golden import TOLERANCE, deviation
+from models.zoo.catalogue import find
 
 PLAIN = {"lr": 0.1, "momentum": 0.0, "mu": 0.0, "clip": 0.0}
 
@@ -158,6 +159,25 @@ def test_inference_gives_the_logits(session, weights, small_batch):
     logits = hidden @ weights["layer2.weight"].T + weights["layer2.bias"]
     np.testing.assert_allclose(session.infer(weights, small_batch.x), logits, atol=1e-5)
     assert session.infer(weights, small_batch.x[:1]).shape == (1, 3)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_no_rows_at_all_have_no_loss_and_no_output(runtime, installed):
+    """Also through convolutions, whose windows there are none of."""
+    installed(runtime)
+    artifact = find("digits-cnn").open()
+    session = RUNTIMES[runtime].open(artifact)
+    initial = split_flat(artifact.initial_weights(), artifact.layout)
+    x = np.zeros((0, 64), np.float32)
+    sums = session.evaluate(initial, Batch.of(x, np.zeros(0, np.int32)))
+    assert sums == {"loss": 0, "weight": 0, "correct": 0}
+    assert session.infer(initial, x).shape == (0, 10)
+
+
+def test_a_batch_has_a_label_and_a_weight_for_each_row():
+    """A graph of fixed size would be filled up, and train on labels that nobody gave."""
+    with pytest.raises(LayoutError, match="4 rows has 3 labels and 4 weights"):
+        Batch.of(np.zeros((4, 5), np.float32), np.zeros(3, np.int32))
 
 
 def test_hyper_parameters_that_are_left_out_take_the_artifacts_defaults(

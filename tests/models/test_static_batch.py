@@ -1,12 +1,21 @@
 """A session of a fixed number of rows takes any number: checked against the same session without."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from fl_protocol.errors import ArtifactError
+from models.build import build_artifact
 from models.runtime import Batch, split_flat, zero_slots
 from models.runtime.numpy_runtime import NumpyRuntime
 from models.runtime.static_batch import StaticBatchSession
+
+_SPEC = importlib.util.spec_from_file_location("forward", Path(__file__).parent / "forward.py")
+forward = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(forward)
+network, w, i64 = forward.network, forward.w, forward.i64
 
 HYPER = {"lr": 0.1, "momentum": 0.9, "mu": 0.0, "clip": 0.5}
 
@@ -91,3 +100,21 @@ def test_evaluation_and_inference_take_any_number_of_rows(free, fixed, weights, 
     output = fixed.infer(weights, batch.x)
     assert output.shape == (count, 3)
     np.testing.assert_allclose(output, free.infer(weights, batch.x), atol=1e-6)
+
+
+def test_rows_that_fill_up_are_such_as_the_model_takes():
+    """Of a row of zeros this one would make 0 / 0: no number, which no weight of 0 takes out of a sum."""
+    nodes = [
+        ("ReduceL1", "x axes", "size", {"keepdims": 1}),
+        ("Div", "x size", "scaled", {}),
+        ("Gemm", "scaled w", "z", {}),
+    ]
+    model = network([5], nodes, {"w": w(5, 3), "axes": i64(1)})
+    artifact = build_artifact(model, loss="softmax_cross_entropy")
+    session = NumpyRuntime().open(artifact)
+    fixed = StaticBatchSession(ExactlyFour(session), rows=4)
+    weights, batch = split_flat(artifact.initial_weights(), artifact.layout), rows(3)
+    wanted = session.step(weights, zero_slots(artifact), batch, HYPER, weights)
+    got = fixed.step(weights, zero_slots(artifact), batch, HYPER, weights)
+    assert got.sums == pytest.approx(wanted.sums, rel=1e-6)
+    np.testing.assert_allclose(got.weights["w"], wanted.weights["w"], atol=1e-7)

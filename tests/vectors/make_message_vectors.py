@@ -123,6 +123,7 @@ def presences() -> dict[str, DevicePresence]:
             seen=(1, 42),
         ),
         "birth with nothing to say": DevicePresence(online=True, session=session),
+        "birth of a run of its own": DevicePresence(online=True, session=session, life=bytes(range(40, 44))),
         "farewell, and will": DevicePresence(online=False, session=session),
     }
 

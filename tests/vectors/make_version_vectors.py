@@ -53,11 +53,12 @@ def first_state(layout: TensorLayout, known: int) -> VersionState:
     )
 
 
-def accepted(number: int, staleness: int, state: VersionState, rules: FoldRules) -> AcceptedUpdate:
-    """Update ``number`` as a coordinator in ``state`` accepts it."""
+def accepted(number: int, staleness: int, state: VersionState, rules: FoldRules, odd: bool) -> AcceptedUpdate:
+    """Update ``number`` as a coordinator in ``state`` accepts it; an odd one has buffers far from all."""
     update_id = hashlib.sha256(f"update {number}".encode()).digest()[:16]
     codec, layout = CODECS[number % len(CODECS)], rules.layout
     delta = numbers(f"delta {number}", layout.size)
+    delta[layout.weight_size :] *= np.float32(4096 if odd else 1)
     payload = codec_for(codec).encode(delta, layout, codec_seed(update_id))
     header = UpdateHeader(
         incarnation=b"incarnat",
@@ -97,7 +98,7 @@ def case_of(name: str, entries: list, staleness: list[int]) -> dict:
     state = first_state(rules.layout, known=62 if name.endswith("fresh") else 3)
     fold, updates = Fold(rules, state), []
     for number, late in enumerate(staleness):
-        update = accepted(number, late, state, rules)
+        update = accepted(number, late, state, rules, odd=number == 1 and name.endswith("odd"))
         fold.add(update, update.payload)
         header, _ = UpdateHeader.unpack(update.header)
         updates.append(
@@ -129,7 +130,13 @@ def case_of(name: str, entries: list, staleness: list[int]) -> dict:
 
 def render() -> str:
     """The file's text."""
-    plans = {"fresh": [0, 0, 0, 0], "late": [0, 2, 1, 2], "very late": [5, 4, 3, 6, 2], "nothing": []}
+    plans = {
+        "fresh": [0, 0, 0, 0],
+        "late": [0, 2, 1, 2],
+        "very late": [5, 4, 3, 6, 2],
+        "nothing": [],
+        "one is odd": [0, 1, 0, 0, 5, 2],
+    }
     cases = [
         case_of(f"{kind}, {name}", entries, staleness)
         for kind, entries in LAYOUTS.items()

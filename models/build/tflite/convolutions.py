@@ -213,8 +213,8 @@ def _as_product(replay: Replay, x: Value, w: Value, window: Window) -> Laid | No
     """A convolution with filters that are computed as a product; ``None`` where it had better be none.
 
     The gradient of filters is a convolution whose "filters" are large and whose result is small. It is the
-    same product with the roles of taps and places swapped, over the tensor that the forward pass gathered;
-    which is gathered again, since it would be the largest one in memory until then.
+    same product with the roles of taps and places swapped, over the very tensor that the forward pass has
+    gathered.
     """
     if isinstance(w, np.ndarray):
         return None  # CONV_2D is fast where the filters are fixed
@@ -227,7 +227,6 @@ def _as_product(replay: Replay, x: Value, w: Value, window: Window) -> Laid | No
         filters = replay.reshape(_filters(replay, w, (2, 3, 1, 0)), (replay.graph.shape(seen)[1], w.shape[0]))
         product = _matrix_product(replay, seen, filters)
         return _image(replay, replay.reshape(product, (x.shape[0], *places, w.shape[0])), len(x.shape))
-    replay.graph.forget()
     swapped = replace(window, kernel=places, stride=window.dilation, dilation=window.stride)
     image = _filters(replay, x, (1, 2, 3, 0))
     if not is_worth_gathering(replay, image, swapped, window.kernel):

@@ -90,10 +90,6 @@ class FlatGraph:
             )
         return self._made[key]
 
-    def forget(self) -> None:
-        """Compute anew what is asked for again from now on: cheaper than to keep it in memory for so long."""
-        self._made.clear()
-
     def maker(self, tensor: int) -> tuple[str, tuple[int, ...]]:
         """The operator that computes a tensor and what it reads; empty for an input or a constant."""
         call = self._calls.get(tensor)

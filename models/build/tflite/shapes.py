@@ -13,6 +13,7 @@ from models.runtime.onnx_reader import Node
 __all__ = ["fixed", "padded"]
 
 _LARGEST_PAD_RANK = 4
+_SHORT = 4
 
 
 def fixed(value: Value | None, what: str) -> list[int]:
@@ -221,6 +222,12 @@ def padded(replay: Replay, tensor: int, margins: Sequence[tuple[int, int]], fill
     """A tensor with ``margins`` (before, after) around it; PAD itself takes four axes at most."""
     shape = replay.graph.shape(tensor)
     full = [dim + before + after for dim, (before, after) in zip(shape, margins, strict=True)]
+    if len(shape) > 1 and margins[-1] == (0, 0) and shape[-1] < _SHORT:
+        # Padded a run of the last axis at a time: a few long runs are faster than many short ones.
+        *lead, (before, after), _ = margins
+        joined = replay.reshape(tensor, (*shape[:-2], shape[-2] * shape[-1]))
+        wider = [*lead, (before * shape[-1], after * shape[-1])]
+        return replay.reshape(padded(replay, joined, wider, fill), full)
     groups: list[list[int]] = []
     for axis in range(len(shape)):
         if groups and margins[axis] == margins[groups[-1][-1]] == (0, 0):

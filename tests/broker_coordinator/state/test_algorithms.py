@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broker_coordinator import appraisal as appraisal_module
 from broker_coordinator.aggregator import Mean, UpdateContext, aggregator_for
-from broker_coordinator.appraisal import Appraisal, appraise
+from broker_coordinator.appraisal import Appraisal, appraise, appraise_all
 from broker_coordinator.defence import clip_factor, extended, witness_of
 from broker_coordinator.fold import damping
 from broker_coordinator.records import Refusal
@@ -18,6 +19,7 @@ from broker_coordinator.scalars import from_raw, to_raw
 from broker_coordinator.server_optimizer import Sgd, server_optimizer_for
 from broker_coordinator.staleness import constant, hinge, polynomial
 from broker_coordinator.version_state import VersionState
+from fl_protocol.codec import codec_for, codec_seed, decode
 from fl_protocol.errors import ConfigError, StorageError
 from fl_protocol.layout import TensorLayout
 from fl_protocol.version import VersionId
@@ -178,6 +180,41 @@ def test_norms_of_all_codecs_can_be_compared(make_update, small_rules, codec):
     delta = np.random.default_rng(7).standard_normal(small_rules.layout.size).astype(np.float32)
     appraisal = _appraise(make_update(1, BASE, codec=codec, delta=delta), small_rules)
     assert from_raw(appraisal.norm) == pytest.approx(np.linalg.norm(delta), rel=0.15)
+
+
+@pytest.mark.parametrize("codec", ["float32", "int8", "eden(bits=1)"])
+def test_many_updates_are_appraised_as_one_by_one(make_update, small_rules, codec):
+    """The same scalars and the same decoded bits, in order; a broken one is refused, and only that."""
+    rules = replace(small_rules, codec=codec)
+    state = VersionState.initial(
+        np.zeros(rules.layout.size, np.float32), fingerprint=rules.layout.fingerprint
+    )
+    updates = [make_update(number, BASE, codec=codec, num_examples=number + 1) for number in range(40)]
+    updates[13] = replace(updates[13], payload=b"\xff" * len(updates[13].payload))
+    for batch in (updates, updates[:13]):
+        verdicts = appraise_all(batch, state=state, rules=rules)
+        for update, verdict in zip(batch, verdicts, strict=True):
+            alone = _appraise(update, rules, state)
+            if update is updates[13]:
+                assert verdict == alone
+                continue
+            assert replace(verdict, pieces=None, norm=b"") == replace(alone, norm=b"")
+            assert from_raw(verdict.norm) == pytest.approx(from_raw(alone.norm), rel=1e-6)
+            decoded = np.concatenate([values for _, values in verdict.pieces])
+            seed = codec_seed(update.update_id)
+            assert decoded.tobytes() == decode(codec_for(codec), update.payload, rules.layout, seed).tobytes()
+
+
+def test_what_a_batch_keeps_is_bounded(make_update, small_rules, monkeypatch):
+    """Beyond it updates are decoded twice instead: memory does not grow with the batch."""
+    monkeypatch.setattr(appraisal_module, "MOST_KEPT", 2 * small_rules.layout.size)
+    monkeypatch.setattr(appraisal_module, "_DECODED_TOGETHER", 1)
+    state = VersionState.initial(
+        np.zeros(small_rules.layout.size, np.float32), fingerprint=small_rules.layout.fingerprint
+    )
+    updates = [make_update(number, BASE, codec=small_rules.codec) for number in range(4)]
+    verdicts = appraise_all(updates, state=state, rules=small_rules)
+    assert [verdict.pieces is not None for verdict in verdicts] == [True, True, False, False]
 
 
 def test_what_does_not_decode_is_refused(make_update, small_rules):

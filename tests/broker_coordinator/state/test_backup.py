@@ -9,7 +9,7 @@ from broker_coordinator.backup import back_up
 from broker_coordinator.export import export_version
 from broker_coordinator.sqlite_store import SqliteStore
 from fl_protocol.codec import decode_model, encode_model
-from fl_protocol.errors import StorageError
+from fl_protocol.errors import ConfigError, StorageError
 from models.runtime import join_flat
 
 
@@ -38,6 +38,14 @@ def test_a_backup_is_a_state_that_goes_on(running, begin, tmp_path):
     assert running.close().digest == again.close().digest
     key = tmp_path / "copy" / "coordinator.key"
     assert (key.read_bytes(), key.stat().st_mode & 0o777) == (b"k" * 32, 0o600)
+
+
+def test_a_damaged_key_is_not_copied_as_if_it_were_one(running, tmp_path):
+    """A backup that no coordinator starts from is worse than an error: it takes the place of a good one."""
+    (running.folder / "coordinator.key").write_bytes(b"k" * 29)
+    with pytest.raises(ConfigError, match="29 bytes"):
+        back_up(running.folder, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
 
 
 def test_the_terms_of_a_backup_are_above_those_of_the_original(running, tmp_path):

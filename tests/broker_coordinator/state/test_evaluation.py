@@ -1,12 +1,15 @@
 """Evaluation: figures that say whose they are."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from broker_coordinator.evaluation import Evaluation, HeldOut
+from broker_coordinator.evaluation import Evaluation, HeldOut, caveat_of
 from broker_coordinator.records import DeviceEvaluation
+from fl_protocol.artifact import Parameter
 from fl_protocol.errors import ConfigError
-from models.runtime import Batch, open_session, split_flat
+from models.runtime import Batch, TrainingArtifact, open_session, split_flat
 from models.zoo import digits
 from models.zoo.mlp import digits_artifact
 
@@ -56,6 +59,21 @@ def test_means_bear_the_names_of_metrics_and_survive_the_store():
     kept = Evaluation.from_metrics({**measured.to_metrics(), "accuracy": 0.75})
     assert kept.means == pytest.approx(means)
     assert Evaluation.from_metrics({}) is None
+
+
+def test_a_model_that_is_personal_in_part_is_measured_with_a_caveat(artifact):
+    """The coordinator has no device's own tensors, and says which it takes instead."""
+    assert caveat_of(artifact) == ""
+    own = [
+        Parameter(name=f"own {kind}", shape=(3,), kind=kind, role="personal") for kind in ("weight", "buffer")
+    ]
+    manifest = artifact.manifest
+    for added, words in (
+        (own[:1], "personal parameters"),
+        (own, "personal parameters and running statistics"),
+    ):
+        changed = replace(manifest, parameters=(*manifest.parameters, *added))
+        assert f"the {words} that the artifact came with" in caveat_of(TrainingArtifact.of(changed, {}))
 
 
 @pytest.mark.parametrize(

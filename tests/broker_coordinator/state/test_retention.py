@@ -1,11 +1,16 @@
 """Retention: an oldest prefix goes, its end state stays, and the rest still replays."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
+from simulated_disk import PowerCut, SimulatedDisk
 
 from broker_coordinator.audit import audit
 from broker_coordinator.retention import RetentionPolicy, prune
+from broker_coordinator.sqlite_store import SqliteStore
+from broker_coordinator.uploads import PayloadFiles
+from broker_coordinator.version_state import VersionFiles
 
 KEEP = RetentionPolicy(versions=1000, bytes=10**9, days=1000.0)
 
@@ -103,3 +108,37 @@ def test_a_coordinator_goes_on_after_pruning(begin, long):
     again.take(2)
     assert again.close().number == 7
     assert audit(long.folder).balanced
+
+
+def _cut_short(folder, disk):
+    """Prune a copy of a history, perhaps not to the end; the power goes and comes back."""
+    policy = replace(KEEP, versions=2)
+    store = SqliteStore.open(folder)
+    try:
+        prune(store, PayloadFiles(folder, disk=disk), VersionFiles(folder, disk=disk), policy)
+    except PowerCut:
+        pass
+    finally:
+        store.close()
+    operations = disk.operations
+    disk.crash()
+    return operations
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_power_cut_between_any_two_removals_costs_nothing_that_is_kept(long, tmp_path, seed):
+    """Rows go first, then files: what comes back is swept at the next start, and the rest still replays."""
+    long.store.close()
+    total = _cut_short(shutil.copytree(long.folder, tmp_path / "whole"), SimulatedDisk(seed=seed))
+    assert total > 4
+    for cut in range(1, total + 1):
+        folder = shutil.copytree(long.folder, tmp_path / str(cut))
+        _cut_short(folder, SimulatedDisk(seed=seed, cut=cut))
+        report = audit(folder)
+        assert (report.balanced, report.versions_ok) == (True, 2), report.faults
+        store = SqliteStore.open(folder)
+        PayloadFiles(folder).sweep(parts=(), payloads=store.payload_files())
+        prune(store, PayloadFiles(folder), VersionFiles(folder), replace(KEEP, versions=2))
+        store.close()
+        assert len(list((folder / "payloads").iterdir())) == 2
+        assert [number for _, number in VersionFiles(folder).kept()] == [4, 5, 6]

@@ -15,6 +15,7 @@ from broker_coordinator.export import export_version
 from broker_coordinator.fold import Fold
 from broker_coordinator.records import AcceptedUpdate, Refusal
 from broker_coordinator.rules import ClipRule, FoldRules
+from broker_coordinator.running_statistics import FEWEST, MOST_HELD, StatisticsMean
 from broker_coordinator.scalars import from_raw, to_raw
 from broker_coordinator.version_state import MOST_REMEMBERED, VersionState
 from fl_protocol.codec import HIGHEST_BUFFER, codec_for, codec_seed, decode
@@ -238,6 +239,64 @@ def test_limited_deltas_do_not_end_the_fleet(make_update):
         update = make_update(number, BASE, layout=LAYOUT, delta=delta_of(1, 1e6), num_examples=1 << 40)
         fold.add(row_of(update, state, rules), update.payload)
     assert parts(fold.close().master)[1] == pytest.approx(1 + HIGHEST_BUFFER)
+
+
+def mean_of(arrivals: np.ndarray, *, limited: bool = True) -> np.ndarray:
+    """What becomes of buffers that were 1, where devices arrive at each row of ``arrivals``."""
+    statistics = StatisticsMean(initial(), LAYOUT, limited=limited)
+    for arrival in arrivals:
+        statistics.begin(0, np.float32(2))
+        for start in (0, 3):
+            statistics.accumulate(start, arrival[start : start + 3 if start == 0 else None] - np.float32(1))
+    return statistics.finalize()
+
+
+def honest(count: int) -> np.ndarray:
+    """Arrivals around 2, 3, ..., 11: float32[count, 10]."""
+    draw = np.random.default_rng(count)
+    return (np.arange(2, 12) + 0.1 * draw.standard_normal((count, 10))).astype(np.float32)
+
+
+@pytest.mark.parametrize("count", [FEWEST, 5, 8, MOST_HELD + 40])
+@pytest.mark.parametrize("reported", [HIGHEST_BUFFER, -HIGHEST_BUFFER])
+def test_one_device_cannot_move_statistics_beyond_its_weight(count, reported):
+    """Whatever it reports; the others' mean is hardly another. Without limits it has all it wants."""
+    arrivals = honest(count)
+    arrivals[1] = reported
+    moved = mean_of(arrivals) - np.delete(arrivals, 1, axis=0).mean(axis=0)
+    assert np.abs(moved).max() < 0.1 * 16 / count + 0.01
+    assert np.abs(mean_of(arrivals, limited=False)).min() > 100
+
+
+def test_devices_that_differ_as_devices_do_are_averaged_as_they_are():
+    """Limits are wide: to the last bit the plain mean."""
+    for count in (3, 16, 64):
+        assert mean_of(honest(count)).tobytes() == mean_of(honest(count), limited=False).tobytes()
+
+
+def test_what_few_devices_see_is_not_taken_from_them():
+    """A feature that is constant on all others has the limits that are usual in its tensor."""
+    arrivals = honest(12)
+    arrivals[:, 2] = 0
+    arrivals[3, 2] = 0.3
+    assert mean_of(arrivals)[2] == pytest.approx(0.3 / 12, abs=1e-5)
+
+
+def test_those_that_come_late_in_a_version_keep_to_the_same_limits():
+    """Memory ends somewhere: the first so many decide."""
+    arrivals = honest(MOST_HELD + 1)
+    arrivals[-1] = HIGHEST_BUFFER
+    assert np.abs(mean_of(arrivals) - np.arange(2, 12)).max() < 0.05
+
+
+def test_an_update_that_weighs_nothing_has_no_say_in_the_limits():
+    """Else a device could send empty updates under many names."""
+    statistics = StatisticsMean(initial(), LAYOUT, limited=True)
+    for number, arrival in enumerate(honest(5)):
+        for moved, share in ((arrival - 1, 1.0), (np.full(10, 1e4 + number, np.float32), 0.0)):
+            statistics.begin(0, np.float32(share))
+            statistics.accumulate(0, moved.astype(np.float32))
+    assert statistics.finalize() == pytest.approx(honest(5).mean(axis=0), abs=1e-5)
 
 
 def test_a_state_says_where_its_buffers_begin():

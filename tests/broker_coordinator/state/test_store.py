@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from broker_coordinator.records import InventoryRow, Lease, NewUpdate, RuntimeCounts, Upload
+from broker_coordinator.records import DoubledDevice, InventoryRow, Lease, NewUpdate, RuntimeCounts, Upload
 from broker_coordinator.schema import MIGRATIONS
 from broker_coordinator.sqlite_store import SqliteStore
 from fl_protocol.errors import StorageError
@@ -279,6 +279,26 @@ def test_a_late_will_of_an_older_session_is_ignored(store):
     assert store.device("unknown") is None
 
 
+def test_many_updates_are_accepted_as_one_after_the_other(store, new):
+    """In their order, behind those before; all of them or none; each a sign of life of its device."""
+    first = store.accept(new(1))
+    updates = [replace(new(number), runtime="onnx") for number in range(2, 200)]
+    assert list(store.accept_all(updates)) == list(range(first + 1, first + 199))
+    assert [row.update_id for row in store.waiting()][1:] == [update.update_id for update in updates]
+    assert store.runtimes()["onnx"].accepted == 198
+    with pytest.raises(StorageError):
+        store.accept_all([new(300), updates[7]])
+    assert store.outcome(new(300).update_id) is None
+    assert store.accept(new(301)) == first + 199
+    assert list(store.accept_all([])) == []
+    store.count_accepted(updates)
+    store.count_accepted([replace(updates[0], size=5)])
+    device = store.device(updates[0].device)
+    assert (device.accepted, device.bytes_up) == (2, updates[0].size + 5)
+    assert (device.last_base, device.runtime) == (updates[0].base.number, "onnx")
+    assert device.last_seen > store.device(updates[-1].device).last_seen
+
+
 def test_updates_are_counted_by_what_trained_them(store, new, version):
     """Accepted at once, folded with their version; a device shows its newest; strangers share one count."""
     store.commit_version(version(0))
@@ -315,6 +335,13 @@ def test_a_store_from_before_runtimes_were_named_keeps_its_counts(tmp_path):
     assert store.runtimes() == {"": RuntimeCounts(accepted=7, folded=6)}
     assert [row.device for row in store.waiting()] == ["b"]
     store.close()
+
+
+def test_a_doubled_identity_is_counted(store):
+    """The newest words and time stand; a device need not be known otherwise."""
+    store.note_double("d", how="one way", seen_at=1.0)
+    store.note_double("d", how="another way", seen_at=2.0)
+    assert store.doubles() == [DoubledDevice(device="d", count=2, how="another way", seen_at=2.0)]
 
 
 def test_leases_and_inventory_come_back(store):

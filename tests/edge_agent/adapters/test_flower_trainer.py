@@ -134,7 +134,7 @@ def test_a_client_that_returns_other_tensors_is_told(returns, says):
 
 
 def test_a_client_may_have_its_tensors_in_another_order():
-    """The buffers of an artifact come last, and a client has them among its layers."""
+    """Where an artifact was wrapped in another one than the client's."""
 
     class Ordered(Wrapped):
         order = ("b", "w")

@@ -14,6 +14,7 @@ from edge_agent.presence import Presence
 from edge_agent.samples import SampleStore
 from edge_agent.state_folder import StateFolder
 from edge_agent.supervisor import Supervisor
+from fl_io.disk import DISK, Disk
 from fl_io.ed25519 import new_private_key, public_key_text, read_public_key, signer, verifier
 from fl_protocol.artifact import ArtifactManifest, Input, Parameter
 from fl_protocol.blob import BlobRef
@@ -269,7 +270,7 @@ class StillMachine:
 class World:
     """One device and its coordinator on one clock."""
 
-    def __init__(self, folder: Path, *, signed: bool = True, **settings) -> None:
+    def __init__(self, folder: Path, *, signed: bool = True, disk: Disk = DISK, **settings) -> None:
         self.clock = ManualClock(1000.0)
         self.broker = LoopbackBroker(self.clock)
         self.key = new_private_key() if signed else None
@@ -277,6 +278,8 @@ class World:
         self.script = Script()
         self.machine = StillMachine()
         self.folder = folder
+        self.disk = disk
+        self.watchdog = None
         trust = {"trusted_keys": (public_key_text(self.key),)} if self.key else {"insecure": True}
         self.configuration = AgentConfiguration(
             **{
@@ -297,7 +300,7 @@ class World:
     def boot(self) -> Supervisor:
         """Start the agent, as a process would."""
         self.workers: list[ScriptedWorker] = []
-        self.state = StateFolder(self.folder)
+        self.state = StateFolder(self.folder, disk=self.disk)
         self.outbox = self.state.open_outbox(
             max_bytes=self.configuration.outbox.max_bytes,
             max_age_s=self.configuration.outbox.max_age_s,
@@ -313,7 +316,9 @@ class World:
             folder=self.state,
             outbox=self.outbox,
             make_worker=self._worker,
+            watchdog=self.watchdog,
             machine=self.machine,
+            disk=self.disk,
             chance=random.Random(7),
         )
         self.agent.start()

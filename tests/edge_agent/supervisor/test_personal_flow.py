@@ -55,22 +55,45 @@ def test_a_state_whose_update_was_not_kept_is_not_kept(world, monkeypatch):
     assert shown(world) == seal(b"lost")
 
 
-def test_a_damaged_state_is_set_aside_and_reported_and_training_goes_on(world):
-    """From the artifact's own values; a person may look at what is left."""
+@pytest.mark.parametrize("copy_too", [False, True])
+def test_a_damaged_state_is_set_aside_and_reported_and_training_goes_on(world, copy_too):
+    """From the copy for apps, or where that is spoilt too from the artifact's own values."""
     world.boot()
     world.script.device_state = seal(b"good")
     world.coordinator.publish_version(1)
     world.advance(1)
     spoilt = b"LcnS" + bytes(40)
     world.outbox._db.execute("UPDATE device_states SET content = ?", (spoilt,))
+    if copy_too:
+        (world.folder / "personal" / read_notice(world.folder).personal).write_bytes(spoilt)
+    world.script.device_state = seal(b"next")
     world.coordinator.publish_version(2)
     world.advance(1)
-    assert [job.device_state for job in trainings(world)] == [b"", b""]
+    assert [job.device_state for job in trainings(world)] == [b"", b"" if copy_too else seal(b"good")]
     [aside] = (world.folder / "quarantine").iterdir()
     assert aside.read_bytes() == spoilt
     assert "personal-state was damaged" in world.coordinator.events[-1].message
-    assert shown(world) == seal(b"good")
+    assert shown(world) == seal(b"next")
     assert [header.base.number for _, header, _ in world.coordinator.begins] == [1, 2]
+
+
+@pytest.mark.parametrize("damage", [True, False])
+def test_a_lost_outbox_does_not_cost_the_personal_tensors(world, damage):
+    """They live on the device for ever: what apps predict with is still there to train from."""
+    world.boot()
+    world.script.device_state = seal(b"months of training")
+    world.coordinator.publish_version(1)
+    world.advance(1)
+    world.shut_down()
+    for companion in ("-wal", "-shm", ""):
+        (world.folder / f"agent.db{companion}").unlink(missing_ok=True)
+    if damage:
+        (world.folder / "agent.db").write_bytes(b"no database" * 1000)
+    world.boot()
+    assert shown(world) == seal(b"months of training")
+    world.coordinator.publish_version(2)
+    world.advance(1)
+    assert trainings(world)[-1].device_state == seal(b"months of training")
 
 
 def test_what_a_crash_kept_from_being_shown_is_shown_by_the_next_life(world):

@@ -160,7 +160,16 @@ def two_outputs():
     return keras.Model(x, [layers.Dense(2)(x), layers.Dense(3)(x)])
 
 
+def held_back():
+    """A layer whose own path to the output Keras does not differentiate."""
+    keras.utils.clear_session()
+    x = keras.Input((6,))
+    h = layers.Dense(3, name="dense")(x)
+    return keras.Model(x, h * layers.Lambda(keras.ops.stop_gradient)(keras.ops.sigmoid(h)), name="net")
+
+
 REFUSED = {
+    "a gradient that is held back": (held_back, "trained otherwise than by Keras", "freeze whole parameters"),
     "no input": (lambda: keras.Sequential([layers.Dense(3)]), "what its input is", "keras.Input"),
     "a free size": (lambda: model(layers.Dense(3), shape=(None, 6)), "[None, None, 6]", "keras.Input"),
     "two outputs": (two_outputs, "2 outputs", "keras.Model"),

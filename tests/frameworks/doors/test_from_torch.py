@@ -251,6 +251,78 @@ def test_tied_weights_are_one_parameter(in_step):
     in_step(artifact, module, functional.cross_entropy, ids, torch.randint(0, 9, (16,)))
 
 
+class Padded(nn.Module):
+    """Words of a sentence that is filled up with word 0, which stands for nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(9, 4, padding_idx=0), nn.Linear(4, 3)
+
+    def forward(self, ids):
+        """[rows, tokens] -> [rows, 3]."""
+        return self.head(torch.tanh(self.embed(ids)).mean(1))
+
+
+def test_the_padding_of_an_embedding_is_not_trained(in_step):
+    """As in PyTorch, which holds back that row's gradient; the module is as it was after the export."""
+    module, ids = Padded(), torch.randint(0, 9, (16, 6))
+    ids[:, 4:] = 0
+    with torch.no_grad():
+        module.embed.weight[0] = torch.randn(4)
+    artifact = lichen.from_torch(module, ids[:1], loss="softmax_cross_entropy", runtimes=FOR_ALL)
+    assert "forward" not in vars(module.embed)
+    in_step(artifact, module, functional.cross_entropy, ids, torch.randint(0, 3, (16,)))
+
+
+def test_a_padded_table_that_serves_twice_is_refused():
+    """There its padding row would be trained after all, and the constant in the embedding grow stale."""
+    module = Tied()
+    module.embed.padding_idx = 0
+    with pytest.raises(ArtifactError, match=r"embed\.weight, .* has another use"):
+        lichen.from_torch(module, torch.zeros(1, 5, dtype=torch.int64), loss="softmax_cross_entropy")
+
+
+class Mixed(nn.Module):
+    """Two ids and four measurements in one tensor; two heads, joined, and a parameter without dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.numbers = nn.Embedding(12, 6), nn.Linear(4, 6)
+        self.scale = nn.Parameter(torch.tensor(1.5))
+        self.first, self.second = nn.Linear(12, 3), nn.Linear(12, 2)
+
+    def forward(self, x):
+        """[rows, 6] -> [rows, 5]."""
+        ids = self.embed(x[:, :2].long()).mean(1)
+        h = torch.cat([ids, torch.tanh(self.numbers(x[:, 2:]))], -1)
+        return torch.cat([self.first(h) * self.scale, self.second(h)], -1)
+
+
+def test_ids_and_numbers_may_come_in_one_tensor(in_step):
+    """What a person with two inputs is told to do."""
+    module = Mixed()
+    x = torch.cat([torch.randint(0, 12, (16, 2)).float(), torch.randn(16, 4)], 1)
+    artifact = lichen.from_torch(module, x[:1], loss="softmax_cross_entropy", runtimes=FOR_ALL)
+    in_step(artifact, module, functional.cross_entropy, x, torch.randint(0, 5, (16,)))
+
+
+def test_a_residual_net_of_shared_weights_trains_as_in_pytorch(in_step):
+    """One block three times, its batch normalisation too: its statistics move three times a step."""
+
+    def forward(self, x):
+        h = self.linear(x)
+        for _ in range(3):
+            h = h + self.block(h)
+        return h
+
+    block = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.GELU(), nn.Linear(3, 3))
+    module, x = Linear(forward, block=block), torch.randn(16, 6)
+    artifact = lichen.from_torch(
+        module, x[:1], loss="softmax_cross_entropy", runtimes=FOR_ALL, batch_norm="averaged"
+    )
+    in_step(artifact, module, functional.cross_entropy, x, torch.randint(0, 3, (16,)))
+
+
 def test_an_export_for_inference_is_refused(tmp_path):
     """PyTorch's exporter folds a batch normalisation away unless it is told not to; the graph betrays it."""
     path, x = tmp_path / "net.onnx", torch.zeros(2, 1, 8, 8)
@@ -294,7 +366,44 @@ def halved(self, x):
     return self.linear(x)
 
 
+def without_gradient(self, x):
+    """A part that PyTorch does not differentiate."""
+    with torch.no_grad():
+        h = self.linear(x)
+    return self.linear(x) * torch.sigmoid(h)
+
+
+class Reversed(torch.autograd.Function):
+    """Turns the gradient around."""
+
+    @staticmethod
+    def forward(ctx, x):
+        """Nothing to see here."""
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        """Uphill."""
+        return -gradient
+
+
 REFUSED = {
+    "a gradient that is held back": (
+        lambda self, x: self.linear(x) * self.linear(x).sigmoid().detach(),
+        "linear.bias would be trained otherwise than by PyTorch",
+        "requires_grad",
+    ),
+    "a part without gradients": (without_gradient, "trained otherwise than by PyTorch", "no_grad"),
+    "a parameter without gradients": (
+        lambda self, x: self.linear(x).detach(),
+        "its gradient there is 0 along",
+        "train=[...]",
+    ),
+    "a gradient that is turned around": (
+        lambda self, x: Reversed.apply(self.linear(x)),
+        "trained otherwise than by PyTorch",
+        "a backward of one's own",
+    ),
     "a branch on the data": (
         lambda self, x: self.linear(x) if x.sum() > 0 else self.linear(-x),
         "by values of its input",

@@ -1,0 +1,189 @@
+"""The authority of a fleet: signs the certificates of its broker, its coordinator and its devices.
+
+EC P-256, which every device can verify in a millisecond or two. Validity is wide, 1970 to 9999 (RFC 5280,
+4.1.2.5: no well-defined end), because devices boot without a clock: whoever is to be kept out is revoked.
+Each certificate says what it is for, so that a device's key cannot pose as the broker.
+"""
+
+import datetime
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from fl_protocol.errors import ConfigError
+
+__all__ = ["BEGINNING", "END", "Authority", "Issued"]
+
+BEGINNING = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+END = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
+_NAME = "fleet authority"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Issued:
+    """A certificate and its private key, both PEM."""
+
+    certificate: bytes
+    key: bytes
+    serial: int
+
+
+class Authority:
+    """Signs with its key; ``certificate`` (PEM) is what everybody in the fleet trusts."""
+
+    def __init__(self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
+        self._certificate = certificate
+        self._key = key
+        self.certificate = certificate.public_bytes(Encoding.PEM)
+
+    @classmethod
+    def make(cls, fleet: str) -> "Authority":
+        """A new one, for a fleet of this name."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name(
+            [
+                x509.NameAttribute(NameOID.ORGANIZATION_NAME, fleet),
+                x509.NameAttribute(NameOID.COMMON_NAME, _NAME),
+            ]
+        )
+        certificate = (
+            _begun(name, name, key.public_key(), key.public_key(), END)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_usage(signs=True), critical=True)
+            .sign(key, SHA256())
+        )
+        return cls(certificate, key)
+
+    @classmethod
+    def read(cls, certificate: bytes, key: bytes) -> "Authority":
+        """The one of these PEM files; raises ConfigError if they are not an authority's."""
+        try:
+            parsed = x509.load_pem_x509_certificate(certificate)
+            private = load_pem_private_key(key, password=None)
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"the authority's files cannot be read: {error}") from None
+        if not isinstance(private, ec.EllipticCurvePrivateKey) or private.public_key() != parsed.public_key():
+            raise ConfigError("the authority's key is not that of its certificate")
+        return cls(parsed, private)
+
+    @property
+    def key(self) -> bytes:
+        """Its private key, PEM."""
+        return _pem(self._key)
+
+    def issue_broker(self, hosts: Sequence[str]) -> Issued:
+        """A certificate for a server that is reached by these names and addresses.
+
+        Raises:
+            ConfigError: one is neither a host's name nor an address.
+        """
+        names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
+        return self._issue("broker", ExtendedKeyUsageOID.SERVER_AUTH, END, names)
+
+    def issue_client(self, name: str, until: datetime.datetime = END) -> Issued:
+        """A certificate for a client that the broker shall know by ``name``."""
+        return self._issue(name, ExtendedKeyUsageOID.CLIENT_AUTH, until)
+
+    def revocations(self, revoked: Iterable[tuple[int, datetime.datetime]], number: int) -> bytes:
+        """The list of revoked serial numbers, PEM. It does not expire: a broker takes no one with one that
+        has. ``number`` grows with each list."""
+        listed = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self._certificate.subject)
+            .last_update(BEGINNING)
+            .next_update(END)
+            .add_extension(x509.CRLNumber(number), critical=False)
+            .add_extension(self._identifier, critical=False)
+        )
+        for serial, when in revoked:
+            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(when)
+            listed = listed.add_revoked_certificate(entry.build())
+        return listed.sign(self._key, SHA256()).public_bytes(Encoding.PEM)
+
+    def _issue(
+        self,
+        name: str,
+        purpose: x509.ObjectIdentifier,
+        until: datetime.datetime,
+        names: x509.SubjectAlternativeName | None = None,
+    ) -> Issued:
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        begun = (
+            _begun(subject, self._certificate.subject, key.public_key(), self._key.public_key(), until)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_usage(signs=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+        )
+        if names is not None:
+            begun = begun.add_extension(names, critical=False)
+        certificate = begun.sign(self._key, SHA256())
+        return Issued(
+            certificate=certificate.public_bytes(Encoding.PEM),
+            key=_pem(key),
+            serial=certificate.serial_number,
+        )
+
+    @property
+    def _identifier(self) -> x509.AuthorityKeyIdentifier:
+        return x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+
+
+def _begun(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    signer: ec.EllipticCurvePublicKey,
+    until: datetime.datetime,
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(BEGINNING)
+        .not_valid_after(until)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer), critical=False)
+    )
+
+
+def _usage(*, signs: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs,
+        key_cert_sign=signs,
+        crl_sign=signs,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(host))
+    except ValueError:
+        pass
+    try:
+        return x509.DNSName(host)
+    except ValueError:
+        raise ConfigError(f"{host!r} is no host's name and no address") from None
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -1,0 +1,78 @@
+"""What a participation costs a memory card: each fsync and each byte of a real agent, as the kernel saw them."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hil.local_fleet import FleetOptions, LocalFleet
+from hil.processes import ManagedProcess
+
+pytestmark = pytest.mark.process
+
+STRACE = shutil.which("strace")
+CALLS = "fsync,fdatasync,write,pwrite64"
+PATIENCE_S = 120.0
+FEW, MANY = 3, 9
+MOST_SYNCS = 6
+MOST_OVERHEAD = 64 << 10
+
+
+@pytest.fixture
+def traced(tmp_path):
+    """Runs a device through so many versions; its fsyncs, bytes written, and status at the end."""
+    fleets = []
+
+    def run(versions: int, **options) -> tuple[int, int, dict]:
+        fleet = LocalFleet(
+            tmp_path / f"fleet-{len(fleets)}",
+            FleetOptions(
+                devices=1,
+                versions=versions,
+                runtime="numpy",
+                settings={"buffer": {"size": 1}, "publish": {"every_s": 0.5}},
+                **options,
+            ),
+        )
+        fleets.append(fleet)
+        fleet.prepare()
+        trace = fleet.folder / "trace"
+        words = ["-f", "-y", "-qq", "-e", f"trace={CALLS}", "-e", "signal=none", "-s", "0", "-o", str(trace)]
+        agent = fleet.agents["dev-00"]
+        fleet.agents["dev-00"] = ManagedProcess(
+            "dev-00", [STRACE, *words, *agent.command], agent.log, folder=fleet.folder
+        )
+        fleet.start()
+        assert fleet.coordinator.wait(PATIENCE_S) == 0, fleet.coordinator.last_words()
+        fleet.stop()
+        return *costs(trace, fleet.agent_state("dev-00")), fleet.agent_status("dev-00")
+
+    yield run
+    for fleet in fleets:
+        fleet.stop()
+
+
+def costs(trace: Path, state: Path) -> tuple[int, int]:
+    """fsyncs of files and folders in ``state``, and bytes written to them."""
+    text = trace.read_text(errors="replace")
+    folder = re.escape(str(state))
+    syncs = re.findall(rf"f(?:data)?sync\(\d+<{folder}[^>]*>", text)
+    written = re.findall(rf"p?write(?:64)?\(\d+<{folder}[^>]*>.*= (\d+)$", text, re.MULTILINE)
+    return len(syncs), sum(map(int, written))
+
+
+@pytest.mark.skipif(STRACE is None, reason="strace is not installed")
+@pytest.mark.parametrize("options", [{}, {"hidden": 1024, "codec": "float32"}], ids=["inline", "chunks"])
+def test_a_participation_costs_six_fsyncs_and_twice_its_payload_at_most(traced, options):
+    """The difference between a short life and a longer one: what the start costs is not counted. With a
+    payload of 740 bytes, and with one of 307 KB and a model of 81 KB, which is written too."""
+    few_syncs, few_bytes, before = traced(FEW, **options)
+    many_syncs, many_bytes, after = traced(MANY, **options)
+    participations = after["updates"]["created"] - before["updates"]["created"]
+    assert participations >= MANY - FEW
+    payload = 4 * 76_810 if options else 740
+    assert (many_syncs - few_syncs) / participations <= MOST_SYNCS
+    assert (many_bytes - few_bytes) / participations <= 2 * payload + MOST_OVERHEAD
+    # What it says of itself: all but what sqlite adds as it opens its file and moves its log.
+    assert 0 <= many_syncs - after["wear"]["syncs"] <= MOST_SYNCS + MANY
