@@ -117,7 +117,8 @@ class Assignment:
         manifest = self._choose()
         obstacle = self._obstacle(manifest)
         if manifest is None or obstacle is not None:
-            self._wait(*(obstacle or ("", None)))
+            if manifest is None or not self._shows_too_little(manifest) or self._show_again(manifest):
+                self._wait(*(obstacle or ("", None)))
             return None
         check = None if manifest is self._begun else self._orders.manifest_check()
         if check is not None:
@@ -236,6 +237,23 @@ class Assignment:
             else f"fetching version {version.epoch}.{version.number}"
         )
         return False
+
+    def _shows_too_little(self, manifest: TaskManifest) -> bool:
+        """Whether a power cut took the notice of a version, or its files, after the device trained on it."""
+        return (
+            manifest is self._orders.manifest
+            and self._orders.verified
+            and not self._orders.paused
+            and not self._board.shows(manifest.version)
+            and self._outbox.made_update_for(manifest.version)
+        )
+
+    def _show_again(self, manifest: TaskManifest) -> bool:
+        """Show apps a version that this device has trained on; False while its files are fetched again."""
+        if not self._fetch(manifest):
+            return False
+        self._board.show(manifest, self._device_state(manifest.artifact.sha256))
+        return True
 
     def _prepare_job(self, manifest: TaskManifest) -> PrepareJob:
         return PrepareJob(

@@ -118,6 +118,10 @@ class NoticeBoard:
             return b""
         return content if _name(content) == shown.personal else b""
 
+    def shows(self, version: VersionId) -> bool:
+        """Whether it is this version that is shown."""
+        return self._shown is not None and self._shown.version == version
+
     def show(self, manifest: TaskManifest, device_state: bytes) -> None:
         """Show a version whose files are all here, with the personal tensors as they are now."""
         self._put(

@@ -13,8 +13,8 @@ __all__ = ["TrainingPlan"]
 class TrainingPlan:
     """How a device trains: passes over its samples, batch size, and the step graph's scalars.
 
-    ``seed`` is the device's own and ``version`` the number of the version it starts from: both are 0 in a task
-    manifest and filled in where training begins. ``max_steps`` 0 means no limit; ``clip`` is the
+    ``seed`` is the device's own and ``version`` the number of the version it starts from: both are 0 in a
+    task manifest and filled in where training begins. ``max_steps`` 0 means no limit; ``clip`` is the
     global gradient norm (0: no clipping) and ``mu`` the FedProx weight (Li et al., 2020).
     """
 

@@ -274,7 +274,9 @@ class _Connection:
         """Swallow everything from now on."""
         self._forgotten = True
 
-    async def _take(self, way: int, line: LinkDirection, reader: asyncio.StreamReader, queue: "_Queue") -> None:
+    async def _take(
+        self, way: int, line: LinkDirection, reader: asyncio.StreamReader, queue: "_Queue"
+    ) -> None:
         clock = asyncio.get_running_loop().time
         free_at = arrives_at = 0.0
         while True:

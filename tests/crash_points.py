@@ -53,11 +53,11 @@ def section(root: Path = ROOT) -> str:
     rows: dict[tuple[str, tuple[str, ...]], list[str]] = defaultdict(list)
     for point in crash_points(root):
         rows[point.name.rpartition(".")[0], point.files].append(point.name.rpartition(".")[2])
-    lines = [
-        f"| `{begin}` | {', '.join(f'`{end}`' for end in ends)} | {', '.join(f'`{file}`' for file in files)} |\n"
-        for (begin, files), ends in rows.items()
-    ]
-    return "".join(["\n| point | steps | where it begins |\n| --- | --- | --- |\n", *lines, "\n"])
+    lines = ["\n| points | where they are passed |\n| --- | --- |\n"]
+    for (begin, files), ends in sorted(rows.items()):
+        names = ", ".join(f"`{begin}.{end}`" for end in ends)
+        lines.append(f"| {names} | {', '.join(f'`{file}`' for file in files)} |\n")
+    return "".join([*lines, "\n"])
 
 
 def page() -> str:

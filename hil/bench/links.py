@@ -55,8 +55,8 @@ def transfer(
 ) -> dict[str, Any]:
     """One version: a real broker, coordinator and agent, the agent's connection through the link.
 
-    ``down_ratio`` and ``up_ratio`` are the bytes that went onto the link (MQTT, what a reset lost and all repetition
-    included) over the bytes of the model and of the update's payload.
+    ``down_ratio`` and ``up_ratio`` are the bytes that went onto the link (MQTT, what a reset lost and all
+    repetition included) over the bytes of the model and of the update's payload.
 
     Raises:
         LichenError: no update was accepted within ``timeout_s``.
@@ -98,9 +98,11 @@ def _run(fleet: LocalFleet, link: LinkEmulator, timeout_s: float) -> dict[str, A
     while time.monotonic() - began < timeout_s:
         status = fleet.agent_status("dev-00")
         counts = link.counts
-        if down is None and status.get("state") in ("training", "uploading"):
+        updates = status.get("updates") or {}
+        # The states between may be over before anybody looks; an update that was made stays one.
+        if down is None and (status.get("state") in ("preparing", "training") or updates.get("created")):
             down = counts.sent_down
-        if (status.get("updates") or {}).get("done") and down is not None:
+        if updates.get("done") and down is not None:
             return {
                 "model_bytes": model,
                 "update_bytes": update,

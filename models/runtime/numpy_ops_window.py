@@ -22,7 +22,9 @@ def _conv(attributes: Attributes, x: Array, w: Array, bias: Array | None = None)
     order = (1, 0, *range(3, 3 + rank), 2, *range(3 + rank, 3 + 2 * rank))
     columns = split.transpose(order).reshape(group, rows * math.prod(sizes), math.prod(w.shape[1:]))
     kernels = w.reshape(group, w.shape[0] // group, -1).swapaxes(1, 2)
-    product = np.matmul(columns, kernels).reshape(group, rows, *sizes, w.shape[0] // group)
+    # Of many groups each product is small, and a BLAS would wake its threads for every one of them.
+    product = np.matmul(columns, kernels) if group == 1 else np.einsum("gpk,gko->gpo", columns, kernels)
+    product = product.reshape(group, rows, *sizes, w.shape[0] // group)
     product = np.moveaxis(product, (0, -1), (1, 2)).reshape(rows, w.shape[0], *sizes)
     return np.asarray(product if bias is None else product + _per_channel(bias, rank))
 

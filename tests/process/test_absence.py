@@ -41,7 +41,7 @@ def word_on(fleet, update_id):
         store.close()
 
 
-@pytest.mark.parametrize(("broker", "horizon"), [("mosquitto", 20), ("mosquitto", 2), ("amqtt", 20)])
+@pytest.mark.parametrize(("broker", "horizon"), [("mosquitto", 20), ("amqtt", 2)])
 def test_an_update_of_last_week_is_folded_or_refused_by_the_tasks_rule(
     local_fleet, steps, week_later, broker, horizon
 ):

@@ -404,7 +404,7 @@ class War:
         """All at the same time, until no point is left of any, or none comes any more."""
         for front in fronts:
             front.begin()
-        while any([front.work() for front in fronts]):
+        while sum(front.work() for front in fronts):
             time.sleep(0.02)
         for front in fronts:
             front.rest()

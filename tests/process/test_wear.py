@@ -1,4 +1,4 @@
-"""What a participation costs a memory card: each fsync and each byte of a real agent, as the kernel saw them."""
+"""What a participation costs a memory card: fsyncs and bytes of a real agent, as the kernel saw them."""
 
 import re
 import shutil

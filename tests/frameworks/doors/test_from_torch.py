@@ -390,7 +390,7 @@ class Reversed(torch.autograd.Function):
 REFUSED = {
     "a gradient that is held back": (
         lambda self, x: self.linear(x) * self.linear(x).sigmoid().detach(),
-        "linear.bias would be trained otherwise than by PyTorch",
+        "would be trained otherwise than by PyTorch",
         "requires_grad",
     ),
     "a part without gradients": (without_gradient, "trained otherwise than by PyTorch", "no_grad"),

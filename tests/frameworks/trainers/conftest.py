@@ -113,7 +113,8 @@ class Bench:
         assert count == 1
         text = text.replace('artifact = "artifact"', 'artifact = "app/artifact"')
         (self.folder / "fleet.toml").write_text(f"stop_after_versions = {versions}\n{text}")
-        return self._start("coordinator-process", ["lichen", "coordinator", "run", "fleet.toml", "--insecure"])
+        words = ["lichen", "coordinator", "run", "fleet.toml", "--insecure"]
+        return self._start("coordinator-process", words)
 
     def join(
         self,
