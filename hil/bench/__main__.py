@@ -15,6 +15,7 @@ from hil.bench.demos import seeds, traffic
 from hil.bench.footprint import footprint
 from hil.bench.ingest import ingest
 from hil.bench.links import links
+from hil.bench.load import load
 from hil.bench.page import page
 from hil.bench.training import training
 from hil.bench.zoo import zoo
@@ -28,7 +29,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument(
         "--only",
         action="append",
-        choices=["demo", "traffic", "footprint", "ingest", "links", "zoo", "training"],
+        choices=["demo", "traffic", "footprint", "ingest", "load", "links", "zoo", "training"],
     )
     parser.add_argument("--seeds", type=int, default=10, help="demos of the section demo")
     parser.add_argument("--updates", type=int, default=100_000, help="updates of the section ingest")
@@ -39,6 +40,7 @@ def main(words: list[str] | None = None) -> int:
         "traffic": lambda: list(traffic()),
         "footprint": lambda: [footprint("onnx"), footprint("numpy")],
         "ingest": lambda: ingest(options.updates),
+        "load": load,
         "links": lambda: list(links()),
         "zoo": zoo,
         "training": training,

@@ -1,7 +1,8 @@
 """How fast a coordinator takes updates, and whether its memory grows: many devices, small real updates.
 
 Beside it, in the same run and over the same connections, the same messages go to an empty subscriber: what
-the broker itself delivers. Once before and once after, as the machine is not the same from minute to minute.
+the broker itself delivers, to a bare socket and to an ordinary client. Once before and once after, as the
+machine is not the same from minute to minute.
 """
 
 import asyncio
@@ -61,20 +62,22 @@ async def _measure(fleet: LocalFleet, updates: int) -> dict[str, Any]:
             samples.append((receipts, coordinator.memory_info().rss))
 
     async with Flood(address, fleet.options.name, layout, fleet.options.codec) as flood:
-        before = await flood.messages(messages)
+        before = [await flood.messages(messages, ordinary=ordinary) for ordinary in (False, True)]
         spent = _cpu_s(coordinator), _cpu_s(broker)
         rate = await flood.updates(updates, watch)
         spent = _cpu_s(coordinator) - spent[0], _cpu_s(broker) - spent[1]
-        after = await flood.messages(messages)
-    ceiling = (before + after) / 2
+        after = [await flood.messages(messages, ordinary=ordinary) for ordinary in (False, True)]
+    bare, ordinary = ((one + two) / 2 for one, two in zip(before, after, strict=True))
     counts, sizes = np.array(samples, dtype=np.float64).T
     steady = counts >= 0.2 * updates
     slope, _ = np.polyfit(counts[steady], sizes[steady] / 1024, 1)
     return {
         "updates": updates,
         "accepted_per_s": round(rate),
-        "broker_per_s": round(ceiling),
-        "share": round(rate / ceiling, 2),
+        "broker_per_s": round(bare),
+        "share": round(rate / bare, 2),
+        "ordinary_per_s": round(ordinary),
+        "share_of_ordinary": round(rate / ordinary, 2),
         "coordinator_cpu_us": round(spent[0] / updates * 1e6),
         "broker_cpu_us": round(spent[1] / updates * 1e6),
         "rss_first_mib": round(sizes[0] / MIB, 1),

@@ -61,17 +61,41 @@ steps, both processes. Bounds: <= 30 MiB at rest, <= 110 MiB at the peak, <= 0.7
 _INGEST = """
 ## The coordinator under load
 
-`make bench ARGS="--only ingest"`: {updates:,} real updates of 1,000 devices on {broker}, each
-decoded, journalled, folded and receipted; and what the same broker delivers to an empty QoS 1 subscriber in the same
-run, one publisher each.
+`make bench ARGS="--only ingest"`: {updates:,} real updates of 4,000 devices over 100 connections on {broker}, each
+decoded, journalled, folded and receipted. In the same run the same connections send the same messages to an empty QoS 1
+subscriber: a bare socket that only counts and acknowledges, and an ordinary client (paho-mqtt). Broker, publishers and
+coordinator share two cores, and each accepted update is a second message through the broker: its receipt.
 
 | figure | value |
 | --- | --- |
 | accepted updates per second | {accepted_per_s:,} |
-| messages the broker delivers per second | {broker_per_s:,} |
-| share | {share:.2f} |
+| messages the broker delivers per second to a bare socket | {broker_per_s:,} |
+| share of that | {share:.2f} |
+| messages it delivers to an ordinary client | {ordinary_per_s:,} |
+| share of that | {share_of_ordinary:.2f} |
+| CPU of the coordinator per update, microseconds | {coordinator_cpu_us} |
+| CPU of the broker per update, microseconds | {broker_cpu_us} |
 | RSS of the coordinator, first and last, MiB | {rss_first_mib}, {rss_last_mib} |
 | slope of RSS, KiB per 1,000 updates, first fifth left out | {slope_kib_per_1000} |
+"""
+
+_LOAD = """
+## Two thousand devices
+
+`make bench ARGS="--only load"`, or `python -m hil.load`: {devices:,} light devices, each with a connection of its own to
+{broker}, make {updates:,} updates; half-way the whole process of the coordinator is stopped for {stall_s:g} seconds.
+Peaks are what `/metrics` showed, looked at twice a second.
+
+| figure | value |
+| --- | --- |
+| accepted, refused, sent again | {accepted:,}, {refusals:,}, {sent_again:,} |
+| updates of one device, fewest and most | {fewest}, {most} |
+| seconds from an update's first send to its receipt, median and longest | {wait_median_s}, {wait_longest_s} |
+| devices on line at once | {online_peak:,} |
+| messages waiting, in and out, most | {inbox_peak:,}, {outgoing_peak:,} |
+| messages dropped, in and out | {inbox_dropped:,}, {outgoing_dropped:,} |
+| RSS of the coordinator, most, MiB | {rss_peak_mib} |
+| RSS of the broker, MiB | {broker_rss_mib} |
 """
 
 _LINKS = """
@@ -114,6 +138,9 @@ def page(figures: Mapping[str, Any]) -> str:
         parts.append(_FOOTPRINT.format(rows=_table(_footprint_rows(cells)), rest_s=cells[0]["rest_s"]))
     if "ingest" in figures:
         parts.append(_INGEST.format(**figures["ingest"]))
+    if "load" in figures:
+        refusals = sum(figures["load"]["refused"].values())
+        parts.append(_LOAD.format(**figures["load"], refusals=refusals))
     if "links" in figures:
         parts.append(_links(figures["links"]))
     if "zoo" in figures:

@@ -99,12 +99,12 @@ class Flood:
             progress(self._receipts)
         return count / (time.monotonic() - started)
 
-    async def messages(self, count: int) -> float:
-        """Send so many messages of the same size to an empty subscriber: per second."""
+    async def messages(self, count: int, *, ordinary: bool = False) -> float:
+        """Send so many messages of the same size to an empty subscriber (see ``Listener``): per second."""
         await self._until(lambda: self._version is not None)
         assert self._version is not None
         body, sent = self._body(self._version), 0
-        with Listener(self._address, "rate/#") as listener:
+        with Listener(self._address, "rate/#", ordinary=ordinary) as listener:
             started = moved_at = time.monotonic()
             arrived = 0
             while arrived < count:

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -38,14 +39,20 @@ def traced(tmp_path):
         fleets.append(fleet)
         fleet.prepare()
         trace = fleet.folder / "trace"
-        words = ["-f", "-y", "-qq", "-e", f"trace={CALLS}", "-e", "signal=none", "-s", "0", "-o", str(trace)]
+        # -D: the agent is our child, and ends as ever; strace, told to end, would leave it behind.
+        words = ["-D", "-f", "-y", "-q", "-e", f"trace={CALLS}", "-s", "0", "-o", str(trace)]
         agent = fleet.agents["dev-00"]
         fleet.agents["dev-00"] = ManagedProcess(
             "dev-00", [STRACE, *words, *agent.command], agent.log, folder=fleet.folder
         )
         fleet.start()
         assert fleet.coordinator.wait(PATIENCE_S) == 0, fleet.coordinator.last_words()
+        pid = fleet.agents["dev-00"].pid
         fleet.stop()
+        until = time.monotonic() + PATIENCE_S
+        while not re.search(rf"^{pid} +\+\+\+ exited", trace.read_text(errors="replace"), re.MULTILINE):
+            assert time.monotonic() < until, "strace has not seen the agent's end"
+            time.sleep(0.02)
         return *costs(trace, fleet.agent_state("dev-00")), fleet.agent_status("dev-00")
 
     yield run
