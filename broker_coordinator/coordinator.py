@@ -252,6 +252,7 @@ class Coordinator:
             leases=len(self._store.leases()),
             credit_bytes=self._ingest.credit.granted,
             inbox=len(self._inbox),
+            inbox_highest=self._inbox.highest,
             inbox_dropped=self._inbox.dropped,
             outgoing=len(self._outgoing),
             outgoing_dropped=self._outgoing.dropped,

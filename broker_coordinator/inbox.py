@@ -26,6 +26,8 @@ class Inbox:
         self._messages = 0
         self._arrived = threading.Condition()
         self.dropped = 0
+        self.highest = 0
+        """Most messages that have waited at once: a burst is over before anyone looks."""
 
     def __len__(self) -> int:
         return len(self._events)
@@ -39,6 +41,7 @@ class Inbox:
                     self._reject(event.token)
                     return
                 self._messages += 1
+                self.highest = max(self.highest, self._messages)
                 self._bytes += len(event.payload)
             self._events.append(event)
             self._arrived.notify()

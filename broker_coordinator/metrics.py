@@ -53,6 +53,7 @@ class Figures:
     leases: int = 0
     credit_bytes: int = 0
     inbox: int = 0
+    inbox_highest: int = 0
     inbox_dropped: int = 0
     outgoing: int = 0
     outgoing_dropped: int = 0
@@ -89,6 +90,7 @@ _GAUGES = {
     "leases": "Leases held",
     "credit_bytes": "Bytes that devices were told they may send",
     "inbox": "Messages that wait to be taken in",
+    "inbox_highest": "Most messages that have waited to be taken in at once",
     "outgoing": "Messages that wait to be sent",
 }
 _COUNTERS = {

@@ -11,8 +11,8 @@ import os
 import secrets
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,10 @@ from numpy.typing import ArrayLike
 
 from edge_agent.sample_count import RIGHTS_HINT
 from edge_agent.sample_form import Array, SampleForm, as_stored
-from edge_agent.sqlite_file import commit, storage_errors
+from edge_agent.sample_rescue import checksum, is_sound, rescue
+from edge_agent.sqlite_file import commit, is_damage, storage_errors
 from edge_agent.stored_samples import StoredSamples
-from fl_protocol.errors import LayoutError
+from fl_protocol.errors import LayoutError, StorageError
 
 __all__ = ["HELD_OUT_SHARE", "SampleStore"]
 
@@ -33,21 +34,32 @@ _SCHEMA = """
 BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS samples (
     sequence INTEGER PRIMARY KEY AUTOINCREMENT, sample_id BLOB NOT NULL UNIQUE,
-    held_out INTEGER NOT NULL, size INTEGER NOT NULL, x BLOB NOT NULL, y BLOB NOT NULL);
+    held_out INTEGER NOT NULL, size INTEGER NOT NULL, x BLOB NOT NULL, y BLOB NOT NULL,
+    checksum INTEGER);
 CREATE INDEX IF NOT EXISTS samples_by_part ON samples (held_out, sequence, size);
 CREATE TABLE IF NOT EXISTS totals (
     one INTEGER PRIMARY KEY CHECK (one = 1), form TEXT NOT NULL, training INTEGER NOT NULL,
-    held_out INTEGER NOT NULL, bytes INTEGER NOT NULL, evicted INTEGER NOT NULL);
-INSERT OR IGNORE INTO totals VALUES (1, '', 0, 0, 0, 0);
+    held_out INTEGER NOT NULL, bytes INTEGER NOT NULL, evicted INTEGER NOT NULL,
+    damaged INTEGER NOT NULL DEFAULT 0);
+INSERT OR IGNORE INTO totals VALUES (1, '', 0, 0, 0, 0, 0);
 COMMIT;
 """
+_CHECKSUMS = """
+BEGIN IMMEDIATE;
+ALTER TABLE samples ADD COLUMN checksum INTEGER;
+ALTER TABLE totals ADD COLUMN damaged INTEGER NOT NULL DEFAULT 0;
+COMMIT;
+"""
+"""For a store that was made before there were any: its samples are taken as they are."""
 
 
 class SampleStore:
     """Samples of one form, at most ``max_samples`` and ``max_bytes``; the oldest give way and are counted.
 
     Each sample gets a random id, and its hash decides for ever whether the sample is held out from
-    training (20 %). Usable from several threads and processes.
+    training (20 %). Usable from several threads and processes. A sample that is read and is not what was
+    added, because the card has spoilt it, is dropped and counted: one of them must not keep a device from
+    training, nor be trained on.
 
     Raises:
         StorageError: from every method, if the disk refuses or the store cannot be read.
@@ -58,12 +70,14 @@ class SampleStore:
             raise ValueError("max_samples and max_bytes must be positive")
         self.path = Path(path)
         self.set_aside: Path | None = None
-        """Where a damaged store went that was found at this path."""
+        """Where a damaged store went that was found at this path; what could be read of it is here still."""
         self._max_samples = max_samples
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
+        self._opened = False
         with self._translated():
             self._db = self._open()
+        self._opened = True
 
     def add(self, x: ArrayLike, y: ArrayLike | None = None) -> str:
         """Add one sample and return its id (hex).
@@ -106,6 +120,11 @@ class SampleStore:
         return self._total("evicted")
 
     @property
+    def damaged(self) -> int:
+        """Samples that were dropped because they were not what had been added."""
+        return self._total("damaged")
+
+    @property
     def form(self) -> SampleForm | None:
         """The form of the samples; ``None`` while there are none."""
         with self._lock, self._translated():
@@ -144,9 +163,11 @@ class SampleStore:
             db.execute("UPDATE totals SET form = ?", (known.to_json(),))
             for sample_id, (x, y) in zip(ids, rows, strict=True):
                 held_out, size = _is_held_out(sample_id), x.nbytes + y.nbytes
+                x_bytes, y_bytes = _little(x), _little(y)
                 db.execute(
-                    "INSERT INTO samples (sample_id, held_out, size, x, y) VALUES (?, ?, ?, ?, ?)",
-                    (sample_id, held_out, size, _little(x), _little(y)),
+                    "INSERT INTO samples (sample_id, held_out, size, x, y, checksum)"
+                    " VALUES (?, ?, ?, ?, ?, ?)",
+                    (sample_id, held_out, size, x_bytes, y_bytes, checksum(x_bytes, y_bytes)),
                 )
                 _count(db, held_out=held_out, size=size, sign=1)
             self._evict(db)
@@ -180,9 +201,24 @@ class SampleStore:
     def _read(self, sequences: Sequence[int]) -> list[tuple[int, bytes, bytes]]:
         marks = ",".join("?" * len(sequences))
         with self._lock, self._translated():
-            return self._db.execute(
-                f"SELECT sequence, x, y FROM samples WHERE sequence IN ({marks})", sequences
+            rows = self._db.execute(
+                f"SELECT sequence, x, y, checksum FROM samples WHERE sequence IN ({marks})", sequences
             ).fetchall()
+        spoilt = {row[0] for row in rows if row[3] is not None and row[3] != checksum(row[1], row[2])}
+        if spoilt:
+            self._drop(spoilt)
+        return [(sequence, x, y) for sequence, x, y, _ in rows if sequence not in spoilt]
+
+    def _drop(self, sequences: Iterable[int]) -> None:
+        """Drop samples that the card has spoilt."""
+        with self._commit() as db:
+            for sequence in sequences:
+                row = db.execute(
+                    "DELETE FROM samples WHERE sequence = ? RETURNING held_out, size", (sequence,)
+                ).fetchone()
+                if row is not None:
+                    _count(db, held_out=row[0], size=row[1], sign=-1)
+                    db.execute("UPDATE totals SET damaged = damaged + 1")
 
     def _total(self, column: str) -> int:
         with self._lock, self._translated():
@@ -190,10 +226,7 @@ class SampleStore:
 
     def _open(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # One process at a time makes the file or sets a damaged one aside.
-        gate = _open_shared(self.path.with_name(f".{self.path.name}.lock"))
-        try:
-            fcntl.flock(gate, fcntl.LOCK_EX)
+        with self._gate():
             if not self.path.exists():
                 os.close(_open_shared(self.path))
             try:
@@ -204,6 +237,29 @@ class SampleStore:
                 self._set_aside()
                 os.close(_open_shared(self.path))
                 return self._connect()
+
+    def _renew(self) -> None:
+        """Set a store aside that is damaged within, and keep what can be read of it, for the next call."""
+        with self._gate():
+            self._db.close()
+            if not is_sound(self.path):  # else another process was faster
+                beside = self.path.with_name(f".{self.path.name}.rescue")
+                beside.unlink(missing_ok=True)
+                os.close(_open_shared(beside))
+                with contextlib.closing(sqlite3.connect(beside, isolation_level=None)) as fresh:
+                    fresh.executescript(_SCHEMA)
+                    rescue(self.path, fresh, most=self._max_samples, is_held_out=_is_held_out)
+                self._set_aside()
+                os.replace(beside, self.path)
+            self._db = self._connect()
+
+    @contextmanager
+    def _gate(self) -> Iterator[None]:
+        """One process at a time makes the file, or sets a damaged one aside."""
+        gate = _open_shared(self.path.with_name(f".{self.path.name}.lock"))
+        try:
+            fcntl.flock(gate, fcntl.LOCK_EX)
+            yield
         finally:
             os.close(gate)
 
@@ -215,6 +271,10 @@ class SampleStore:
             # A store that is made already is not written to: its app may be writing for a while.
             if not db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'totals'").fetchone():
                 db.executescript(_SCHEMA)
+            elif not db.execute(
+                "SELECT 1 FROM pragma_table_info('totals') WHERE name = 'damaged'"
+            ).fetchone():
+                db.executescript(_CHECKSUMS)
         except BaseException:
             db.close()
             raise
@@ -233,8 +293,18 @@ class SampleStore:
         with self._lock, self._translated(), commit(self._db, purpose="samples"):
             yield self._db
 
-    def _translated(self) -> AbstractContextManager[None]:
-        return storage_errors(f"the sample store {self.path}", RIGHTS_HINT)
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Errors in our own words; the lock is held. After damage the store is renewed, though this call
+        has failed."""
+        try:
+            with storage_errors(f"the sample store {self.path}", RIGHTS_HINT):
+                yield
+        except StorageError as error:
+            if is_damage(error) and self._opened:
+                with storage_errors(f"the sample store {self.path}", RIGHTS_HINT):
+                    self._renew()
+            raise
 
 
 def _open_shared(path: Path) -> int:

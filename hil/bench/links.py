@@ -56,7 +56,8 @@ def transfer(
     """One version: a real broker, coordinator and agent, the agent's connection through the link.
 
     ``down_ratio`` and ``up_ratio`` are the bytes that went onto the link (MQTT, what a reset lost and all
-    repetition included) over the bytes of the model and of the update's payload.
+    repetition included) over the bytes of the model and of the update's payload; ``*_arrived`` leave out what
+    was lost on the way.
 
     Raises:
         LichenError: no update was accepted within ``timeout_s``.
@@ -101,13 +102,15 @@ def _run(fleet: LocalFleet, link: LinkEmulator, timeout_s: float) -> dict[str, A
         updates = status.get("updates") or {}
         # The states between may be over before anybody looks; an update that was made stays one.
         if down is None and (status.get("state") in ("preparing", "training") or updates.get("created")):
-            down = counts.sent_down
+            down = counts
         if updates.get("done") and down is not None:
             return {
                 "model_bytes": model,
                 "update_bytes": update,
-                "down_ratio": round(down / model, 3),
+                "down_ratio": round(down.sent_down / model, 3),
+                "down_arrived": round(down.bytes_down / model, 3),
                 "up_ratio": round(counts.sent_up / update, 3),
+                "up_arrived": round(counts.bytes_up / update, 3),
                 "connections": counts.connections,
                 "resets": counts.resets,
                 "seconds": round(time.monotonic() - began, 1),

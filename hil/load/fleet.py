@@ -298,7 +298,7 @@ class LightFleet:
             updates_per_s=round(sum(done) / seconds, 1),
             versions=peak["lichen_version"],
             online_peak=peak["lichen_devices_online"],
-            inbox_peak=peak["lichen_inbox"],
+            inbox_peak=peak["lichen_inbox_highest"],
             inbox_dropped=peak["lichen_inbox_dropped_total"],
             outgoing_peak=peak["lichen_outgoing"],
             outgoing_dropped=peak["lichen_outgoing_dropped_total"],

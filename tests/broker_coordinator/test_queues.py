@@ -32,7 +32,7 @@ def test_the_inbox_is_bounded_by_number_too(monkeypatch):
     inbox = Inbox(100, lambda token: None)
     for token in range(3):
         inbox.put(message(token, 0))
-    assert (len(inbox), inbox.dropped) == (2, 1)
+    assert (len(inbox), inbox.dropped, inbox.highest) == (2, 1, 2)
     assert [event.token for event in inbox.take(1)] == [0]
     inbox.put(message(9, 0))
     assert [event.token for event in inbox.take(9)] == [1, 9]

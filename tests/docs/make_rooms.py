@@ -26,6 +26,7 @@ PACKAGES = (
     "hil/bench",
     "hil/chaos",
     "hil/emulation",
+    "hil/load",
     "lichen",
 )
 

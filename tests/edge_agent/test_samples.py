@@ -2,8 +2,10 @@
 
 import multiprocessing
 import os
+import sqlite3
 import stat
 import threading
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -226,6 +228,67 @@ def test_a_damaged_store_is_set_aside(tmp_path):
         assert store.set_aside is not None
         assert store.set_aside.read_bytes().startswith(b"not a database")
     assert sum(count_samples(path)) == 1
+
+
+def spoil(path, column: str) -> None:
+    """Overwrite a value of the first sample for training, as a bad sector does, behind everybody's back."""
+    with closing(sqlite3.connect(path)) as db, db:
+        first = "(SELECT min(sequence) FROM samples WHERE NOT held_out)"
+        db.execute(f"UPDATE samples SET {column} = randomblob(length({column})) WHERE sequence = {first}")
+
+
+@pytest.mark.parametrize("column", ["x", "y"])
+def test_a_spoilt_sample_is_dropped_and_counted(store, column):
+    """Nothing in sqlite tells it: a label from nowhere would end all training, a feature would spoil it."""
+    store.extend(np.arange(100.0).reshape(50, 2), range(50))
+    before = store.training().all()[1]
+    spoil(store.path, column)
+    x, y = store.training().all()
+    assert np.array_equal(y, before[1:])
+    assert np.array_equal(x[:, 0], 2.0 * y)
+    assert (store.damaged, len(store)) == (1, 49)
+    assert len(store.training()) == len(before) - 1
+    assert count_samples(store.path) == (len(before) - 1, 50 - len(before))
+
+
+def test_a_store_that_is_damaged_within_is_renewed_from_what_can_be_read(tmp_path):
+    """Pages in its middle are overwritten: the call that finds it fails, the next one goes on with samples
+    that are whole, in the parts they belong to."""
+    path = tmp_path / "samples.db"
+    with SampleStore(path) as store:
+        store.extend(np.arange(40_000.0).reshape(400, 100), range(400))
+        held_out = set(store.held_out().all()[1].tolist())
+    with path.open("r+b") as file:
+        for page in (10, 11, 20):
+            file.seek(4096 * page)
+            file.write(b"\xa5" * 4096)
+    with SampleStore(path) as store:
+        with pytest.raises(StorageError):
+            store.training().all(), store.held_out().all()
+        x, y = store.training().all()
+        assert 200 < len(store) < 400
+        assert np.array_equal(x[:, 0], 100.0 * y)
+        assert not held_out & set(y.tolist())
+        assert set(store.held_out().all()[1].tolist()) < held_out
+        assert store.set_aside is not None
+        whole = len(store)
+        store.add(np.zeros(100), 7)
+    assert sum(count_samples(path)) == whole + 1
+
+
+def test_a_store_without_checksums_is_taken_as_it_is(tmp_path):
+    """One of an older release goes on; what is added from now on has a checksum."""
+    path = tmp_path / "samples.db"
+    with SampleStore(path) as old:
+        old.extend(np.zeros((40, 2)), range(40))
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("ALTER TABLE samples DROP COLUMN checksum")
+        db.execute("ALTER TABLE totals DROP COLUMN damaged")
+    with SampleStore(path) as store:
+        store.extend(np.zeros((40, 2)), range(40, 80))
+        assert np.array_equal(everything(store), np.arange(80))
+        with closing(sqlite3.connect(path)) as db:
+            assert db.execute("SELECT count(checksum) FROM samples").fetchone() == (40,)
 
 
 def test_no_store_yet_is_no_samples(tmp_path):
