@@ -191,8 +191,8 @@ def _mosquitto_configuration(port: int) -> str:
         "set_tcp_nodelay true",
         f"message_size_limit {MESSAGE_LIMIT_BYTES}",
         # What the coordinator may hold unacknowledged is what one commit can take: at mosquitto's default
-        # of 20 each fsync serves 20 updates. No limit rather than a high one: before 2.0.13 its count of
-        # what is in flight leaks (eclipse-mosquitto/mosquitto issue 2362), and 2.0.11 stops delivering.
+        # of 20 each fsync serves 20 updates. No limit rather than a high one: with 400 or 1000, 2.0.11 was
+        # seen to stop delivering, perhaps by the miscount of eclipse-mosquitto/mosquitto issue 2362.
         "max_inflight_messages 0",
         f"max_queued_messages {MAX_QUEUED_MESSAGES}",
         "max_queued_bytes 268435456",
