@@ -70,6 +70,7 @@ bench: setup
 # A fleet of real processes is broken for three minutes, and its books are read: docs/reliability.md. As root
 # its disks fill up too; with a C compiler its clocks jump. ARGS="--seed N" repeats a run.
 chaos: setup
+	$(BIN)/python -m pytest -q -m slow >&2
 	$(BIN)/python -m hil.chaos --minutes 3 $(ARGS)
 
 # The same for an hour, again and again, each time with another seed, until one does not balance.

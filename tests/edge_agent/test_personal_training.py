@@ -12,12 +12,14 @@ from edge_agent.graph_trainer import dropout_seed
 from edge_agent.job_runner import JobRunner
 from edge_agent.jobs import JobFailed, Trained
 from edge_agent.personal import personal_shapes
+from edge_agent.samples import SampleStore
 from edge_agent.tensor_record import pack_record, unpack_record
 from fl_io.clock import SystemClock
-from fl_protocol.codec import encode_model
+from fl_protocol.codec import decode_model, encode_model
 from fl_protocol.plan import TrainingPlan
 from models.build import build_artifact
-from models.runtime import TrainingArtifact
+from models.runtime import Batch, TrainingArtifact, split_flat
+from models.runtime.numpy_runtime import NumpyRuntime
 
 PLAN = TrainingPlan(epochs=3, batch_size=16, lr=0.1, momentum=0.9)
 PERSONAL = {"head.w", "head.b", "mean", "var"}
@@ -81,6 +83,15 @@ def run(job, stop=lambda: False):
     return JobRunner(clock=SystemClock()).run(job, lambda progress: None, stop)
 
 
+def loss_of_published(artifact, job, personal):
+    """The published version's loss on the held-out samples, with these personal tensors."""
+    published = decode_model(Path(job.weights_path).read_bytes(), artifact.layout)
+    weights = {**split_flat(published, artifact.layout), **personal}
+    with SampleStore(job.samples_path) as store:
+        x, y = store.held_out().all()
+    return NumpyRuntime().open(artifact).evaluate(weights, Batch.of(x, y))["loss"]
+
+
 def test_what_is_personal_is_trained_and_stays_here(artifact, job):
     """The payload has the shared tensors alone; the state has the others, and they moved."""
     assert personal_shapes(artifact).keys() == PERSONAL
@@ -95,11 +106,15 @@ def test_what_is_personal_is_trained_and_stays_here(artifact, job):
 
 
 def test_the_next_training_goes_on_with_the_devices_own(artifact, job, version):
-    """And evaluates the version before it with them: a better start than the artifact's."""
+    """And evaluates the published version with them, before it trains."""
     first = run(job)
     second = run(replace(job, base=version(2), device_state=first.device_state))
     fresh = run(replace(job, base=version(2)))
-    assert second.metrics["before.loss"] < fresh.metrics["before.loss"]
+    _, own = unpack_record(first.device_state, "the state")
+    for trained, personal in [(second, own), (fresh, artifact.frozen_weights())]:
+        expected = loss_of_published(artifact, job, personal)
+        assert trained.metrics["before.loss"] == pytest.approx(expected, rel=1e-4)
+    assert second.metrics["before.loss"] != fresh.metrics["before.loss"]
     assert second.device_state != fresh.device_state
 
 

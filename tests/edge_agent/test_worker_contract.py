@@ -141,7 +141,8 @@ def test_verify_prepare_and_train_one_after_the_other(worker, results, artifact,
     assert done(worker, results, verify) == Verified(ok=True)
     prepared = done(worker, results, PrepareJob(artifact_dir=str(artifact.path), runtimes=("onnx", "numpy")))
     assert isinstance(prepared, Prepared)
-    job = train_job(runtimes=(prepared.runtime,))
+    # Long enough that the loss falls whichever samples chance holds out.
+    job = train_job(runtimes=(prepared.runtime,), plan=TrainingPlan(epochs=10, batch_size=16, lr=0.2))
     process = worker.process_id
     trained = done(worker, results, job)
     assert isinstance(trained, Trained), trained

@@ -21,7 +21,7 @@ def broken(out: Path, *faults: Fault, broker: str = "mosquitto", large: bool = F
     return run(out, faults, devices=4, seed=1, broker=broker, console=said, large=large)
 
 
-@pytest.mark.parametrize("broker", ["mosquitto", "amqtt"])
+@pytest.mark.parametrize("broker", ["mosquitto", pytest.param("amqtt", marks=pytest.mark.slow)])
 def test_killed_processes_lose_and_repeat_nothing(tmp_path, broker):
     """An agent, a worker, the coordinator and the broker, within a few seconds."""
     books = broken(
@@ -38,6 +38,7 @@ def test_killed_processes_lose_and_repeat_nothing(tmp_path, broker):
     assert (books.lost, books.duplicated, books.destroyed, books.given_up) == (0, 0, 0, 0)
 
 
+@pytest.mark.slow
 def test_uploads_in_chunks_survive_dead_links_and_a_second_coordinator(tmp_path):
     """Links are reset and go dead in the middle of them; another coordinator takes over for a while."""
     books = broken(
@@ -56,6 +57,7 @@ def test_uploads_in_chunks_survive_dead_links_and_a_second_coordinator(tmp_path)
     assert books.balanced, books.sentences
 
 
+@pytest.mark.slow
 def test_a_coordinator_put_back_to_an_old_copy_is_recovered_and_its_loss_named(tmp_path):
     """A snapshot of its disk from seconds ago: devices prove it, an epoch is opened, the rest is given up."""
     books = broken(
@@ -74,6 +76,7 @@ def test_a_coordinator_put_back_to_an_old_copy_is_recovered_and_its_loss_named(t
     assert books.given_up > 0
 
 
+@pytest.mark.slow
 def test_a_damaged_outbox_is_the_only_thing_lost(tmp_path):
     """The end of a device's database is cut off, and another device is put back to an old copy."""
     books = broken(
@@ -85,6 +88,7 @@ def test_a_damaged_outbox_is_the_only_thing_lost(tmp_path):
     assert (books.lost, books.duplicated, books.given_up) == (0, 0, 0)
 
 
+@pytest.mark.slow
 def test_a_damaged_key_is_known_for_what_it_is(tmp_path):
     """Any 32 bytes are a key: the coordinator signed with others, and no device trusted it any more."""
     books = broken(
