@@ -58,6 +58,7 @@ def test_a_link_that_breaks_all_the_time_costs_a_chunk_each_time():
         assert figures[f"{way}_ratio"] * size <= OVERHEAD * size + 1.5 * CHUNK * figures["resets"]
 
 
+@pytest.mark.slow
 def test_a_half_open_link_is_noticed_by_its_silence_and_gone_on_from(local_fleet, steps, tmp_path):
     """A router forgets the connection in the middle of a download: no error, no reset, nothing. The keepalive
     finds out, and of what had arrived nothing comes again."""

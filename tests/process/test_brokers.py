@@ -72,7 +72,7 @@ def await_version(fleet, number):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("codec", ["eden(bits=1)", "float32"])
+@pytest.mark.parametrize("codec", ["eden(bits=1)", pytest.param("float32", marks=pytest.mark.slow)])
 def test_a_fleet_works_on_every_broker_and_survives_its_death(limited_broker, tmp_path, codec):
     """Small updates in one message, and large ones in chunks; the broker is killed in mid-run, and comes
     back with nothing. Nobody is told what kind of broker it is."""
