@@ -25,6 +25,7 @@ __all__ = [
     "Runtime",
     "Session",
     "StepResult",
+    "padded",
     "zero_slots",
 ]
 
@@ -68,6 +69,14 @@ class Batch:
     def of(cls, x: Array, y: Array) -> "Batch":
         """A batch whose rows all weigh 1."""
         return cls(x=x, y=y, sample_weight=np.ones(len(x), np.float32))
+
+    def padded(self, rows: int) -> "Batch":
+        """The same rows and, up to ``rows``, rows of weight 0."""
+        missing = rows - len(self.x)
+        if missing <= 0:
+            return self
+        weight = np.pad(self.sample_weight, (0, missing))
+        return Batch(x=padded(self.x, rows), y=padded(self.y, rows), sample_weight=weight)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,15 +233,16 @@ class GraphSession:
 
     def evaluate(self, weights: Mapping[str, Array], batch: Batch) -> dict[str, float]:
         """See ``Session.evaluate``."""
-        outputs = self._runner(EVAL)(self._weights(weights) | _rows(batch))
+        # Not every release of a runtime takes a batch without rows.
+        outputs = self._runner(EVAL)(self._weights(weights) | _rows(batch.padded(1)))
         return _sums(EVAL, outputs)
 
     def infer(self, weights: Mapping[str, Array], x: Array) -> Array:
         """See ``Session.infer``."""
-        outputs = self._runner(INFER)(self._weights(weights) | {"x": x})
+        outputs = self._runner(INFER)(self._weights(weights) | {"x": x if len(x) else padded(x, 1)})
         if "output" not in outputs:
             raise ArtifactError(f"{INFER}{self._suffix} does not compute 'output'")
-        return outputs["output"]
+        return outputs["output"] if len(x) else outputs["output"][:0]
 
     def _weights(self, weights: Mapping[str, Array]) -> dict[str, Array]:
         try:
@@ -277,6 +287,16 @@ def _slot_shapes(artifact: TrainingArtifact) -> dict[str, tuple[int, ...]]:
         if entry.kind == "weight" and entry.role != "frozen"
     }
     return shapes | ({STEP_COUNTER: ()} if STEP_COUNTER in manifest.slots else {})
+
+
+def padded(array: Array, rows: int) -> Array:
+    """``array`` [batch, ...] with rows up to ``rows``: its first again, zeros where it has none."""
+    missing = rows - len(array)
+    if missing <= 0:
+        return array
+    # A row again and not zeros, which a model may not take: 0 / 0 is no number, however little it weighs.
+    filling = array[:1] if len(array) else np.zeros((1, *array.shape[1:]), array.dtype)
+    return np.concatenate([array, np.repeat(filling, missing, axis=0)])
 
 
 def _rows(batch: Batch) -> dict[str, Array]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from fl_protocol.errors import ArtifactError
-from models.runtime.session import Array, Batch, Session, StepResult
+from models.runtime.session import Array, Batch, Session, StepResult, padded
 
 __all__ = ["StaticBatchSession"]
 
@@ -51,44 +51,28 @@ class StaticBatchSession:
                 f"a training batch of {len(batch.x)} rows, the {self.name} graphs take {self._rows} at most",
                 hint=f"train with a batch size of at most {self._rows}, or build with a larger --batch",
             )
-        return self._session.step(weights, slots, self._padded(batch), hyper, anchor, correction=correction)
+        return self._session.step(
+            weights, slots, batch.padded(self._rows), hyper, anchor, correction=correction
+        )
 
     def evaluate(self, weights: Mapping[str, Array], batch: Batch) -> dict[str, float]:
         """See ``Session.evaluate``."""
         total: dict[str, float] = {}
         for rows in self._pieces(len(batch.x)):
             piece = Batch(x=batch.x[rows], y=batch.y[rows], sample_weight=batch.sample_weight[rows])
-            for key, value in self._session.evaluate(weights, self._padded(piece)).items():
+            for key, value in self._session.evaluate(weights, piece.padded(self._rows)).items():
                 total[key] = total.get(key, 0.0) + value
         return total
 
     def infer(self, weights: Mapping[str, Array], x: Array) -> Array:
         """See ``Session.infer``."""
         outputs = [
-            self._session.infer(weights, _filled(x[rows], self._rows))[: len(x[rows])]
+            self._session.infer(weights, padded(x[rows], self._rows))[: len(x[rows])]
             for rows in self._pieces(len(x))
         ]
         return np.concatenate(outputs)
-
-    def _padded(self, batch: Batch) -> Batch:
-        if len(batch.x) == self._rows:
-            return batch
-        return Batch(
-            x=_filled(batch.x, self._rows),
-            y=_filled(batch.y, self._rows),
-            sample_weight=np.pad(batch.sample_weight, (0, self._rows - len(batch.x))),
-        )
 
     def _pieces(self, count: int) -> Iterator[slice]:
         # An empty batch is one piece of padding alone, so that its sums are there, and 0.
         for start in range(0, max(count, 1), self._rows):
             yield slice(start, min(start + self._rows, count))
-
-
-def _filled(array: Array, rows: int) -> Array:
-    missing = rows - len(array)
-    if not missing:
-        return array
-    # A row again and not zeros, which a model may not take: 0 / 0 is no number, however little it weighs.
-    filling = np.zeros((1, *array.shape[1:]), array.dtype) if not len(array) else array[:1]
-    return np.concatenate([array, np.repeat(filling, missing, axis=0)])

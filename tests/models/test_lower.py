@@ -72,7 +72,6 @@ CASES = [
     ("Einsum", [f(2, 3, 4), f(3, 4, 5)], {"equation": "abc,bcd->ad"}, 1),
     ("Einsum", [f(4), f(2, 3)], {"equation": "c,ab->cba"}, 1),
     ("Einsum", [f(2, 3, 4), f(2, 6)], {"equation": "abc, ad -> db"}, 1),
-    ("Einsum", [f(2, 3, 4)], {"equation": "abc->ca"}, 1),
     ("Elu", [f(3, 4)], {"alpha": 0.7}, 1),
     ("Flatten", [f(2, 3, 4)], {"axis": 1}, 1),
     ("GRU", [f(4, 2, 3), f(1, 15, 3), f(1, 15, 5)], {"hidden_size": 5}, 2),
@@ -287,3 +286,10 @@ def test_a_use_that_training_cannot_follow_is_refused_by_node(op, inputs, attrib
     with pytest.raises(ArtifactError, match=f"node 'node' .{op}.") as caught:
         lowered(model, feeds)
     assert caught.value.hint
+
+
+def test_an_einsum_sums_over_a_letter_that_it_leaves_out():
+    """Beside NumPy, for not every release of ONNX Runtime does it right."""
+    x = f(2, 3, 4)
+    model, feeds = model_of("Einsum", [x], {"equation": "abc->ca"}, 1)
+    np.testing.assert_allclose(lowered(model, feeds)["o0.out"], np.einsum("abc->ca", x), rtol=1e-5, atol=2e-6)
