@@ -115,8 +115,10 @@ class BrokerConnection(ABC):
     def close(self) -> tuple[int, int]:
         """End it, however it stands; ``traffic`` of its whole life."""
         self.accepted = False
+        _, received = self.traffic()  # before the end, which the kernel counts too, once both sides said it
         self.sever()
         self.let_go()
+        self._counted = self._counted[0], received
         return self._counted
 
     def hold(self, descriptor: int) -> None:

@@ -36,7 +36,9 @@ def check_values(values: npt.NDArray[np.float32], where: str) -> None:
     Raises:
         CodecError: naming ``where``.
     """
-    if values.size and not (values.min() >= -_HIGHEST and values.max() <= _HIGHEST):
+    with np.errstate(invalid="ignore"):  # a signalling NaN would warn where it is compared
+        fits = not values.size or bool(values.min() >= -_HIGHEST and values.max() <= _HIGHEST)
+    if not fits:
         raise CodecError(f"{where} holds a value that is not finite, or above 2^100 in magnitude")
 
 

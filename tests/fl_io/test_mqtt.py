@@ -308,6 +308,9 @@ def test_the_kernel_counts_what_went_through_a_socket():
             assert near.recv(100) == bytes(77)
             assert socket_bytes(near) == (100_001, 77)
             assert socket_bytes(far) == (77, 100_001)
+            far.shutdown(socket.SHUT_WR)
+            assert near.recv(1) == b""
+            assert socket_bytes(near) == (100_001, 77)
     assert socket_bytes(near) is None
 
 

@@ -4,7 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fl_protocol.codec import codec_for, codec_seed, decode
@@ -190,6 +190,7 @@ def test_arbitrary_bytes_are_refused_or_decode(spec, content):
 
 @every_codec
 @given(bits=st.lists(scale_bits, min_size=3, max_size=3), content=st.binary(min_size=200, max_size=200))
+@example(bits=[0, 0, 0], content=b"\x00\x00\x81\x7f" * 50)  # signalling NaN
 @settings(max_examples=150, deadline=None)
 def test_whatever_is_accepted_decodes_to_finite_values(spec, bits, content):
     """Payloads of the right length with all kinds of numbers: accepted ones are finite, norm included."""
