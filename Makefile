@@ -6,6 +6,7 @@ EXTRAS := onnx,litert,coordinator,models
 TFLITE_PYTHON ?= python3.11
 TFLITE_VENV := .venv-tflite
 FRAMEWORKS_VENV := .venv-frameworks
+JOBS ?= 2
 
 .PHONY: setup demo demo-mixed test test-frameworks test-tflite test-aarch64 check bench chaos soak zoo format clean
 
@@ -44,8 +45,9 @@ demo: setup
 demo-mixed: setup $(TFLITE_VENV)/.ready
 	$(BIN)/lichen demo --runtime mixed $(ARGS)
 
+# Files of tests go to JOBS processes.
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-frameworks: $(FRAMEWORKS_VENV)/.ready
 	KERAS_BACKEND=torch $(FRAMEWORKS_VENV)/bin/python -m pytest tests/frameworks $(ARGS)
