@@ -8,7 +8,7 @@ TFLITE_VENV := .venv-tflite
 FRAMEWORKS_VENV := .venv-frameworks
 JOBS ?= 2
 
-.PHONY: setup demo demo-mixed test test-frameworks test-tflite test-aarch64 check bench chaos soak zoo format clean
+.PHONY: setup demo demo-mixed test test-frameworks test-tflite test-aarch64 test-releases check bench chaos soak zoo format clean
 
 setup: $(VENV)/.ready
 
@@ -18,6 +18,7 @@ $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv --without-pip $(VENV)
 	$(PYTHON) -m pip --python $(BIN)/python install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]' --group dev
+	$(BIN)/lichen models fetch || echo 'without the data sets motion and shuttle: lichen models fetch tries again'
 	touch $@
 
 # Google's last interpreter of its own name: Python 3.11 and numpy 1.x, hence an environment beside the other.
@@ -60,6 +61,11 @@ test-tflite: $(TFLITE_VENV)/.ready
 test-aarch64: setup
 	$(BIN)/python -m hil.emulation aarch64 $(ARGS)
 
+# Another release and this one in one fleet, and from one to the other on the same stores:
+# RELEASE is a venv in which it is installed, or a commit.
+test-releases: setup
+	$(BIN)/python -m hil.releases $(RELEASE) $(ARGS)
+
 check: setup
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --no-cache --check .
@@ -81,11 +87,11 @@ soak: setup
 
 # The artifacts that are in the repository, from the code that makes them: after every change of the builder.
 zoo: setup
-	$(BIN)/python -m models.zoo $(ARGS)
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m models.zoo $(ARGS)
 
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(TFLITE_VENV) $(FRAMEWORKS_VENV) .emulation build dist demo-out
+	rm -rf $(VENV) $(TFLITE_VENV) $(FRAMEWORKS_VENV) .emulation .releases build dist demo-out

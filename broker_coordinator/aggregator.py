@@ -6,17 +6,16 @@ decoded, in pieces, already times the update's scale (staleness weight and clip 
 would take away the damping that keeps an asynchronous step stable.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_protocol.errors import ConfigError
+from broker_coordinator.held_updates import HeldUpdates
 from fl_protocol.update import UpdateHeader
 
-__all__ = ["AGGREGATORS", "Aggregator", "Mean", "UpdateContext", "aggregator_for"]
+__all__ = ["Aggregator", "HoldingAggregator", "Mean", "UpdateContext"]
 
 State: TypeAlias = dict[str, Any]
 """An aggregator's own arrays and float32 scalars."""
@@ -37,14 +36,12 @@ class UpdateContext:
 
 class Aggregator(Protocol):
     """How the weights of updates become one step; holds no state of its own. Buffers never come here: see
-    ``running_statistics``.
-
-    ``holds_updates`` says that the rule needs all updates at once (a median); none of ours does.
+    ``running_statistics``. ``holds_updates`` is False.
     """
 
     @property
     def holds_updates(self) -> bool:
-        """Whether updates must be kept until the version closes."""
+        """Whether updates must be kept until the version closes: no."""
         ...
 
     def weigh(self, update: UpdateHeader, context: UpdateContext) -> float:
@@ -62,6 +59,23 @@ class Aggregator(Protocol):
 
     def finalize(self, state: State) -> NDArray[np.float32]:
         """The aggregate, float32[size]; may give away the state's arrays."""
+        ...
+
+
+class HoldingAggregator(Protocol):
+    """A rule that needs all updates at once, as a median does: ``holds_updates`` is True."""
+
+    @property
+    def holds_updates(self) -> bool:
+        """Whether updates must be kept until the version closes: yes."""
+        ...
+
+    def weigh(self, update: UpdateHeader, context: UpdateContext) -> float:
+        """As an ``Aggregator`` weighs."""
+        ...
+
+    def combine(self, held: HeldUpdates) -> NDArray[np.float32]:
+        """The aggregate, float32[held.size]; values are already times their update's scale."""
         ...
 
 
@@ -96,17 +110,3 @@ class Mean:
         if state["weight"] > 0:
             np.divide(total, state["weight"], out=total)
         return total
-
-
-AGGREGATORS: dict[str, Callable[[], Aggregator]] = {"mean": Mean}
-
-
-def aggregator_for(name: str) -> Aggregator:
-    """The aggregator of that name.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if name not in AGGREGATORS:
-        raise ConfigError(f"unknown aggregator {name!r}: use one of {', '.join(sorted(AGGREGATORS))}")
-    return AGGREGATORS[name]()

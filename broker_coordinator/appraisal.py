@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from broker_coordinator.aggregator import UpdateContext
+from broker_coordinator.aggregator_registry import fault_of
 from broker_coordinator.defence import clip_factor
 from broker_coordinator.records import Refusal
 from broker_coordinator.rules import FoldRules
@@ -69,6 +70,9 @@ def appraise_all(
     """Check whole payloads and find their scalars, against ``state``, the newest version; in their order.
 
     Those of a small model are decoded together, and what they hold is kept within ``MOST_KEPT``.
+
+    Raises:
+        AggregatorError: the rule cannot weigh an update for a reason that is its own.
     """
     appraiser = _Appraiser(state, rules)
     size = rules.layout.size
@@ -164,9 +168,15 @@ class _Appraiser:
         try:
             with np.errstate(over="ignore"):
                 weight = np.float32(self._aggregator.weigh(header, context))
-        except Exception as error:
-            # An aggregator may be a user's own, and ask for a metric that this device does not report.
+        except KeyError as error:
+            # The rule asks for a metric that this device does not report: that is the update's fault.
             return Refusal(reason="malformed", message=f"the aggregator cannot weigh it: {error!r}")
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise fault_of(rules.aggregator, "weigh", error) from error
+        if not weight >= 0 and all(math.isfinite(value) for value in header.metrics.values()):
+            raise fault_of(rules.aggregator, "weigh", f"it gave {weight}, and weights are not below 0")
         scale = np.float32(self._staleness(staleness) * clip_factor(norm, state, rules.clip))
         longest = max(float(decoded_norm), self._largest_buffer)
         heaviest = float(weight) * float(scale) * longest

@@ -1,26 +1,33 @@
 """When a version closes: K updates, or a deadline with fewer.
 
-K as in Nguyen et al., Federated Learning with Buffered Asynchronous Aggregation (2022). A synchronous
-round is the same buffer with the cohort's size and a deadline.
+``fedbuff``: K as in Nguyen et al., Federated Learning with Buffered Asynchronous Aggregation (2022).
+``fedasync``: each update makes a version, as in Xie, Koyejo, Gupta, Asynchronous Federated Optimization
+(2019). ``rounds``: the same buffer for a cohort, its deadline counted from the round's beginning.
 """
 
 from dataclasses import dataclass
 
-__all__ = ["Buffer"]
+__all__ = ["BUFFERS", "Buffer"]
+
+BUFFERS = ("fedbuff", "fedasync", "rounds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Buffer:
-    """``size`` is K; ``flush_after_s`` 0 knows no deadline; ``min_updates`` is the least a deadline takes."""
+    """``size`` is K; ``flush_after_s`` 0 knows no deadline; ``min_updates`` is the least a deadline takes.
+
+    ``by_round`` counts the deadline from when the version was opened, else from its first update.
+    """
 
     size: int
     flush_after_s: float = 0.0
     min_updates: int = 1
+    by_round: bool = False
 
     def closes(self, count: int, waited_s: float) -> str | None:
         """Why a version with ``count`` updates closes now: ``size``, ``deadline``, or not at all.
 
-        ``waited_s`` is the time since the open version took its first update.
+        ``waited_s`` is the time since the deadline began to count.
         """
         if count >= self.size:
             return "size"

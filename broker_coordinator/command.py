@@ -121,9 +121,10 @@ def devices(*, state_dir: Path | None, as_json: bool) -> None:
         "refused",
         "bytes up",
         "base",
-        "idle because",
         box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
+    idle: dict[str, list[str]] = {}
     for record in records:
         table.add_row(
             record.device,
@@ -134,9 +135,12 @@ def devices(*, state_dir: Path | None, as_json: bool) -> None:
             str(record.refused),
             f"{record.bytes_up:,}",
             "" if record.last_base is None else str(record.last_base),
-            escape(record.idle_reason),
         )
+        if record.idle_reason:
+            idle.setdefault(record.idle_reason, []).append(record.device)
     Console().print(table)
+    for reason, names in idle.items():
+        click.echo(f"idle: {', '.join(names)}: {reason}")
     for double in doubles.values():
         click.echo(
             f"{double.device} is two live devices: {double.how}. One took the other's place {double.count:,}"
@@ -152,7 +156,7 @@ def devices(*, state_dir: Path | None, as_json: bool) -> None:
 )
 @_as_json
 def versions(*, state_dir: Path | None, limit: int, as_json: bool) -> None:
-    """The versions, newest last, and how good each is: says who."""
+    """The versions, newest last, and how good each is: measured here, and by devices; on how many samples."""
     from broker_coordinator.evaluation import Evaluation
 
     with _opened(_state(state_dir)) as store:
@@ -177,18 +181,17 @@ def versions(*, state_dir: Path | None, limit: int, as_json: bool) -> None:
         "updates",
         "closed by",
         "term",
-        "published",
-        "coordinator says",
-        "devices say",
+        "accuracy here",
+        "accuracy on devices",
         box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     for record, ours, theirs in rows:
         table.add_row(
-            f"{record.epoch}.{record.number}",
+            f"{record.epoch}.{record.number}" + ("" if record.published else ", unpublished"),
             str(record.updates),
             record.closed_by,
             str(record.term),
-            "yes" if record.published else "no",
             _opinion(ours),
             _opinion(theirs),
         )
@@ -334,6 +337,8 @@ def _status_lines(body: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield what, ", ".join(f"{reason} {count:,}" for reason, count in sorted(body[what].items()))
     if body["quarantined"]:
         yield "quarantined", str(body["quarantined"])
+    if body.get("aggregator_fault"):
+        yield "aggregator", body["aggregator_fault"]
     yield "broker", body["broker"]
     yield from _identity_lines(body)
     if body.get("tls_date_error"):
@@ -356,7 +361,7 @@ def _identity_lines(body: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _quality_lines(body: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """How good the newest version is, who says so, and with what."""
-    by = f"{body['accuracy_devices']} devices" if body["accuracy_devices"] else "the coordinator"
+    by = _devices(body["accuracy_devices"]) if body["accuracy_devices"] else "the coordinator"
     caveat = f", {body['accuracy_caveat']}" if body.get("accuracy_caveat") else ""
     source = (
         f"at version {body['accuracy_version']}, by {by} on {body['accuracy_examples']:,} examples{caveat}"
@@ -370,7 +375,7 @@ def _quality_lines(body: dict[str, Any]) -> Iterator[tuple[str, str]]:
         said = ", ".join(f"{name} {mean:.4g}" for name, mean in reported["means"].items())
         yield (
             "devices say",
-            f"{said} at version {reported['version']}, {reported['devices']} devices on"
+            f"{said} at version {reported['version']}, {_devices(reported['devices'])} on"
             f" {reported['examples']:,} examples",
         )
 
@@ -404,8 +409,12 @@ def _measured(evaluation: Any) -> dict[str, Any] | None:
 def _opinion(evaluation: Any) -> str:
     if evaluation is None or evaluation.accuracy is None:
         return ""
-    by = f", {evaluation.devices} devices" if evaluation.devices else ""
-    return f"{evaluation.accuracy:.4f} ({evaluation.examples:,} examples{by})"
+    by = f", {_devices(evaluation.devices)}" if evaluation.devices else ""
+    return f"{evaluation.accuracy:.4f} on {evaluation.examples:,}{by}"
+
+
+def _devices(count: int) -> str:
+    return "1 device" if count == 1 else f"{count:,} devices"
 
 
 def _moment(seconds: float) -> str:

@@ -17,7 +17,7 @@ from broker_coordinator.assessment import Assessment, Evaluate
 from broker_coordinator.configuration import FleetConfiguration
 from broker_coordinator.edition import Editor
 from broker_coordinator.enrolment import Enrolment
-from broker_coordinator.evaluation import caveat_of
+from broker_coordinator.evaluation import Evaluation, caveat_of
 from broker_coordinator.global_model import GlobalModel
 from broker_coordinator.inbox import Inbox
 from broker_coordinator.ingest import Ingest
@@ -31,7 +31,6 @@ from broker_coordinator.publisher import Publisher
 from broker_coordinator.reception import Reception
 from broker_coordinator.records import VersionRecord
 from broker_coordinator.retention import RetentionPolicy, prune
-from broker_coordinator.selection import selection_for
 from broker_coordinator.shelf import BlobShelf
 from broker_coordinator.sqlite_store import SqliteStore
 from broker_coordinator.uploads import PayloadFiles
@@ -131,6 +130,14 @@ class Coordinator:
         if self._office.rolled_back:
             self._publisher.halt()
         self._announce(self._model.version)
+        known = len(store.devices())
+        if 0 < known < configuration.buffer.size:
+            _log.warning(
+                "a version takes %d updates and %d devices are known: until more come,"
+                " only its deadline closes it",
+                configuration.buffer.size,
+                known,
+            )
         if self._enrolment.enrolled is not None:
             self._reception.expel()
 
@@ -164,8 +171,10 @@ class Coordinator:
         self._close_versions()
         self._outgoing.flush()
         waits = [self._publisher.work(), self._model.closes_in()]
-        if self._publisher.settled and not self._publisher.halted:
-            waits.append(self._leasing.work(self._model.version.id))
+        edition = self._publisher.edition
+        by_lease = edition is not None and edition.manifest.pacing.by_lease
+        if by_lease and self._publisher.settled and not self._publisher.halted:
+            waits.append(self._leasing.work(self._model.version.id, self._model.waiting))
         self._outgoing.flush()
         self._prune_if_due()
         busy = len(self._inbox) > 0
@@ -213,6 +222,11 @@ class Coordinator:
         return self._model.version
 
     @property
+    def evaluated(self) -> tuple[int, Evaluation] | None:
+        """The number of the newest version that was measured, and what it gave."""
+        return self._assessment.newest
+
+    @property
     def weights(self) -> NDArray[np.float32]:
         """Its master weights, float32[n]; not to be written to."""
         return self._model.state.master
@@ -245,6 +259,7 @@ class Coordinator:
             updates_folded=self._folded,
             waiting=self._model.waiting,
             quarantined=self._journal.quarantined + self._model.quarantined,
+            aggregator_fault=self._model.fault,
             runtimes=self._store.runtimes(),
             refused=dict(self._ingest.refused),
             rejected=dict(self._ingest.rejected),
@@ -296,7 +311,7 @@ class Coordinator:
             presence=self._presence,
         )
         self._leasing = Leasing(
-            selection_for(configuration.selection.pacing, configuration.in_flight),
+            configuration.choice,
             store=store,
             commands=commands,
             send=self._outgoing.send,
@@ -417,7 +432,8 @@ class Coordinator:
         if self._unpruned and now >= self._next_prune:
             self._next_prune = now + PRUNE_EVERY_S
             self._unpruned = False
-            prune(self._store, self._files, self._model.files, self._policy)
+            spare = self._model.rules.cached_versions
+            prune(self._store, self._files, self._model.files, self._policy, spare=spare)
 
     def _announce(self, version: VersionRecord) -> None:
         self._publisher.offer(version)

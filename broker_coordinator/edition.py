@@ -17,7 +17,7 @@ from fl_io.disk import DISK, Disk, write_file
 from fl_protocol.blob import BlobRef
 from fl_protocol.errors import ProtocolError, StorageError
 from fl_protocol.signed import TASK_CONTEXT, Sign, Verify, open_envelope, seal
-from fl_protocol.task import MAX_TASK_BYTES, TaskManifest
+from fl_protocol.task import MAX_TASK_BYTES, Pacing, TaskManifest
 from fl_protocol.topics import FleetTopics, blob_name
 from models.runtime import TrainingArtifact
 
@@ -121,6 +121,9 @@ class Editor:
         except OSError as error:
             raise StorageError(f"cannot read {self._path}: {error.strerror or error}") from error
         before = self.verified(kept)
+        if before is not None and before.version == version.id and self._configuration.selection.automatic:
+            # As many devices as are on line now decide for the next version.
+            wanted = replace(wanted, pacing=before.pacing)
         if before is not None and replace(before, counter=0, term=0) == wanted:
             return before, kept
         fresh = replace(wanted, counter=self._store.next_counter(), term=self._store.office().term)
@@ -142,10 +145,20 @@ class Editor:
             fingerprint=self._artifact.layout.fingerprint,
             plan=configuration.plan.plan,
             codec=configuration.update.canonical_codec,
-            pacing=configuration.selection.pacing,
+            pacing=self._pacing(),
             max_examples=configuration.update.max_examples,
         )
         return TaskManifest.unpack(manifest.pack())
+
+    def _pacing(self) -> Pacing:
+        """By lease where more devices are on line than may be in flight, and in rounds."""
+        configuration = self._configuration
+        pacing = configuration.selection.pacing
+        if not configuration.selection.automatic:
+            return pacing
+        most = configuration.in_flight
+        rounds = configuration.buffer.kind == "rounds"
+        return replace(pacing, by_lease=rounds or self._store.count_ready(most=most + 1) > most)
 
     def _weight_rows(self, weights: BlobRef) -> Mapping[str, bytes]:
         rows = dict(self._rows(weights))

@@ -20,6 +20,7 @@ from models.runtime import PREFERENCE, Batch, TrainingArtifact, open_session, sp
 __all__ = ["Evaluation", "HeldOut", "caveat_of"]
 
 _BATCH_ROWS = 512
+_CLASSES = "softmax_cross_entropy"
 _METRICS = {"correct": "accuracy", "absolute_error": "mae"}
 """Metrics whose sum has another name."""
 _PERSONAL = {"weight": "personal parameters", "buffer": "running statistics"}
@@ -97,6 +98,8 @@ class HeldOut:
         self._layout = artifact.layout
         self._x, self._y = _read(artifact, path)
         self._session, _ = open_session(artifact, runtimes)
+        if artifact.manifest.loss == _CLASSES:
+            self._check_classes(artifact, path)
 
     @property
     def examples(self) -> int:
@@ -112,6 +115,35 @@ class HeldOut:
             for name, value in self._session.evaluate(named, Batch.of(self._x[rows], self._y[rows])).items():
                 sums[name] = sums.get(name, 0.0) + value
         return Evaluation(source="coordinator", devices=0, examples=len(self._x), sums=sums)
+
+    def _check_classes(self, artifact: TrainingArtifact, path: Path) -> None:
+        """To a graph, a class that is none has no logit: its rows would seem to have no loss at all."""
+        output = self._session.infer(split_flat(artifact.initial_weights(), self._layout), self._x[:1])
+        least, most = int(np.min(self._y)), int(np.max(self._y))
+        if least < 0 or most >= output.shape[-1]:
+            raise ConfigError(
+                f"held-out file {path}: y holds classes from {least} to {most},"
+                f" the model tells {output.shape[-1]} apart",
+                hint=f"number the classes from 0 to {output.shape[-1] - 1}, as the devices' samples are",
+            )
+
+
+def _cast(array: NDArray[np.generic], dtype: str, where: str) -> NDArray[np.generic]:
+    """The array in the dtype of a graph's input.
+
+    Raises:
+        ConfigError: whole numbers are wanted, and it holds others, or larger ones.
+    """
+    try:
+        with np.errstate(invalid="ignore"):
+            cast: NDArray[np.generic] = array.astype(dtype)
+    except (ValueError, TypeError):
+        raise ConfigError(f"{where} is {array.dtype}, the artifact takes {dtype}") from None
+    if cast.dtype.kind == "i" and not np.array_equal(cast, array):
+        raise ConfigError(
+            f"{where} holds values that {dtype} does not", hint="classes and tokens are whole numbers from 0"
+        )
+    return cast
 
 
 def _read(artifact: TrainingArtifact, path: Path) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
@@ -133,8 +165,9 @@ def _read(artifact: TrainingArtifact, path: Path) -> tuple[NDArray[np.generic], 
                 f"held-out file {path}: {wanted.name} has rows of shape {array.shape[1:]},"
                 f" the artifact takes {wanted.shape[1:]}"
             )
+        cast = _cast(array, wanted.dtype, f"held-out file {path}: {wanted.name}")
         if wanted.name == "x":
-            x = x.astype(wanted.dtype)
+            x = cast
         else:
-            y = y.astype(wanted.dtype)
+            y = cast
     return x, y

@@ -2,7 +2,8 @@
 
 The same code folds live, rebuilds after a crash, and replays for an audit. Each update is decoded in
 cache-sized pieces straight into the accumulator: memory is two models and a piece, for any number of
-devices; of buffers, which are few, up to 256 updates are held. Element-wise operations in a fixed order with
+devices; of buffers, which are few, up to 256 updates are held; rules that need all updates at once have them
+in a temporary file. Element-wise operations in a fixed order with
 float32 scalars give the same bits everywhere.
 """
 
@@ -13,7 +14,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from broker_coordinator.aggregation import sums_of
 from broker_coordinator.appraisal import cached_codec
 from broker_coordinator.defence import extended, witness_of
 from broker_coordinator.records import AcceptedUpdate
@@ -23,31 +26,30 @@ from broker_coordinator.scalars import from_raw
 from broker_coordinator.store import Journal
 from broker_coordinator.version_state import VersionState
 from fl_protocol.codec import Piece, codec_seed
-from fl_protocol.errors import CodecError, LayoutError
+from fl_protocol.errors import AggregatorError, CodecError, LayoutError, StorageError
 from fl_protocol.update import UpdateHeader
 
 __all__ = ["ClosedVersion", "Fold", "OpenVersion", "damping"]
 
 
 class Fold:
-    """An accumulator on top of ``state``.
+    """An accumulator on top of ``state``; ``journal`` is needed by rules that call upon earlier updates.
 
     Raises:
         ConfigError: the rules name something that does not exist.
         LayoutError: the state is not one of the rules' layout.
     """
 
-    def __init__(self, rules: FoldRules, state: VersionState) -> None:
+    def __init__(self, rules: FoldRules, state: VersionState, journal: Journal | None = None) -> None:
         layout = rules.layout
         ours = (layout.fingerprint, layout.size, layout.buffer_size)
         if (state.fingerprint, len(state.master), state.buffer_size) != ours:
             raise LayoutError(f"version {state.number} has another layout than the task")
         self._rules = rules
         self._state = state
-        self._aggregator = rules.make_aggregator()
         self._optimizer = rules.make_optimizer()
         self._weights = layout.weight_size
-        self._sums = self._aggregator.init(self._weights)
+        self._sums = sums_of(rules, state, journal)
         self._statistics = StatisticsMean(state, layout, limited=rules.clip.enabled)
         self._count = 0
         # Sums over updates of weight, weight times scale, and weight times staleness.
@@ -68,6 +70,7 @@ class Fold:
         Raises:
             CodecError: the payload is not the one accepted, or does not decode; nothing was added,
                 unless ``touched``.
+            AggregatorError, StorageError: as ``add_decoded``.
         """
         header, _ = UpdateHeader.unpack(update.header)
         if hashlib.sha256(payload).digest() != header.sha256:
@@ -81,18 +84,22 @@ class Fold:
 
         Raises:
             CodecError: an earlier update broke off.
+            AggregatorError: the rule fails; this is not the update's fault.
+            StorageError: there is no room to hold it.
         """
         weight, scale = from_raw(update.weight), from_raw(update.scale)
         if self.touched:
             raise CodecError("an earlier update broke off in this fold")
         self.touched = True
+        self._sums.begin(update)
         self._statistics.begin(update.base[1], np.float32(weight * scale))
         for start, values in pieces:
             if start >= self._weights:
                 self._statistics.accumulate(start - self._weights, values)
                 continue
             np.multiply(values, scale, out=values)
-            self._aggregator.accumulate(self._sums, start, values, weight)
+            self._sums.put(start, values, weight)
+        self._sums.end(weight)
         self.touched = False
         self._count += 1
         self._weight += float(weight)
@@ -105,18 +112,20 @@ class Fold:
         """The next version's state; the fold is used up.
 
         Raises:
+            AggregatorError: the rule fails, or gives what is no float32[n] of finite values.
             CodecError: the result holds a value that is not finite.
+            StorageError: what was held cannot be read.
         """
-        aggregate = self._aggregator.finalize(self._sums)
+        aggregate = self._sums.finish()
         if self._weight > 0:
             step, staleness = self._step / self._weight, self._staleness / self._weight
             np.multiply(aggregate, damping(step, staleness, self._rules.damping), out=aggregate)
-        weights, slots = self._optimizer.step(
-            self._state.master[: self._weights], self._state.slots, aggregate
-        )
+        slots = {name: self._slot(name) for name in self._optimizer.slots}
+        with np.errstate(over="ignore", invalid="ignore"):
+            weights, moved = self._optimizer.step(self._state.master[: self._weights], slots, aggregate)
         buffers = self._statistics.finalize()
         master = np.concatenate([weights, buffers]) if len(buffers) else weights
-        if not all(np.isfinite(vector).all() for vector in (master, *slots.values())):
+        if not all(np.isfinite(vector).all() for vector in (master, *moved.values())):
             raise CodecError("the fold of these updates is not finite")
         norms, witnesses = extended(self._state, self._norms, self._witnesses, self._rules.clip)
         return VersionState(
@@ -124,12 +133,17 @@ class Fold:
             number=self._state.number + 1,
             fingerprint=self._state.fingerprint,
             master=master,
-            slots=slots,
+            slots={**moved, **self._sums.slots()},
             norms=norms,
             witnesses=witnesses,
             buffer_size=self._state.buffer_size,
             past_buffers=self._state.remembered(),
         )
+
+    def _slot(self, name: str) -> NDArray[np.float32]:
+        """The optimizer's vector; zeros for one that has not made a version yet."""
+        slot = self._state.slots.get(name)
+        return np.zeros(self._weights, np.float32) if slot is None else slot
 
 
 def damping(step: float, staleness: float, rule: DampingRule) -> np.float32:
@@ -156,8 +170,13 @@ class ClosedVersion:
 class OpenVersion:
     """The version that is being made: the fold, and the journal rows it stands for.
 
-    An update that cannot be folded is quarantined with its reason, and the fold goes on without it.
+    An update that cannot be folded is quarantined with its reason, and the fold goes on without it. Where it
+    is the aggregator that fails, no update is: this version stops with ``fault``, what is accepted waits in
+    the journal, and all of it is folded anew at the next start.
     """
+
+    fault: str = ""
+    """Why no version can be made of this one by the rules as they are; names the aggregator."""
 
     def __init__(self, journal: Journal, rules: FoldRules, state: VersionState, *, through_seq: int) -> None:
         """Rebuild from the rows that wait; ``through_seq`` is that of the version ``state``."""
@@ -165,7 +184,7 @@ class OpenVersion:
         self._rules = rules
         self._state = state
         self._first = self._through = through_seq
-        self._fold = Fold(rules, state)
+        self._fold = Fold(rules, state, journal)
         self._rebuild()
 
     @property
@@ -203,9 +222,21 @@ class OpenVersion:
         return False
 
     def close(self) -> ClosedVersion | None:
-        """The next version; None if the updates make no finite one: they are quarantined, all of them."""
+        """The next version; None if the aggregator fails (``fault``), or if the updates make no finite one:
+        they are quarantined, all of them.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        if self.fault:
+            return None
         try:
             state = self._fold.close()
+        except AggregatorError as error:
+            self.fault = str(error)
+            return None
+        except (StorageError, MemoryError):
+            raise
         except Exception as error:
             for update in self._journal.waiting():
                 if update.accept_seq <= self._through:
@@ -221,7 +252,7 @@ class OpenVersion:
 
     def _fold_waiting(self) -> bool:
         """One pass over the rows that wait; False if it must begin again without a row that broke off."""
-        self._fold = Fold(self._rules, self._state)
+        self._fold = Fold(self._rules, self._state, self._journal)
         self._through = self._first
         for update in self._journal.waiting():
             reason = self._try(update)
@@ -234,15 +265,20 @@ class OpenVersion:
         return True
 
     def _try(self, update: AcceptedUpdate, pieces: Iterable[Piece] | None = None) -> str | None:
+        if self.fault:
+            return None
         payload = self._journal.payload(update) if pieces is None else b""
         if payload is None:
             return "its payload is gone"
-        # An aggregator may be a user's own, and raise anything: the update is set aside, and we live.
         try:
             if pieces is None:
                 self._fold.add(update, payload)
             else:
                 self._fold.add_decoded(update, pieces)
+        except AggregatorError as error:
+            self.fault = str(error)
+        except (StorageError, MemoryError):
+            raise
         except Exception as error:
             return _reason(error)
         return None

@@ -4,6 +4,7 @@ A version becomes real in one transaction, after its state file and its blob are
 that leaves two files that nobody names; a crash after it leaves a version that is published at the start.
 """
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from models.runtime import TrainingArtifact
 
 __all__ = ["GlobalModel", "fold_rules"]
 
+_log = logging.getLogger("lichen.coordinator")
+
 
 def fold_rules(configuration: FleetConfiguration, artifact: TrainingArtifact) -> FoldRules:
     """The rules that a fleet's versions are made by."""
@@ -39,8 +42,10 @@ def fold_rules(configuration: FleetConfiguration, artifact: TrainingArtifact) ->
             slope=staleness.slope,
         ),
         optimizer=configuration.server.optimizer,
-        server_lr=configuration.server.lr,
+        server_lr=configuration.server_lr,
         clip=ClipRule(enabled=configuration.defence.clip),
+        aggregator_options=configuration.aggregator.options,
+        optimizer_options=configuration.server.options,
     )
 
 
@@ -71,8 +76,9 @@ class GlobalModel:
             size=configuration.buffer.size,
             flush_after_s=configuration.buffer.flush_after_s,
             min_updates=configuration.buffer.min_updates,
+            by_round=configuration.buffer.kind == "rounds",
         )
-        self._horizon_versions = configuration.horizon.versions
+        self._horizon_versions = configuration.horizon_versions
         self._last_number = last_number
         self._store = store
         self._shelf = shelf
@@ -83,6 +89,15 @@ class GlobalModel:
         self._open = self._reopen()
         self._waiting_since = clock.monotonic()
         self.quarantined = 0
+        self.weigh_fault = ""
+        """Why the aggregator could not weigh the last update; empty where it could."""
+        if self._open.fault:
+            _log.error("%s", self._open.fault)
+
+    @property
+    def fault(self) -> str:
+        """What is wrong with the aggregator, in whose version what is accepted waits; empty if nothing is."""
+        return self._open.fault or self.weigh_fault
 
     @property
     def final(self) -> bool:
@@ -101,18 +116,21 @@ class GlobalModel:
         No more are accepted in one commit: those behind would be weighed against a version that is about
         to be the last but one.
         """
-        return None if self.final else max(self._buffer.size - self._open.count, 0)
+        return None if self.final or self._open.fault else max(self._buffer.size - self._open.count, 0)
 
     def fold(self, update: AcceptedUpdate, pieces: Iterable[Piece] | None = None) -> None:
         """Add an update whose acceptance is committed; ``pieces`` as ``OpenVersion.add`` takes them."""
-        if self._open.count == 0:
+        if self._open.count == 0 and not self._buffer.by_round:
             self._waiting_since = self._clock.monotonic()
+        well = not self._open.fault
         if not self._open.add(update, pieces):
             self.quarantined += 1
+        if well and self._open.fault:
+            _log.error("%s", self._open.fault)
 
     def close_if_due(self) -> VersionRecord | None:
         """Make the next version if its time has come; it is committed when this returns."""
-        if self.final:
+        if self.final or self._open.fault:
             return None
         waited = self._clock.monotonic() - self._waiting_since
         reason = self._buffer.closes(self._open.count, waited)
@@ -120,6 +138,9 @@ class GlobalModel:
             return None
         count = self._open.count
         closed = self._open.close()
+        if closed is None and self._open.fault:
+            _log.error("%s", self._open.fault)
+            return None
         if closed is None:
             self.quarantined += count
             return None
@@ -132,7 +153,7 @@ class GlobalModel:
 
     def closes_in(self) -> float | None:
         """Seconds until a deadline may close the open version; None where there is none."""
-        if self.final:
+        if self.final or self._open.fault:
             return None
         return self._buffer.closes_in(self._open.count, self._clock.monotonic() - self._waiting_since)
 

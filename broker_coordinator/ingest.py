@@ -37,7 +37,7 @@ from broker_coordinator.uploads import ROW_BYTES, PayloadFiles
 from fl_io.crash import crash_point
 from fl_protocol.clock import Clock
 from fl_protocol.codec import Piece, codec_for
-from fl_protocol.errors import MessageError
+from fl_protocol.errors import AggregatorError, MessageError
 from fl_protocol.receipt import Receipt
 from fl_protocol.topics import BeginTopic, ChunkTopic, FleetTopics
 from fl_protocol.transport import Transport
@@ -349,7 +349,13 @@ class Ingest:
         batch.bases.clear()
         if not candidates:
             return
-        verdicts = appraise_all(candidates, state=self._model.state, rules=self._model.rules)
+        try:
+            verdicts = appraise_all(candidates, state=self._model.state, rules=self._model.rules)
+        except AggregatorError as error:
+            # Nothing is recorded or answered: the devices keep their updates, and ask again.
+            self._model.weigh_fault = str(error)
+            raise
+        self._model.weigh_fault = ""
         good: list[tuple[Accept, Appraisal]] = []
         for action, verdict in zip(candidates, verdicts, strict=True):
             if isinstance(verdict, Appraisal):

@@ -82,21 +82,22 @@ class Leasing:
         self._entropy = entropy
         self.dirty = True
 
-    def work(self, version: VersionId) -> float | None:
-        """End what is over, grant what is free; seconds until the next lease ends."""
-        if not self._selection.pacing.by_lease:
-            return None
+    def work(self, version: VersionId, arrived: int) -> float | None:
+        """End what is over, grant what is free; seconds until the next lease ends.
+
+        Only for a version whose manifest says ``by_lease``; ``arrived`` counts the updates in the open one.
+        """
         now = self._clock.monotonic()
         leases = self._store.leases()
         over = expired(leases, now, self._lease_s)
         if over or self.dirty:
             self.dirty = False
             held = [lease for lease in leases if lease.lease_id not in over]
-            chosen = self._selection.choose(version, self._store.devices(), held)
-            granted = [self._lease(device, version, now) for device in chosen]
             with self._store.transaction("coordinator.leases"):
                 for lease_id in over:
-                    self._store.end_lease(lease_id)
+                    self._store.lapse_lease(lease_id)
+                chosen = self._selection.choose(version, self._store, held, arrived)
+                granted = [self._lease(device, version, now) for device in chosen]
                 for lease in granted:
                     self._store.grant_lease(lease)
                 messages = [self._commands.train(lease, self._lease_s) for lease in granted]

@@ -46,6 +46,7 @@ class Figures:
     updates_folded: int = 0
     waiting: int = 0
     quarantined: int = 0
+    aggregator_fault: str = ""
     runtimes: Mapping[str, RuntimeCounts] = field(default_factory=dict)
     refused: Mapping[str, int] = field(default_factory=dict)
     rejected: Mapping[str, int] = field(default_factory=dict)

@@ -5,7 +5,7 @@ from broker_coordinator.fold import Fold
 from broker_coordinator.records import VersionRecord
 from broker_coordinator.store import Store
 from broker_coordinator.version_state import VersionFiles
-from fl_protocol.errors import LichenError, StorageError
+from fl_protocol.errors import AggregatorError, ConfigError, LichenError, StorageError
 
 __all__ = ["replay"]
 
@@ -20,7 +20,11 @@ def replay(store: Store, states: VersionFiles, previous: VersionRecord, version:
     state = states.read(previous)
     if version.closed_by == "recover":
         return state.reopened(version.epoch).digest()
-    fold = Fold(rules_of(store, version), state)
+    rules = rules_of(store, version)
+    try:
+        fold = Fold(rules, state, store)
+    except ConfigError as error:
+        raise StorageError(f"it was made by rules that are not here: {error}") from None
     for update in store.folded_into(version.number):
         payload = store.payload(update)
         if payload is None:
@@ -31,4 +35,7 @@ def replay(store: Store, states: VersionFiles, previous: VersionRecord, version:
             raise StorageError(f"update {update.accept_seq} does not fold: {error}") from None
     if fold.count != version.updates:
         raise StorageError(f"{fold.count} updates of {version.updates} are in the journal")
-    return fold.close().digest()
+    try:
+        return fold.close().digest()
+    except AggregatorError as error:
+        raise StorageError(str(error)) from None

@@ -36,8 +36,11 @@ class Pruned:
     rows: int
 
 
-def prune(store: Store, payloads: PayloadFiles, states: VersionFiles, policy: RetentionPolicy) -> Pruned:
-    """Drop what the policy does not keep.
+def prune(
+    store: Store, payloads: PayloadFiles, states: VersionFiles, policy: RetentionPolicy, *, spare: int = 0
+) -> Pruned:
+    """Drop what the policy does not keep; payloads of ``spare`` versions up to the anchor stay, because the
+    versions after it are made of them too (``ca2fl``).
 
     Rows first, then files: a crash between leaves files that nobody names, swept the next time.
 
@@ -45,7 +48,7 @@ def prune(store: Store, payloads: PayloadFiles, states: VersionFiles, policy: Re
         StorageError: the disk refuses.
     """
     wanted = _anchor(store, policy)
-    files = store.drop_payloads(wanted) if wanted > store.office().anchor else ()
+    files = store.drop_payloads(wanted, spare=spare) if wanted > store.office().anchor else ()
     payloads.discard(files)
     crash_point("coordinator.payloads.removed")
     rows = store.forget(most=policy.rows)

@@ -7,12 +7,13 @@ later folds as the coordinator did.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from broker_coordinator.aggregator import Aggregator, aggregator_for
-from broker_coordinator.server_optimizer import ServerOptimizer, server_optimizer_for
+from broker_coordinator.aggregator_registry import AnyAggregator, aggregator_for
+from broker_coordinator.optimizer_registry import server_optimizer_for
+from broker_coordinator.server_optimizer import ServerOptimizer
 from broker_coordinator.staleness import StalenessWeight, constant, hinge, polynomial
 from fl_protocol.errors import ConfigError, LayoutError, StorageError
 from fl_protocol.layout import TensorLayout
@@ -68,7 +69,8 @@ class ClipRule:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoldRules:
     """How updates become the next version. ``codec`` is the one the task asks for; each update is decoded
-    by the codec of its own header."""
+    by the codec of its own header. The options are those of the registries; in the text only where there
+    are any, so that rules written before there were options keep their name."""
 
     layout: TensorLayout
     codec: str
@@ -80,14 +82,25 @@ class FoldRules:
     damping: DampingRule = field(default_factory=DampingRule)
     clip: ClipRule = field(default_factory=ClipRule)
     denominator: str = "examples"
+    aggregator_options: Mapping[str, float] = field(default_factory=dict)
+    optimizer_options: Mapping[str, float] = field(default_factory=dict)
 
-    def make_aggregator(self) -> Aggregator:
+    def __hash__(self) -> int:
+        return hash(self.to_json())
+
+    def make_aggregator(self) -> AnyAggregator:
         """The aggregator; raises ConfigError."""
-        return aggregator_for(self.aggregator)
+        return aggregator_for(self.aggregator, self.aggregator_options)
+
+    @property
+    def cached_versions(self) -> int:
+        """How many versions back a version's own updates are called upon again; 0 for most rules."""
+        age = int(self.aggregator_options.get("age", 0))
+        return age + 1 if age else 0
 
     def make_optimizer(self) -> ServerOptimizer:
         """The server optimizer; raises ConfigError."""
-        return server_optimizer_for(self.optimizer, self.server_lr)
+        return server_optimizer_for(self.optimizer, self.server_lr, self.optimizer_options)
 
     def to_json(self) -> str:
         """The canonical text: sorted keys, no spaces."""
@@ -98,6 +111,11 @@ class FoldRules:
         body["damping"] = dataclasses.asdict(self.damping)
         body["clip"] = dataclasses.asdict(self.clip)
         body["layout"] = self.layout.entries
+        for options in ("aggregator_options", "optimizer_options"):
+            if body[options]:
+                body[options] = dict(body[options])
+            else:
+                del body[options]
         return json.dumps(body, sort_keys=True, separators=(",", ":"))
 
     @property

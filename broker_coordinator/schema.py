@@ -139,5 +139,14 @@ CREATE TABLE doubles (
 ) WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _RUNTIMES, _DOUBLES)
+_READY = """
+ALTER TABLE devices ADD COLUMN draw INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE devices ADD COLUMN turns INTEGER NOT NULL DEFAULT 0;
+UPDATE devices SET turns = accepted;
+CREATE INDEX devices_ready ON devices (draw) WHERE online = 1 AND samples > 0;
+CREATE INDEX devices_fair ON devices (turns, draw) WHERE online = 1 AND samples > 0;
+CREATE INDEX leases_device ON leases (device);
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _RUNTIMES, _DOUBLES, _READY)
 """Script ``i`` makes a file of ``user_version`` i into one of i + 1."""

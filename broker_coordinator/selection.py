@@ -1,33 +1,39 @@
-"""Who trains now: everyone whom a hash draws (``open``), or those who are asked to (``train``).
+"""Who trains now: everyone whom a hash draws (``open``), or those who are asked to, by leases.
 
 Mean staleness is about (in flight) / K, and a full step at high staleness diverges; so a fleet larger
-than a few buffers draws a share, or grants leases.
+than a few buffers draws a share, or grants leases. ``auto`` asks nobody while the fleet is smaller than
+that, and grants leases once it is not.
 """
 
-import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from broker_coordinator.records import DeviceRecord, Lease
-from fl_protocol.task import Pacing
+from broker_coordinator.records import Lease
 from fl_protocol.version import VersionId
 
-__all__ = ["LeaseSelection", "OpenSelection", "Selection", "expired", "selection_for"]
+__all__ = ["LeaseSelection", "OpenSelection", "Roster", "RoundSelection", "Selection", "cohort", "expired"]
+
+
+class Roster(Protocol):
+    """Who could train; the store is one."""
+
+    def ready(self, version: VersionId, *, most: int, fair: bool) -> Sequence[str]:
+        """See ``Store.ready``."""
+        ...
 
 
 class Selection(Protocol):
     """Decides whom to ask to train; holds no state."""
 
-    @property
-    def pacing(self) -> Pacing:
-        """What the task manifest says of it."""
-        ...
-
     def choose(
-        self, version: VersionId, devices: Iterable[DeviceRecord], leases: Sequence[Lease]
+        self, version: VersionId, roster: Roster, leases: Sequence[Lease], arrived: int
     ) -> Sequence[str]:
-        """The devices to grant a lease on ``version`` now; ``leases`` are those that are held."""
+        """The devices to grant a lease on ``version`` now.
+
+        ``leases`` are those that are held, ``arrived`` counts the updates in the open version.
+        """
         ...
 
 
@@ -35,10 +41,8 @@ class Selection(Protocol):
 class OpenSelection:
     """The manifest says it all: devices draw by hash themselves, nobody is asked."""
 
-    pacing: Pacing
-
     def choose(
-        self, version: VersionId, devices: Iterable[DeviceRecord], leases: Sequence[Lease]
+        self, version: VersionId, roster: Roster, leases: Sequence[Lease], arrived: int
     ) -> Sequence[str]:
         """Nobody."""
         return ()
@@ -46,42 +50,42 @@ class OpenSelection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseSelection:
-    """At most ``in_flight`` leases at a time, to devices on line that did not count for the version yet.
+    """At most ``in_flight`` leases at a time; ``fair`` asks those first that had the fewest turns, else
+    chance decides."""
 
-    Whom first, a hash decides, other for every version: no device waits for ever behind another.
-    """
-
-    pacing: Pacing
     in_flight: int
+    fair: bool = False
 
     def choose(
-        self, version: VersionId, devices: Iterable[DeviceRecord], leases: Sequence[Lease]
+        self, version: VersionId, roster: Roster, leases: Sequence[Lease], arrived: int
     ) -> Sequence[str]:
         """Fill the free slots."""
         free = self.in_flight - len(leases)
-        if free <= 0:
-            return ()
-        holders = {lease.device for lease in leases}
-        ready = [
-            record.device
-            for record in devices
-            if record.online
-            and record.samples > 0
-            and record.device not in holders
-            and record.last_base != version.number
-        ]
-        return sorted(ready, key=lambda device: _draw(device, version))[:free]
+        return roster.ready(version, most=free, fair=self.fair) if free > 0 else ()
 
 
-def selection_for(pacing: Pacing, in_flight: int) -> Selection:
-    """The selection that a pacing calls for; ``in_flight`` leases at most, where there are any."""
-    if not pacing.by_lease:
-        return OpenSelection(pacing=pacing)
-    return LeaseSelection(pacing=pacing, in_flight=in_flight)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundSelection:
+    """A cohort of ``size`` for each version: a member that has answered is not replaced, one whose lease
+    lapsed is. Stragglers of earlier rounds keep theirs until it lapses, and are not asked meanwhile.
+
+    Bonawitz et al., Towards Federated Learning at Scale: System Design (2019), section 4.
+    """
+
+    size: int
+    fair: bool = False
+
+    def choose(
+        self, version: VersionId, roster: Roster, leases: Sequence[Lease], arrived: int
+    ) -> Sequence[str]:
+        """Fill the cohort."""
+        free = self.size - arrived - sum(lease.version == version for lease in leases)
+        return roster.ready(version, most=free, fair=self.fair) if free > 0 else ()
 
 
-def _draw(device: str, version: VersionId) -> bytes:
-    return hashlib.sha256(b"lease" + version.digest + device.encode()).digest()
+def cohort(size: int, over_selection: float) -> int:
+    """How many are asked so that ``size`` answer in time: 1.3 times ten are 13."""
+    return math.ceil(round(size * over_selection, 6))
 
 
 def expired(leases: Iterable[Lease], now: float, longest_s: float) -> Mapping[bytes, str]:

@@ -4,16 +4,14 @@ Reddi et al., Adaptive Federated Optimization (2021): the aggregate is a pseudo-
 the clients went), and a server learning rate scales it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_protocol.errors import ConfigError
-
-__all__ = ["SERVER_OPTIMIZERS", "ServerOptimizer", "Sgd", "Slots", "server_optimizer_for"]
+__all__ = ["ServerOptimizer", "Sgd", "Slots"]
 
 Slots: TypeAlias = Mapping[str, NDArray[np.float32]]
 """An optimizer's state: float32[n] by name, zeros before the first version."""
@@ -52,20 +50,3 @@ class Sgd:
         """One step."""
         np.multiply(aggregate, np.float32(self.lr), out=aggregate)
         return np.add(master, aggregate), {}
-
-
-SERVER_OPTIMIZERS: dict[str, Callable[[float], ServerOptimizer]] = {"sgd": Sgd}
-
-
-def server_optimizer_for(name: str, lr: float) -> ServerOptimizer:
-    """The optimizer of that name.
-
-    Raises:
-        ConfigError: there is none, or ``lr`` is not above 0.
-    """
-    if name not in SERVER_OPTIMIZERS:
-        known = ", ".join(sorted(SERVER_OPTIMIZERS))
-        raise ConfigError(f"unknown server optimizer {name!r}: use one of {known}")
-    if not lr > 0:
-        raise ConfigError(f"a server learning rate of {lr}: it must be above 0")
-    return SERVER_OPTIMIZERS[name](lr)

@@ -22,7 +22,7 @@ from broker_coordinator.sqlite_store import SqliteStore
 from fl_io.clock import SystemClock
 from fl_io.mqtt import BrokerAddress, MqttTransport
 from fl_protocol.errors import ConfigError, StorageError
-from models.runtime import TrainingArtifact
+from models.runtime import TrainingArtifact, fixed_rows
 
 __all__ = ["STATUS_FILE", "is_running", "read_status", "run_coordinator"]
 
@@ -52,6 +52,7 @@ def run_coordinator(configuration: FleetConfiguration, *, insecure: bool = False
     with contextlib.ExitStack() as stack:
         stack.enter_context(locked(state))
         artifact = TrainingArtifact.open(configuration.artifact)
+        _check_batch(configuration, artifact)
         evaluate = HeldOut(artifact, configuration.held_out).evaluate if configuration.held_out else None
         # The store comes before every other file: a folder that lost its database is not begun anew.
         store = SqliteStore.open(state)
@@ -79,6 +80,17 @@ def run_coordinator(configuration: FleetConfiguration, *, insecure: bool = False
             insecure=plain,
         )
         _serve(coordinator, configuration, stack)
+
+
+def _check_batch(configuration: FleetConfiguration, artifact: TrainingArtifact) -> None:
+    """A batch that the .tflite graphs do not take would fail on every device that trains with them."""
+    asked, most = configuration.plan.batch_size, fixed_rows(artifact)
+    if most is not None and asked > most:
+        raise ConfigError(
+            f"[plan] batch_size is {asked}; the .tflite graphs of {artifact.manifest.name!r} take {most}",
+            hint=f"set batch_size = {most} or less, or build the artifact with --batch {asked}; for a fleet "
+            "without LiteRT and tflite_runtime with --runtimes onnx",
+        )
 
 
 def read_status(state: Path) -> dict[str, Any]:
@@ -173,6 +185,8 @@ class _Status:
             return f"the loop has not turned for {silent:.0f} s"
         if self.figures.state == "connecting":
             return "no connection to the broker"
+        if self.figures.aggregator_fault:
+            return self.figures.aggregator_fault
         return "rolled back: lichen coordinator recover" if self.figures.state == "rolled_back" else ""
 
 

@@ -27,7 +27,8 @@ _RESTORE = "restore a backup made by `lichen backup`: copy its files into the em
 class Database:
     """A connection to ``coordinator.db`` in a state folder.
 
-    ``read_only`` opens an existing file beside its writer. ``durable`` False leaves the fsyncs out: for
+    ``read_only`` opens an existing file beside its writer; one of an older release is not changed, but read
+    from a temporary copy that has today's tables. ``durable`` False leaves the fsyncs out: for
     simulated fleets, whose state nobody needs after a power cut.
 
     Raises:
@@ -47,6 +48,8 @@ class Database:
             if not read_only:
                 self._prepare(durable=durable, check=exists)
             self._refuse_newer()
+            if read_only:
+                self._connection = _as_of_today(self._connection)
         except sqlite3.DatabaseError as error:
             raise self._unusable(error, read_only=read_only) from None
 
@@ -133,10 +136,7 @@ class Database:
         # and a checkpoint of its own every few commits, a fleet's updates cost three times the writing.
         self._connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         self._connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-        (have,) = self._connection.execute("PRAGMA user_version").fetchone()
-        for number, script in enumerate(MIGRATIONS[have:], have + 1):
-            self._connection.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
-            crash_point("coordinator.schema")
+        _migrate(self._connection)
 
     def _refuse_newer(self) -> None:
         (have,) = self._connection.execute("PRAGMA user_version").fetchone()
@@ -172,6 +172,31 @@ def _connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
         check_same_thread=False,
         cached_statements=256,
     )
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    (have,) = connection.execute("PRAGMA user_version").fetchone()
+    for number, script in enumerate(MIGRATIONS[have:], have + 1):
+        connection.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
+        crash_point("coordinator.schema")
+
+
+def _as_of_today(connection: sqlite3.Connection) -> sqlite3.Connection:
+    """The connection, or one to a migrated copy: whoever only reads must not change what a coordinator of an
+    older release may be using."""
+    (have,) = connection.execute("PRAGMA user_version").fetchone()
+    if have == len(MIGRATIONS):
+        return connection
+    # An empty name: a file of sqlite's own in its temporary folder, gone with the connection.
+    copy = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+    try:
+        with contextlib.closing(connection):
+            connection.backup(copy)
+        _migrate(copy)
+    except BaseException:
+        copy.close()
+        raise
+    return copy
 
 
 def _refuse_to_begin_anew(path: Path, *, read_only: bool) -> None:

@@ -1,5 +1,6 @@
 """The store's verbs on devices, leases and the inventory, on sqlite."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,11 @@ from fl_protocol.version import VersionId
 
 __all__ = ["SqliteFleet"]
 
+_READY = (
+    " FROM devices INDEXED BY {index} WHERE online = 1 AND samples > 0"
+    " AND (last_base IS NULL OR last_base <> ?)"
+    " AND NOT EXISTS (SELECT 1 FROM leases WHERE leases.device = devices.device)"
+)
 _COLUMNS = (
     "device, incarnation, online, session, agent, runtimes, samples, idle_reason, accepted, refused,"
     " forgotten, bytes_up, last_base, last_seen, runtime"
@@ -64,8 +70,17 @@ class SqliteFleet:
             self._sign_of_life(device)
             self._database.change(
                 "UPDATE devices SET accepted = accepted + ?, refused = refused + ?, bytes_up = bytes_up + ?,"
-                " last_base = COALESCE(?, last_base), runtime = COALESCE(?, runtime) WHERE device = ?",
-                (count if accepted else 0, 0 if accepted else count, bytes_up, base, runtime, device),
+                " last_base = COALESCE(?, last_base), runtime = COALESCE(?, runtime), turns = turns + ?"
+                " WHERE device = ?",
+                (
+                    count if accepted else 0,
+                    0 if accepted else count,
+                    bytes_up,
+                    base,
+                    runtime,
+                    count if accepted else 0,
+                    device,
+                ),
             )
 
     def count_accepted(self, updates: Sequence[NewUpdate]) -> None:
@@ -74,13 +89,20 @@ class SqliteFleet:
             ((life,),) = self._database.rows("SELECT life FROM office")
             self._database.change("UPDATE office SET life = life + ?", (len(updates),))
             self._database.change_all(
-                "INSERT INTO devices (device, last_seen, accepted, bytes_up, last_base, runtime)"
-                " VALUES (?, ?, 1, ?, ?, ?) ON CONFLICT (device) DO UPDATE SET"
-                " last_seen = excluded.last_seen, accepted = accepted + 1,"
+                "INSERT INTO devices (device, last_seen, accepted, turns, bytes_up, last_base, runtime, draw)"
+                " VALUES (?, ?, 1, 1, ?, ?, ?, ?) ON CONFLICT (device) DO UPDATE SET"
+                " last_seen = excluded.last_seen, accepted = accepted + 1, turns = turns + 1,"
                 " bytes_up = bytes_up + excluded.bytes_up, last_base = excluded.last_base,"
                 " runtime = excluded.runtime",
                 [
-                    (update.device, seen, update.size, update.base.number, update.runtime)
+                    (
+                        update.device,
+                        seen,
+                        update.size,
+                        update.base.number,
+                        update.runtime,
+                        _drawn(update.device.encode()),
+                    )
                     for seen, update in enumerate(updates, life + 1)
                 ],
             )
@@ -95,6 +117,32 @@ class SqliteFleet:
         return [
             _device(row) for row in self._database.rows(f"SELECT {_COLUMNS} FROM devices ORDER BY device")
         ]
+
+    def ready(self, version: VersionId, *, most: int, fair: bool) -> Sequence[str]:
+        """Whom to ask next."""
+        if most <= 0:
+            return []
+        if fair:
+            query = "SELECT device" + _READY.format(index="devices_fair") + " ORDER BY turns, draw LIMIT ?"
+            return [device for (device,) in self._database.rows(query, (version.number, most))]
+        point = _drawn(version.digest)
+        query = "SELECT device" + _READY.format(index="devices_ready")
+        above = f"{query} AND draw >= ? ORDER BY draw LIMIT ?"
+        chosen = [device for (device,) in self._database.rows(above, (version.number, point, most))]
+        if len(chosen) < most:
+            below = f"{query} AND draw < ? ORDER BY draw LIMIT ?"
+            rows = self._database.rows(below, (version.number, point, most - len(chosen)))
+            chosen += [device for (device,) in rows]
+        return chosen
+
+    def count_ready(self, *, most: int) -> int:
+        """Devices that could train."""
+        ((count,),) = self._database.rows(
+            "SELECT COUNT(*) FROM (SELECT 1 FROM devices INDEXED BY devices_ready"
+            " WHERE online = 1 AND samples > 0 LIMIT ?)",
+            (most,),
+        )
+        return int(count)
 
     def note_double(self, device: str, *, how: str, seen_at: float) -> None:
         """Count a doubled identity."""
@@ -115,15 +163,30 @@ class SqliteFleet:
     def grant_lease(self, lease: Lease) -> None:
         """Record a lease."""
         version = lease.version
-        self._database.change(
-            "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?, ?, ?)",
-            (lease.lease_id, lease.device, version.epoch, version.number, version.digest, lease.deadline),
-        )
+        with self._database.transaction():
+            self._database.change(
+                "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?, ?, ?)",
+                (lease.lease_id, lease.device, version.epoch, version.number, version.digest, lease.deadline),
+            )
+            self._database.change(
+                "UPDATE devices SET draw = ? WHERE device = ?",
+                (_drawn(lease.lease_id + lease.device.encode()), lease.device),
+            )
 
     def end_lease(self, lease_id: bytes) -> bool:
         """Forget a lease."""
         changed, _ = self._database.change("DELETE FROM leases WHERE lease_id = ?", (lease_id,))
         return changed > 0
+
+    def lapse_lease(self, lease_id: bytes) -> bool:
+        """End a lease unanswered."""
+        with self._database.transaction():
+            self._database.change(
+                "UPDATE devices SET turns = turns + 1"
+                " WHERE device = (SELECT device FROM leases WHERE lease_id = ?)",
+                (lease_id,),
+            )
+            return self.end_lease(lease_id)
 
     def leases(self) -> Sequence[Lease]:
         """All leases."""
@@ -159,10 +222,15 @@ class SqliteFleet:
     def _sign_of_life(self, device: str) -> None:
         self._database.change("UPDATE office SET life = life + 1")
         self._database.change(
-            "INSERT INTO devices (device, last_seen) VALUES (?, (SELECT life FROM office))"
+            "INSERT INTO devices (device, last_seen, draw) VALUES (?, (SELECT life FROM office), ?)"
             " ON CONFLICT (device) DO UPDATE SET last_seen = excluded.last_seen",
-            (device,),
+            (device, _drawn(device.encode())),
         )
+
+
+def _drawn(seed: bytes) -> int:
+    """63 bits that depend on ``seed`` alone."""
+    return int.from_bytes(hashlib.sha256(b"draw" + seed).digest()[:8], "big") >> 1
 
 
 def _device(row: tuple[Any, ...]) -> DeviceRecord:

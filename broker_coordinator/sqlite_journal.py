@@ -156,6 +156,33 @@ class SqliteJournal:
         rows = self._database.rows("SELECT update_id FROM updates WHERE stored = 'file'")
         return (row[0] for row in rows)
 
+    def last_folded(self, device: str, after: int, through: int) -> AcceptedUpdate | None:
+        """The newest folded update of a device."""
+        row = self._database.row(
+            f"SELECT {_COLUMNS} FROM updates WHERE device = ? AND version > ? AND version <= ?"
+            " AND stored <> 'dropped' ORDER BY accept_seq DESC LIMIT 1",
+            (device, after, through),
+        )
+        return _accepted(row) if row is not None else None
+
+    def last_words(self, version: int, through: int) -> Iterator[AcceptedUpdate]:
+        """The newest folded updates of their devices, among those of a version."""
+        return self._by_sequence(
+            "version = ? AND stored <> 'dropped' AND NOT EXISTS (SELECT 1 FROM updates AS newer"
+            " WHERE newer.device = updates.device AND newer.accept_seq > updates.accept_seq"
+            " AND newer.version <= ? AND newer.stored <> 'dropped')",
+            (version, through),
+        )
+
+    def devices_folded(self, after: int, through: int) -> int:
+        """How many devices have folded updates."""
+        row = self._database.row(
+            "SELECT COUNT(DISTINCT device) FROM updates WHERE version > ? AND version <= ?"
+            " AND stored <> 'dropped'",
+            (after, through),
+        )
+        return row[0] if row is not None else 0
+
     def device_evaluation(self, number: int) -> DeviceEvaluation:
         """Sums over the reports of one base version."""
         rows = self._by_sequence(

@@ -193,7 +193,7 @@ class SqliteVersions:
         )
         return [(number, size) for number, size in rows]
 
-    def drop_payloads(self, through: int) -> Sequence[bytes]:
+    def drop_payloads(self, through: int, *, spare: int = 0) -> Sequence[bytes]:
         """Drop payloads up to a version, which becomes the anchor."""
         version = self.version(through)
         if version is None:
@@ -203,7 +203,7 @@ class SqliteVersions:
             self._database.change("UPDATE office SET anchor = ? WHERE anchor < ?", (through, through))
             # One after the other: joined by OR they go through every row that was dropped before.
             for concerned, bound in (
-                ("version <= ?", through),
+                ("version <= ?", through - spare),
                 ("state = 'quarantined' AND accept_seq <= ?", version.through_seq),
             ):
                 kept = f"stored <> 'dropped' AND {concerned}"

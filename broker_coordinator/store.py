@@ -77,6 +77,20 @@ class Journal(Protocol):
         """The updates of version ``number``, by ``accept_seq``."""
         ...
 
+    def last_folded(self, device: str, after: int, through: int) -> AcceptedUpdate | None:
+        """The newest update of a device in the versions above ``after``, up to ``through``, whose payload was
+        not pruned."""
+        ...
+
+    def last_words(self, version: int, through: int) -> Iterator[AcceptedUpdate]:
+        """The updates of ``version`` whose payload was not pruned and whose device has no newer such one up
+        to version ``through``; by ``accept_seq``."""
+        ...
+
+    def devices_folded(self, after: int, through: int) -> int:
+        """How many devices have an update as ``last_folded`` finds it."""
+        ...
+
     def payload(self, update: AcceptedUpdate) -> bytes | None:
         """The payload of a row, from the row or its file; None where it was pruned, or its file is gone."""
         ...
@@ -260,6 +274,18 @@ class Store(Journal, Protocol):
         """All devices, by name."""
         ...
 
+    def ready(self, version: VersionId, *, most: int, fair: bool) -> Sequence[str]:
+        """At most ``most`` devices to ask for an update on ``version``: on line, with samples, without a
+        lease, and without an accepted update on it. Those with the fewest turns first where ``fair``, else
+        from a point that the version's digest draws; ties by each device's own draw, which a grant renews.
+        Reads about as many rows as it gives and skips, whatever the fleet's size.
+        """
+        ...
+
+    def count_ready(self, *, most: int) -> int:
+        """Devices on line that have samples; counts no further than ``most``."""
+        ...
+
     def note_double(self, device: str, *, how: str, seen_at: float) -> None:
         """Count that two live devices were seen under one identity."""
         ...
@@ -269,11 +295,15 @@ class Store(Journal, Protocol):
         ...
 
     def grant_lease(self, lease: Lease) -> None:
-        """Record a lease; one of the same id is replaced."""
+        """Record a lease; one of the same id is replaced. The device's draw is made anew from the id."""
         ...
 
     def end_lease(self, lease_id: bytes) -> bool:
         """Forget a lease; whether it was there."""
+        ...
+
+    def lapse_lease(self, lease_id: bytes) -> bool:
+        """Forget a lease that no update answered; it counts as a turn of its device."""
         ...
 
     def leases(self) -> Sequence[Lease]:
@@ -296,8 +326,9 @@ class Store(Journal, Protocol):
         """(version number, bytes of retained payloads folded into it), oldest first, none that are 0."""
         ...
 
-    def drop_payloads(self, through: int) -> Sequence[bytes]:
-        """Drop the payloads of versions up to number ``through`` and make it the anchor; the ids of those
+    def drop_payloads(self, through: int, *, spare: int = 0) -> Sequence[bytes]:
+        """Drop the payloads of versions up to number ``through``, but for its newest ``spare`` versions, and
+        make it the anchor; the ids of those
         that are files, so that the caller removes them after this commit."""
         ...
 

@@ -21,12 +21,14 @@ from fl_protocol.errors import MessageError, StorageError
 from fl_protocol.fields import pack, unpack
 from fl_protocol.layout import FINGERPRINT_BYTES, MAX_PARAMETERS
 
-__all__ = ["VersionFiles", "VersionState"]
+__all__ = ["CACHE_SLOT", "VersionFiles", "VersionState"]
 
 _MAGIC = b"LICHENV1"
 _LENGTH = struct.Struct("<I")
 _MAX_HEADER = 4096
 
+CACHE_SLOT = "ca2fl:"
+"""Slots of this beginning are the aggregator's: see ``calibration``."""
 MOST_REMEMBERED = 32
 """The buffers of so many earlier versions are kept in a state; in a fleet with three times as many devices at
 work as a version takes, updates are about three versions late."""
@@ -95,8 +97,10 @@ class VersionState:
         return np.concatenate([self.past_buffers, self.buffers[np.newaxis]])[-MOST_REMEMBERED:]
 
     def reopened(self, epoch: int) -> "VersionState":
-        """The next version, in a higher epoch, with everything else as it is."""
-        return replace(self, epoch=epoch, number=self.number + 1, past_buffers=self.remembered())
+        """The next version, in a higher epoch, with everything else as it is; but for the cache, which is
+        added up anew."""
+        slots = {name: slot for name, slot in self.slots.items() if not name.startswith(CACHE_SLOT)}
+        return replace(self, epoch=epoch, number=self.number + 1, slots=slots, past_buffers=self.remembered())
 
     def pack(self) -> bytes:
         """The bytes of the state file."""

@@ -130,6 +130,10 @@ class Assignment:
             return self._go("preparing", manifest, self._prepare_job(manifest))
         return self._go("training", manifest, self._train_job(manifest))
 
+    def for_others(self, reason: str) -> str:
+        """An ``idle_reason`` as it may leave the device."""
+        return self._setbacks.for_others(reason)
+
     def should_cancel(self) -> bool:
         """Whether a training under way must end now: paused, or a gate of the device shut."""
         if not self._orders.paused and self._lookout.shut(in_training=True) is None:
@@ -353,7 +357,7 @@ class Assignment:
             first = self._setbacks.fail(manifest, failed)
             _log.warning("version %s gave no update: %s", manifest.version, failed.reason)
             if first:
-                self._report(failed.reason)
+                self._report(failed.for_others)
         self._outbox.remember(_PREPARED, b"")
 
     def _mend(self, manifest: TaskManifest) -> bool:

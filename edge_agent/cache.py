@@ -4,11 +4,11 @@ A file stands under its final name only when it was verified and is durable. It 
 process meets it first, so that a damaged card costs a download and not a participation.
 """
 
-import hashlib
-import shutil
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 
 from fl_io.disk import DISK, Disk, move_file
 from fl_protocol.artifact import MANIFEST_NAME, MAX_MANIFEST_BYTES, ArtifactManifest
@@ -46,6 +46,9 @@ class Cache:
         self._runtimes = tuple(runtimes)
         self._disk = disk
         self._sound: set[Path] = set()
+        self._whole: tuple[bytes, bytes] | None = None
+        """The artifact and weights of which nothing was missing when it was last asked."""
+        self._whole_artifact = b""
 
     def weights(self, ref: BlobRef) -> Path:
         """Where the blob of these weights is, once it is here."""
@@ -63,9 +66,17 @@ class Cache:
         Raises:
             ArtifactError: the artifact's manifest cannot be read.
         """
+        wanted = task.artifact.sha256, task.weights.sha256
+        if wanted == self._whole:
+            return {}
         if task.artifact.size > MAX_MANIFEST_BYTES:
             raise ArtifactError(f"an artifact manifest of {task.artifact.size} bytes is too large")
         goals = {self.weights(task.weights): task.weights}
+        if task.artifact.sha256 == self._whole_artifact:
+            if not self._is_sound(*next(iter(goals.items()))):
+                return goals
+            self._whole = wanted
+            return {}
         folder = self.artifact(task.artifact)
         sealed, arriving = folder / MANIFEST_NAME, folder / _ARRIVING
         if self._is_sound(sealed, task.artifact):
@@ -73,44 +84,54 @@ class Cache:
         elif self._is_sound(arriving, task.artifact):
             manifest_path = arriving
         else:
-            folder.mkdir(parents=True, exist_ok=True)
+            self._disk.add_folder(folder)
             goals[arriving] = task.artifact
             manifest_path = None
         if manifest_path is not None:
-            manifest = ArtifactManifest.from_json(manifest_path.read_bytes())
-            needed = files_for_a_device(manifest, self._runtimes)
+            needed = _needed(self._disk.read(manifest_path), self._runtimes)
             goals |= {folder / name: ref for name, ref in needed.items()}
         goals = {path: ref for path, ref in goals.items() if not self._is_sound(path, ref)}
         if manifest_path == arriving and not any(path.parent == folder for path in goals):
             # The name by which others open the artifact comes last: it says that all of it is here.
             move_file(arriving, sealed, purpose="agent.artifact", disk=self._disk)
             self._sound.add(sealed)
+        if manifest_path is not None and not goals:
+            self._whole, self._whole_artifact = wanted, task.artifact.sha256
         return goals
 
     def distrust(self) -> None:
         """Hash everything again before it is used again."""
         self._sound.clear()
+        self._whole, self._whole_artifact = None, b""
 
     def drop_old(self, task: TaskManifest, *, spare: Collection[str] = ()) -> None:
         """Keep what this task needs, what was fetched last before it, and what is named in ``spare``."""
-        keep = {self.weights(task.weights).name, self.artifact(task.artifact).name, *spare}
+        keep = {task.weights.sha256.hex(), task.artifact.sha256.hex(), *spare}
         for folder in (self._blobs, self._artifacts):
-            others = [path for path in folder.iterdir() if not _belongs(path.name, keep)]
-            others.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
-            whole = [path for path in others if not path.name.startswith(".")]
-            for path in [*whole[KEPT - 1 :], *(path for path in others if path.name.startswith("."))]:
-                self._sound = {sound for sound in self._sound if path not in (sound, sound.parent)}
-                if path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
+            others = [name for name in self._disk.names(folder) if not _belongs(name, keep)]
+            whole = [name for name in others if not name.startswith(".")]
+            for name in [*whole[KEPT - 1 :], *(name for name in others if name.startswith("."))]:
+                path = folder / name
+                self._forget_whole(name)
+                self._sound.discard(path)
+                if self._disk.is_folder(path):
+                    self._sound = {sound for sound in self._sound if sound.parent != path}
+                    self._disk.remove_folder(path)
                 else:
                     self._disk.remove(path)
+
+    def _forget_whole(self, name: str) -> None:
+        """What is dropped is not whole any more."""
+        if self._whole is not None and name in (self._whole[0].hex(), self._whole[1].hex()):
+            self._whole = None
+        if name == self._whole_artifact.hex():
+            self._whole_artifact = b""
 
     def _is_sound(self, path: Path, ref: BlobRef) -> bool:
         if path in self._sound:
             return True
         try:
-            with path.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").digest()
+            digest = self._disk.sha256(path)
         except FileNotFoundError:
             return False
         except OSError:
@@ -121,6 +142,12 @@ class Cache:
         self.damaged += 1
         self._disk.remove(path)
         return False
+
+
+@functools.lru_cache(maxsize=4)
+def _needed(manifest: bytes, runtimes: tuple[str, ...]) -> Mapping[str, BlobRef]:
+    """See ``files_for_a_device``. A manifest takes long to read, and is asked about at every turn."""
+    return MappingProxyType(dict(files_for_a_device(ArtifactManifest.from_json(manifest), runtimes)))
 
 
 def runtimes_found(runtimes: Sequence[str]) -> tuple[str, ...]:

@@ -3,6 +3,8 @@
 import os
 import queue
 import secrets
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -31,6 +33,15 @@ CONNECT_S = 15.0
 ANSWER_S = 5.0
 RUNTIME_S = 120.0
 LEAST_FREE_BYTES = 64 << 20
+_MAKE_TRAINER = """
+import sys
+from edge_agent.trainer import load_trainer
+from fl_protocol.errors import LichenError
+try:
+    load_trainer(*sys.argv[1:])
+except LichenError as error:
+    sys.exit(f"{' '.join(error.args[0].split())}\\n{error.hint}")
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +197,7 @@ def _gates(configuration: AgentConfiguration) -> Finding:
 
 def _runtime(configuration: AgentConfiguration) -> Finding:
     if configuration.trainer:
-        return Finding(name="runtime", ok=True, detail=f"your own trainer {configuration.trainer}")
+        return _trainer(configuration.trainer, str(configuration.trainer_path or ""))
     artifacts = [path.parent for path in (configuration.state / "artifacts").glob(f"*/{MANIFEST_NAME}")]
     if not artifacts:
         return Finding(name="runtime", ok=True, detail="not tried: no artifact has been downloaded yet")
@@ -212,6 +223,23 @@ def _runtime(configuration: AgentConfiguration) -> Finding:
     return Finding(
         name="runtime", ok=False, detail=reason, hint="install one: pip install 'lichen[onnx]', or use numpy"
     )
+
+
+def _trainer(name: str, folder: str) -> Finding:
+    """Make it in a process of its own: packages built for another processor may end it without a word."""
+    command = [sys.executable, "-P", "-c", _MAKE_TRAINER, name, folder]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=RUNTIME_S, check=False)
+    except subprocess.TimeoutExpired:
+        reason = f"the trainer {name!r} is not made within {RUNTIME_S:.0f} s"
+        return Finding(name="trainer", ok=False, detail=reason, hint="do the slow part in train")
+    if done.returncode == 0:
+        return Finding(name="trainer", ok=True, detail=f"{name} was made")
+    if done.returncode < 0:
+        reason = f"making the trainer {name!r} ended its process with signal {-done.returncode}"
+        return Finding(name="trainer", ok=False, detail=reason, hint="are its packages for this processor?")
+    *_, reason, hint = ["", "", *done.stderr.strip().splitlines()]
+    return Finding(name="trainer", ok=False, detail=reason, hint=hint)
 
 
 @contextmanager

@@ -37,28 +37,32 @@ class DeviceState:
     content: bytes
 
 
-def keep_state(db: sqlite3.Connection, state: DeviceState, sequence: int) -> None:
+def keep_state(db: sqlite3.Connection, state: DeviceState, sequence: int, *, box: int = 0) -> None:
     """Keep a state in place of the artifact's last one, within the caller's commit. ``sequence`` grows."""
     db.execute(
-        "INSERT OR REPLACE INTO device_states VALUES (?, ?, ?)", (state.artifact, sequence, state.content)
+        "INSERT OR REPLACE INTO device_states VALUES (?, ?, ?, ?)",
+        (box, state.artifact, sequence, state.content),
     )
     db.execute(
-        "DELETE FROM device_states WHERE artifact NOT IN"
-        " (SELECT artifact FROM device_states ORDER BY sequence DESC LIMIT ?)",
-        (KEPT,),
+        "DELETE FROM device_states WHERE box = ?1 AND artifact NOT IN"
+        " (SELECT artifact FROM device_states WHERE box = ?1 ORDER BY sequence DESC LIMIT ?2)",
+        (box, KEPT),
     )
 
 
-def find_state(db: sqlite3.Connection, artifact: bytes) -> DeviceState | None:
+def find_state(db: sqlite3.Connection, artifact: bytes, *, box: int = 0) -> DeviceState | None:
     """The state of an artifact, or else the newest."""
     row = db.execute(
-        "SELECT artifact, content FROM device_states ORDER BY artifact = ? DESC, sequence DESC LIMIT 1",
-        (artifact,),
+        "SELECT artifact, content FROM device_states WHERE box = ?"
+        " ORDER BY artifact = ? DESC, sequence DESC LIMIT 1",
+        (box, artifact),
     ).fetchone()
     return DeviceState(artifact=bytes(row[0]), content=bytes(row[1])) if row else None
 
 
-def newest_size(db: sqlite3.Connection) -> int:
+def newest_size(db: sqlite3.Connection, *, box: int = 0) -> int:
     """The bytes of the newest state; 0 where there is none."""
-    row = db.execute("SELECT length(content) FROM device_states ORDER BY sequence DESC LIMIT 1").fetchone()
+    row = db.execute(
+        "SELECT length(content) FROM device_states WHERE box = ? ORDER BY sequence DESC LIMIT 1", (box,)
+    ).fetchone()
     return int(row[0]) if row else 0

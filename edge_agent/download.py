@@ -112,22 +112,20 @@ class Download:
             self._finish()
 
     def _held(self) -> Iterator[int]:
-        if not self._part.exists():
+        if not self._disk.exists(self._part):
             return
-        with self._part.open("rb") as stream:
-            for index in range(self._ref.chunk_count):
-                if self._fits(index, stream.read(self._ref.chunk_bytes)):
-                    yield index
+        for index in range(self._ref.chunk_count):
+            start, end = self._ref.chunk_range(index)
+            if self._fits(index, self._disk.read(self._part, start, end - start)):
+                yield index
 
     def _fits(self, index: int, chunk: bytes) -> bool:
         start, end = self._ref.chunk_range(index)
         return len(chunk) == end - start and hashlib.sha256(chunk).digest() == self._ref.chunks[index]
 
     def _finish(self) -> None:
-        with self._part.open("rb") as stream:
-            whole = hashlib.file_digest(stream, "sha256").digest()
-            size = stream.tell()
-        if whole != self._ref.sha256 or size != self._ref.size:
+        whole = self._disk.sha256(self._part)
+        if whole != self._ref.sha256 or self._disk.size(self._part) != self._ref.size:
             # Every chunk fitted, the whole does not: the disk, or a reference that contradicts itself.
             self.damaged += 1
             self.restarts += 1
@@ -141,7 +139,7 @@ class Download:
         """Go on from the chunk list to the chunks, once the list is whole."""
         if self._list is None or not self._list.complete:
             return
-        self._ref = self._ref.with_chunk_list(self._list.path.read_bytes())
+        self._ref = self._ref.with_chunk_list(self._disk.read(self._list.path))
         self._disk.remove(self._list.path)
         self._list = None
         self._look()

@@ -2,13 +2,12 @@
 
 import hashlib
 import itertools
-import math
 from collections.abc import Mapping
 
 import numpy as np
 
 from edge_agent.checkpoint import Checkpoint
-from edge_agent.sample_form import Array
+from edge_agent.sample_form import Array, shaped
 from edge_agent.trainer import Samples, ShouldStop, TrainingResult, Weights
 from fl_protocol.artifact import Input
 from fl_protocol.errors import LayoutError
@@ -95,21 +94,21 @@ class GraphTrainer:
         least, most = int(batch.y.min()), int(batch.y.max())
         if least < 0 or most >= self._classes:
             raise LayoutError(
-                f"samples have classes from {least} to {most}, the model tells {self._classes} apart",
-                hint=f"number the classes from 0 to {self._classes - 1}",
+                f"samples have classes that the model has not: it tells {self._classes} apart",
+                hint=f"number the classes from 0 to {self._classes - 1}; these go from {least} to {most}",
             )
 
     def _fitted(self, name: str, rows: Array) -> Array:
         """Rows in the dtype and shape of the graph's input; an image may be stored flat, or the reverse."""
         entry = self._inputs.get(name) or Input(name=name, shape=(-1, *rows.shape[1:]), dtype=rows.dtype.name)
-        wanted, found = entry.shape[1:], rows.shape[1:]
-        if -1 not in wanted and math.prod(wanted) != math.prod(found):
+        wanted = entry.shape[1:]
+        fitting = shaped(rows, wanted)
+        if fitting is None:
             raise LayoutError(
-                f"samples have {name} of shape {list(found)}, the model takes {list(wanted)}",
-                hint="add samples of that shape, or train an artifact built for these",
+                f"samples have {name} of shape {list(rows.shape[1:])}, the model takes {list(wanted)}",
+                hint="add samples of that shape, axes in that order, or train an artifact built for these",
             )
-        shaped = rows if -1 in wanted else rows.reshape(len(rows), *wanted)
-        return np.ascontiguousarray(shaped, dtype=entry.dtype)
+        return np.ascontiguousarray(fitting, dtype=entry.dtype)
 
 
 class _Course:

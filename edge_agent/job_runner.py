@@ -20,6 +20,7 @@ from edge_agent.jobs import (
     Verified,
     VerifyJob,
 )
+from edge_agent.trainer_fault import TrainerFault, training_code
 from fl_protocol.clock import Clock
 from fl_protocol.errors import (
     ConfigError,
@@ -76,15 +77,19 @@ class JobRunner:
                     return self._prepare(job)
                 case TrainJob():
                     return self._train(job, report, should_stop)
+        except TrainerFault as error:
+            _log.error("the trainer failed", exc_info=error.__cause__)
+            return JobFailed(reason=_sentence(error), retryable=error.retryable, told=error.told)
         except StorageError as error:  # a disk that was full or busy may have room and time later
             return JobFailed(reason=_sentence(error), retryable=True)
         except LichenError as error:
             return JobFailed(reason=_sentence(error), retryable=error.retryable)
         except MemoryError:
             return JobFailed(reason="not enough memory for this job", retryable=True)
-        except Exception as error:  # a trainer of the user's, or a runtime, may raise anything
+        except Exception as error:  # a runtime may raise anything
             _log.exception("the job failed")
-            return JobFailed(reason=f"{type(error).__name__}: {error}", retryable=False)
+            kind = type(error).__name__
+            return JobFailed(reason=f"{kind}: {error}", retryable=False, told=f"the job failed: {kind}")
 
     def _prepare(self, job: PrepareJob) -> Prepared:
         from models.runtime import open_session
@@ -144,7 +149,9 @@ class JobRunner:
         from edge_agent.trainer import load_trainer
 
         if job.trainer:
-            return load_trainer(job.trainer, job.trainer_path), job.trainer.partition(":")[2]
+            with training_code(own=False):
+                trainer = load_trainer(job.trainer, job.trainer_path)
+            return trainer, job.trainer.partition(":")[2]
         if _STEP_FILE not in artifact.manifest.files:
             raise ConfigError(
                 f"the artifact {artifact.manifest.name!r} holds weights alone",

@@ -128,10 +128,20 @@ class Trained:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobFailed:
-    """The job gave nothing. ``retryable``: the same job may succeed later (a crash, a kill, no memory)."""
+    """The job gave nothing. ``retryable``: the same job may succeed later (a crash, a kill, no memory).
+
+    ``reason`` is for the device's own log and status; ``told`` is what the coordinator is told instead where
+    a reason may quote samples, empty where it may have the reason itself.
+    """
 
     reason: str
     retryable: bool
+    told: str = ""
+
+    @property
+    def for_others(self) -> str:
+        """The reason as it may leave the device."""
+        return self.told or self.reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from edge_agent.configuration import GateSettings
 from edge_agent.gates import Machine, shut_gate, surroundings
-from edge_agent.sample_count import count_samples
+from edge_agent.sample_count import CountSamples, count_samples
 from fl_protocol.clock import Clock
 from fl_protocol.errors import StorageError
 
@@ -21,7 +21,15 @@ class Lookout:
     """The gates of one device. ``samples`` and ``held_out`` count those in its store, ``next_at`` is the
     time of the next look."""
 
-    def __init__(self, settings: GateSettings, samples_path: Path, *, machine: Machine, clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: GateSettings,
+        samples_path: Path,
+        *,
+        machine: Machine,
+        clock: Clock,
+        count: CountSamples = count_samples,
+    ) -> None:
         self.samples = 0
         self.held_out = 0
         self.next_at = 0.0
@@ -29,6 +37,7 @@ class Lookout:
         self._samples_path = samples_path
         self._machine = machine
         self._clock = clock
+        self._count_samples = count
         self._shut: str | None = None
         self._shut_since: float | None = None
         self._unreadable = ""
@@ -71,7 +80,7 @@ class Lookout:
 
     def _count(self) -> None:
         try:
-            self.samples, self.held_out = count_samples(self._samples_path)
+            self.samples, self.held_out = self._count_samples(self._samples_path)
             self._unreadable = ""
         except StorageError as error:
             self.samples = self.held_out = 0

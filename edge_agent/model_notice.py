@@ -52,7 +52,7 @@ class ModelNotice:
             "personal": self.personal,
             "runtimes": list(self.runtimes),
         }
-        return (json.dumps(body, indent=2) + "\n").encode()
+        return (json.dumps(body) + "\n").encode()
 
     @classmethod
     def from_json(cls, text: bytes) -> "ModelNotice":
@@ -93,7 +93,7 @@ class NoticeBoard:
         self._folder = folder
         self._runtimes = tuple(runtimes)
         self._disk = disk
-        self._shown = read_notice(folder)
+        self._shown = read_notice(folder, disk=disk)
 
     @property
     def files(self) -> frozenset[str]:
@@ -112,7 +112,7 @@ class NoticeBoard:
             return b""
         try:
             content = (
-                (self._folder / PERSONAL_FOLDER / shown.personal).read_bytes() if shown.personal else b""
+                self._disk.read(self._folder / PERSONAL_FOLDER / shown.personal) if shown.personal else b""
             )
         except OSError:
             return b""
@@ -154,7 +154,7 @@ class NoticeBoard:
         folder = self._folder / PERSONAL_FOLDER
         # Whole, but not named at once: a power cut in the next moments shows apps the version before, whose
         # files are here. The outbox's next commit takes these names along, on a file system with a journal.
-        if notice.personal and not (folder / notice.personal).exists():
+        if notice.personal and not self._disk.exists(folder / notice.personal):
             write_file(
                 folder / notice.personal,
                 device_state,
@@ -173,18 +173,17 @@ class NoticeBoard:
         )
         self._shown = notice
         try:
-            for path in folder.iterdir():
-                if path.name != notice.personal:
-                    self._disk.remove(path)
+            for name in self._disk.names(folder):
+                if name != notice.personal:
+                    self._disk.remove(folder / name)
         except OSError as error:
             raise StorageError(f"cannot clear {folder}: {error.strerror}") from error
 
 
-def read_notice(folder: Path) -> ModelNotice | None:
+def read_notice(folder: Path, *, disk: Disk = DISK) -> ModelNotice | None:
     """The notice in a state folder; ``None`` where there is none that can be read."""
     try:
-        with (folder / NOTICE_NAME).open("rb") as stream:
-            return ModelNotice.from_json(stream.read(MAX_NOTICE_BYTES))
+        return ModelNotice.from_json(disk.read(folder / NOTICE_NAME, size=MAX_NOTICE_BYTES))
     except (OSError, StorageError):
         return None
 

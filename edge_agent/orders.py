@@ -5,6 +5,7 @@ nothing older is obeyed after it, whoever signed it. The exception is ``restate`
 harm, and a coordinator that was restored from a backup, whose numbers have gone back, depends on it.
 """
 
+import functools
 import hashlib
 import logging
 import math
@@ -252,7 +253,7 @@ class Orders:
 
     def _read_manifest(self, envelope: bytes) -> TaskManifest | None:
         try:
-            manifest = TaskManifest.unpack(peek(envelope, limit=2 * MAX_TASK_BYTES))
+            manifest = _unpacked(envelope)
         except MessageError as error:
             _log.warning("a task manifest that cannot be read: %s", error)
             return None
@@ -271,3 +272,9 @@ class Orders:
             fields = unpack(fact, limit=64)
             self._command_order = fields.integer("t"), fields.integer("q")
             self.paused = fields.flag("p")
+
+
+@functools.lru_cache(maxsize=4)
+def _unpacked(envelope: bytes) -> TaskManifest:
+    """The manifest in an envelope: one comes again and again, retained, restated and recalled."""
+    return TaskManifest.unpack(peek(envelope, limit=2 * MAX_TASK_BYTES))

@@ -3,18 +3,21 @@
 One sqlite file in WAL mode with ``synchronous=FULL``: a verb returns after its commit is on the disk. An
 update leaves only by the coordinator's own word (``settle``) or by the drop policy: when the box would pass
 ``max_bytes`` its oldest entries expire, and so do entries older than ``max_age_s``. The ledger says which.
+
+An agent has a file of its own, and box 0 in it. Agents of one process may share a file (``OutboxFile``), a
+box each.
 """
 
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.device_state import SCHEMA as DEVICE_STATES
 from edge_agent.device_state import DeviceState, find_state, keep_state, newest_size
-from edge_agent.sqlite_file import commit, storage_errors
+from edge_agent.sqlite_file import StorageErrors, commit, storage_errors
 from fl_io.crash import crash_point
 from fl_protocol.clock import Clock
 from fl_protocol.errors import StorageError
@@ -28,13 +31,15 @@ __all__ = [
     "Outbox",
     "OutboxCounts",
     "OutboxEntry",
+    "OutboxFile",
     "read_counts",
 ]
 
 LEDGER_ROWS = 10_000
 OUTCOMES = ("created", "done", "refused", "expired", "destroyed")
+IN_MEMORY = ":memory:"
 _APPLICATION_ID = 0x4C696368
-_FORMAT = 2
+_FORMAT = 3
 _KEPT_BASES = 1_000
 _AGES_SAVED_EVERY_S = 3600.0
 _SCHEMA = """
@@ -50,7 +55,47 @@ CREATE TABLE bases (
     PRIMARY KEY (epoch, number, digest)) WITHOUT ROWID;
 CREATE TABLE facts (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 """
-_STEPS = (_SCHEMA, DEVICE_STATES)
+_BOXES = """
+ALTER TABLE outbox RENAME TO old_outbox;
+CREATE TABLE outbox (
+    update_id BLOB PRIMARY KEY, sequence INTEGER NOT NULL, header BLOB NOT NULL,
+    epoch INTEGER NOT NULL, number INTEGER NOT NULL, digest BLOB NOT NULL,
+    size INTEGER NOT NULL, age_s REAL NOT NULL, payload BLOB NOT NULL, box INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (box, sequence));
+INSERT INTO outbox SELECT *, 0 FROM old_outbox;
+DROP TABLE old_outbox;
+ALTER TABLE ledger RENAME TO old_ledger;
+CREATE TABLE ledger (
+    box INTEGER NOT NULL DEFAULT 0, sequence INTEGER NOT NULL, update_id BLOB NOT NULL,
+    outcome TEXT NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (box, sequence)) WITHOUT ROWID;
+INSERT INTO ledger SELECT 0, * FROM old_ledger;
+DROP TABLE old_ledger;
+ALTER TABLE totals RENAME TO old_totals;
+CREATE TABLE totals (
+    box INTEGER NOT NULL DEFAULT 0, outcome TEXT NOT NULL, count INTEGER NOT NULL,
+    PRIMARY KEY (box, outcome)) WITHOUT ROWID;
+INSERT INTO totals SELECT 0, * FROM old_totals;
+DROP TABLE old_totals;
+ALTER TABLE bases RENAME TO old_bases;
+CREATE TABLE bases (
+    box INTEGER NOT NULL DEFAULT 0, epoch INTEGER, number INTEGER, digest BLOB, sequence INTEGER NOT NULL,
+    PRIMARY KEY (box, epoch, number, digest)) WITHOUT ROWID;
+INSERT INTO bases SELECT 0, * FROM old_bases;
+DROP TABLE old_bases;
+ALTER TABLE facts RENAME TO old_facts;
+CREATE TABLE facts (
+    box INTEGER NOT NULL DEFAULT 0, key TEXT NOT NULL, value BLOB NOT NULL,
+    PRIMARY KEY (box, key)) WITHOUT ROWID;
+INSERT INTO facts SELECT 0, * FROM old_facts;
+DROP TABLE old_facts;
+ALTER TABLE device_states RENAME TO old_device_states;
+CREATE TABLE device_states (
+    box INTEGER NOT NULL DEFAULT 0, artifact BLOB NOT NULL, sequence INTEGER NOT NULL,
+    content BLOB NOT NULL, PRIMARY KEY (box, artifact));
+INSERT INTO device_states SELECT 0, * FROM old_device_states;
+DROP TABLE old_device_states;
+"""
+_STEPS = (_SCHEMA, DEVICE_STATES, _BOXES)
 """What makes a file of each format from the one before."""
 
 
@@ -93,32 +138,88 @@ class OutboxCounts:
     personal_bytes: int = 0
 
 
-class Outbox:
-    """The outbox file; used from one thread of one process at a time.
+class OutboxFile:
+    """The file of one outbox or of several; ``:memory:`` is a file that ends with its process.
 
-    Age counts the seconds in which the agent ran: a device may boot without knowing the date.
+    Raises:
+        StorageError: it cannot be opened, is damaged, or was written by a newer agent.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        hint = "a full or read-only disk; a damaged file is set aside when the agent opens it next"
+        self.translated = StorageErrors(f"the outbox {path}", hint)
+        """Turns what sqlite raises into StorageError."""
+        with self.translated:
+            self.db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
+        try:
+            with self.translated:
+                self._prepare()
+        except StorageError:
+            self.db.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self.db.close()
+
+    def _prepare(self) -> None:
+        (tables,) = self.db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        (application,) = self.db.execute("PRAGMA application_id").fetchone()
+        (version,) = self.db.execute("PRAGMA user_version").fetchone()
+        if tables and application != _APPLICATION_ID:
+            raise sqlite3.DatabaseError("it is a database of another program")
+        if version > _FORMAT:
+            raise StorageError(
+                f"the outbox {self.path} was written by a newer agent (format {version})",
+                hint="install that version again, or give this agent a state folder of its own",
+            )
+        if str(self.path) != IN_MEMORY:
+            os.chmod(self.path, 0o640)
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "cache_size=-256",
+            "journal_size_limit=1048576",
+            # Debian's sqlite writes zeros over what is deleted: every payload would be written twice.
+            "secure_delete=FAST",
+        ):
+            self.db.execute(f"PRAGMA {pragma}")
+        # Whatever fails this check would fail later in the middle of a participation.
+        fault = self.db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if fault != "ok":
+            raise sqlite3.DatabaseError(fault)
+        if version < _FORMAT:
+            marks = f"PRAGMA application_id={_APPLICATION_ID}; PRAGMA user_version={_FORMAT};"
+            self.db.executescript(f"BEGIN;{''.join(_STEPS[version:])}{marks}COMMIT;")
+            crash_point("agent.schema")
+
+
+class Outbox:
+    """One outbox of a file; used from one thread of one process at a time.
+
+    Age counts the seconds in which the agent ran: a device may boot without knowing the date. A file that is
+    given open stays open: it has other boxes.
 
     Raises:
         StorageError: from every method, if the file is damaged or the disk refuses. A verb that raised
             changed nothing.
     """
 
-    def __init__(self, path: Path, *, max_bytes: int, max_age_s: float, clock: Clock) -> None:
+    def __init__(
+        self, file: Path | OutboxFile, *, max_bytes: int, max_age_s: float, clock: Clock, box: int = 0
+    ) -> None:
         self.commits = 0
         """Commits so far: an fsync each, and one or two more now and then as sqlite moves its log."""
-        self._path = path
         self._max_bytes = max_bytes
         self._max_age_s = max_age_s
         self._clock = clock
+        self._box = box
         self._ages_saved_at = clock.monotonic()
-        with self._translated():
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
-        try:
-            with self._translated():
-                self._prepare()
-        except StorageError:
-            self._db.close()
-            raise
+        self._file = file if isinstance(file, OutboxFile) else OutboxFile(file)
+        self._shared = isinstance(file, OutboxFile)
+        self._db = self._file.db
+        self._translated = self._file.translated
 
     def put(
         self,
@@ -143,33 +244,34 @@ class Outbox:
             )
         with self._commit(purpose="agent.update") as db:
             self._make_room(db, cost)
-            sequence = _append(db, update_id, "created", "")
+            sequence = self._append(db, update_id, "created", "")
             base = header.base
             age_s = self._ages_saved_at - self._clock.monotonic()
             db.execute(
-                "INSERT INTO outbox VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (update_id, sequence, packed, *_key(base), len(payload), age_s, payload),
+                "INSERT INTO outbox VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (update_id, sequence, packed, *_key(base), len(payload), age_s, payload, self._box),
             )
-            db.execute("INSERT OR REPLACE INTO bases VALUES (?, ?, ?, ?)", (*_key(base), sequence))
+            db.execute("INSERT OR REPLACE INTO bases VALUES (?, ?, ?, ?, ?)", (*self._key(base), sequence))
             db.execute(
-                "DELETE FROM bases WHERE sequence <= "
-                "(SELECT sequence FROM bases ORDER BY sequence DESC LIMIT 1 OFFSET ?)",
-                (_KEPT_BASES,),
+                "DELETE FROM bases WHERE box = ?1 AND sequence <= "
+                "(SELECT sequence FROM bases WHERE box = ?1 ORDER BY sequence DESC LIMIT 1 OFFSET ?2)",
+                (self._box, _KEPT_BASES),
             )
             if codec_state is not None:
-                db.execute("INSERT OR REPLACE INTO facts VALUES ('codec_state', ?)", (codec_state,))
+                self._put_facts(db, {"codec_state": codec_state})
             if device_state is not None:
-                keep_state(db, device_state, sequence)
+                keep_state(db, device_state, sequence, box=self._box)
         return OutboxEntry(
             sequence=sequence, update_id=update_id, header=packed, base=base, size=len(payload)
         )
 
     def entries(self) -> tuple[OutboxEntry, ...]:
         """All updates that wait, oldest first."""
-        with self._translated():
+        with self._translated:
             rows = self._db.execute(
                 "SELECT sequence, update_id, header, epoch, number, digest, size"
-                " FROM outbox ORDER BY sequence"
+                " FROM outbox WHERE box = ? ORDER BY sequence",
+                (self._box,),
             ).fetchall()
         return tuple(
             OutboxEntry(
@@ -188,7 +290,7 @@ class Outbox:
         Raises:
             KeyError: no such update waits (any more).
         """
-        with self._translated():
+        with self._translated:
             row = self._db.execute("SELECT rowid FROM outbox WHERE update_id = ?", (update_id,)).fetchone()
             if row is None:
                 raise KeyError(update_id)
@@ -210,10 +312,10 @@ class Outbox:
         """Let go of the entries that waited too long; the ids that went."""
         now = self._clock.monotonic()
         elapsed = now - self._ages_saved_at
-        with self._translated():
+        with self._translated:
             rows = self._db.execute(
-                "SELECT update_id FROM outbox WHERE age_s + ? >= ? ORDER BY sequence",
-                (elapsed, self._max_age_s),
+                "SELECT update_id FROM outbox WHERE box = ? AND age_s + ? >= ? ORDER BY sequence",
+                (self._box, elapsed, self._max_age_s),
             ).fetchall()
         expired = [update_id for (update_id,) in rows]
         if expired:
@@ -226,18 +328,20 @@ class Outbox:
 
     def made_update_for(self, base: VersionId) -> bool:
         """Whether this state directory ever made an update from ``base`` (of the last 1,000 bases)."""
-        with self._translated():
+        with self._translated:
             row = self._db.execute(
-                "SELECT 1 FROM bases WHERE epoch = ? AND number = ? AND digest = ?", _key(base)
+                "SELECT 1 FROM bases WHERE box = ? AND epoch = ? AND number = ? AND digest = ?",
+                self._key(base),
             ).fetchone()
         return row is not None
 
     def ledger(self, limit: int = LEDGER_ROWS) -> tuple[LedgerRow, ...]:
         """The newest ``limit`` rows, oldest of them first."""
-        with self._translated():
+        with self._translated:
             rows = self._db.execute(
-                "SELECT sequence, update_id, outcome, reason FROM ledger ORDER BY sequence DESC LIMIT ?",
-                (limit,),
+                "SELECT sequence, update_id, outcome, reason FROM ledger WHERE box = ?"
+                " ORDER BY sequence DESC LIMIT ?",
+                (self._box, limit),
             ).fetchall()
         return tuple(
             LedgerRow(sequence=sequence, update_id=update_id, outcome=outcome, reason=reason)
@@ -246,8 +350,8 @@ class Outbox:
 
     def counts(self) -> OutboxCounts:
         """Totals by outcome and what waits now."""
-        with self._translated():
-            return _counts(self._db)
+        with self._translated:
+            return _counts(self._db, self._box)
 
     def remember(self, key: str, value: bytes) -> None:
         """Keep a small durable fact, replacing an older one; costs no write where it is the same."""
@@ -258,94 +362,93 @@ class Outbox:
         changed = [(key, value) for key, value in facts.items() if self.recall(key) != value]
         if changed:
             with self._commit(purpose="agent.facts") as db:
-                db.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", changed)
+                self._put_facts(db, dict(changed))
 
     def recall(self, key: str) -> bytes | None:
         """A fact as it was last remembered."""
-        with self._translated():
-            row = self._db.execute("SELECT value FROM facts WHERE key = ?", (key,)).fetchone()
+        with self._translated:
+            row = self._db.execute(
+                "SELECT value FROM facts WHERE box = ? AND key = ?", (self._box, key)
+            ).fetchone()
         return bytes(row[0]) if row else None
 
     def device_state(self, artifact: bytes) -> DeviceState | None:
         """The device state kept for an artifact (by its digest), or else the newest."""
-        with self._translated():
-            return find_state(self._db, artifact)
+        with self._translated:
+            return find_state(self._db, artifact, box=self._box)
 
     def drop_device_state(self, artifact: bytes) -> None:
         """Forget the device state of an artifact."""
         with self._commit(purpose="agent.drop_state") as db:
-            db.execute("DELETE FROM device_states WHERE artifact = ?", (artifact,))
+            db.execute("DELETE FROM device_states WHERE box = ? AND artifact = ?", (self._box, artifact))
 
     def close(self) -> None:
-        """Save the ages and close the file."""
+        """Save the ages, and close the file if no other box is in it."""
         try:
             self._save_ages(self._clock.monotonic())
         finally:
-            self._db.close()
-
-    def _prepare(self) -> None:
-        (tables,) = self._db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-        (application,) = self._db.execute("PRAGMA application_id").fetchone()
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if tables and application != _APPLICATION_ID:
-            raise sqlite3.DatabaseError("it is a database of another program")
-        if version > _FORMAT:
-            raise StorageError(
-                f"the outbox {self._path} was written by a newer agent (format {version})",
-                hint="install that version again, or give this agent a state folder of its own",
-            )
-        os.chmod(self._path, 0o640)
-        for pragma in (
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            "cache_size=-256",
-            "journal_size_limit=1048576",
-            # Debian's sqlite writes zeros over what is deleted: every payload would be written twice.
-            "secure_delete=FAST",
-        ):
-            self._db.execute(f"PRAGMA {pragma}")
-        # Whatever fails this check would fail later in the middle of a participation.
-        fault = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if fault != "ok":
-            raise sqlite3.DatabaseError(fault)
-        if version < _FORMAT:
-            marks = f"PRAGMA application_id={_APPLICATION_ID}; PRAGMA user_version={_FORMAT};"
-            self._db.executescript(f"BEGIN;{''.join(_STEPS[version:])}{marks}COMMIT;")
-            crash_point("agent.schema")
+            if not self._shared:
+                self._file.close()
 
     def _make_room(self, db: sqlite3.Connection, cost: int) -> None:
-        (used,) = db.execute("SELECT total(size + length(header)) FROM outbox").fetchone()
+        (used,) = db.execute(
+            "SELECT total(size + length(header)) FROM outbox WHERE box = ?", (self._box,)
+        ).fetchone()
         while used + cost > self._max_bytes:
             update_id, freed = db.execute(
-                "SELECT update_id, size + length(header) FROM outbox ORDER BY sequence LIMIT 1"
+                "SELECT update_id, size + length(header) FROM outbox WHERE box = ? ORDER BY sequence LIMIT 1",
+                (self._box,),
             ).fetchone()
             self._let_go(db, update_id, "expired", "full")
             used -= freed
 
     def _let_go(self, db: sqlite3.Connection, update_id: bytes, outcome: str, reason: str) -> bool:
-        if not db.execute("DELETE FROM outbox WHERE update_id = ?", (update_id,)).rowcount:
+        if not db.execute(
+            "DELETE FROM outbox WHERE update_id = ? AND box = ?", (update_id, self._box)
+        ).rowcount:
             return False
-        _append(db, update_id, outcome, reason)
+        self._append(db, update_id, outcome, reason)
         return True
 
     def _save_ages(self, now: float) -> None:
         elapsed = now - self._ages_saved_at
-        with self._translated():
-            waiting = self._db.execute("SELECT 1 FROM outbox LIMIT 1").fetchone()
+        with self._translated:
+            waiting = self._db.execute("SELECT 1 FROM outbox WHERE box = ? LIMIT 1", (self._box,)).fetchone()
         if waiting and elapsed > 0:
             with self._commit(purpose="agent.ages") as db:
-                db.execute("UPDATE outbox SET age_s = age_s + ?", (elapsed,))
+                db.execute("UPDATE outbox SET age_s = age_s + ? WHERE box = ?", (elapsed, self._box))
         self._ages_saved_at = now
 
     @contextmanager
     def _commit(self, *, purpose: str) -> Iterator[sqlite3.Connection]:
-        with self._translated(), commit(self._db, purpose=purpose):
+        with self._translated, commit(self._db, purpose=purpose):
             yield self._db
         self.commits += 1
 
-    def _translated(self) -> AbstractContextManager[None]:
-        hint = "a full or read-only disk; a damaged file is set aside when the agent opens it next"
-        return storage_errors(f"the outbox {self._path}", hint)
+    def _append(self, db: sqlite3.Connection, update_id: bytes, outcome: str, reason: str) -> int:
+        (newest,) = db.execute("SELECT max(sequence) FROM ledger WHERE box = ?", (self._box,)).fetchone()
+        sequence = (newest or 0) + 1
+        db.execute(
+            "INSERT INTO ledger VALUES (?, ?, ?, ?, ?)", (self._box, sequence, update_id, outcome, reason)
+        )
+        if sequence > LEDGER_ROWS:
+            db.execute(
+                "DELETE FROM ledger WHERE box = ? AND sequence <= ?", (self._box, sequence - LEDGER_ROWS)
+            )
+        db.execute(
+            "INSERT INTO totals VALUES (?, ?, 1) ON CONFLICT DO UPDATE SET count = count + 1",
+            (self._box, outcome),
+        )
+        return sequence
+
+    def _put_facts(self, db: sqlite3.Connection, facts: Mapping[str, bytes]) -> None:
+        db.executemany(
+            "INSERT OR REPLACE INTO facts VALUES (?, ?, ?)",
+            [(self._box, key, value) for key, value in facts.items()],
+        )
+
+    def _key(self, base: VersionId) -> Sequence[object]:
+        return self._box, *_key(base)
 
 
 def read_counts(path: Path) -> OutboxCounts:
@@ -362,22 +465,13 @@ def read_counts(path: Path) -> OutboxCounts:
             db.close()
 
 
-def _counts(db: sqlite3.Connection) -> OutboxCounts:
-    totals = dict(db.execute("SELECT outcome, count FROM totals"))
-    waiting, size = db.execute("SELECT count(*), coalesce(sum(size), 0) FROM outbox").fetchone()
+def _counts(db: sqlite3.Connection, box: int = 0) -> OutboxCounts:
     (version,) = db.execute("PRAGMA user_version").fetchone()
-    personal = newest_size(db) if version >= _FORMAT else 0
+    where = f" WHERE box = {box}" if version >= _FORMAT else ""
+    totals = dict(db.execute(f"SELECT outcome, count FROM totals{where}"))
+    waiting, size = db.execute(f"SELECT count(*), coalesce(sum(size), 0) FROM outbox{where}").fetchone()
+    personal = newest_size(db, box=box) if version >= _FORMAT else 0
     return OutboxCounts(**totals, waiting=waiting, waiting_bytes=size, personal_bytes=personal)
-
-
-def _append(db: sqlite3.Connection, update_id: bytes, outcome: str, reason: str) -> int:
-    inserted = db.execute(
-        "INSERT INTO ledger (update_id, outcome, reason) VALUES (?, ?, ?)", (update_id, outcome, reason)
-    )
-    sequence = int(inserted.lastrowid or 0)
-    db.execute("DELETE FROM ledger WHERE sequence <= ?", (sequence - LEDGER_ROWS,))
-    db.execute("INSERT INTO totals VALUES (?, 1) ON CONFLICT DO UPDATE SET count = count + 1", (outcome,))
-    return sequence
 
 
 def _key(base: VersionId) -> Sequence[object]:

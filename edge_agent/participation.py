@@ -15,6 +15,7 @@ from edge_agent.checkpoint import Checkpoint
 from edge_agent.jobs import JobFailed, Trained, TrainJob
 from edge_agent.personal import PersonalTensors, pack_personal
 from edge_agent.trainer import Samples, Trainer, TrainingResult, Weights, brings_samples, planned_steps
+from edge_agent.trainer_fault import training_code
 from fl_protocol.codec import codec_for, codec_seed, decode_model
 from fl_protocol.errors import ConfigError, LayoutError
 from fl_protocol.layout import TensorLayout
@@ -56,19 +57,22 @@ def participate(
     order: Sequence[str] = (),
     checkpoint: Checkpoint | None = None,
     cancelled: Callable[[], bool] = lambda: False,
+    decode: Callable[[bytes, TensorLayout], NDArray[np.float32]] = decode_model,
 ) -> Trained | JobFailed:
     """Evaluate the published weights, train from them, evaluate again, and encode the difference.
 
     ``published`` is the downloaded content of ``encode_model``. ``should_stop`` is asked before each step
     with the steps taken so far. A training cut short gives an update that counts for its share; one whose
     weights are not finite gives none, nor does one that was ``cancelled``, which leaves a checkpoint.
-    ``personal`` holds the personal tensors as this device has them. ``order`` names the tensors as the
+    ``decode`` makes weights of what was downloaded, perhaps ones that others read too. ``personal`` holds the
+    personal tensors as this device has them. ``order`` names the tensors as the
     trainer is to be given them, where that is not the wire order, in which weights come before buffers.
 
     Raises:
         CodecError: an unknown codec, or published weights that do not decode.
         ConfigError: a trainer whose sums no update can carry.
         LayoutError: the artifact is not of the job's layout, or the trainer returns other tensors.
+        TrainerFault: whatever the trainer raises, but for ``MemoryError``.
     """
     codec = codec_for(job.codec)
     if layout.fingerprint != job.fingerprint:
@@ -78,12 +82,15 @@ def participate(
     examples = len(samples.training)
     if not examples and not brings_samples(trainer):
         return JobFailed(reason="there is no sample to train on", retryable=True)
-    base = decode_model(published, layout)
+    base = decode(published, layout)
     base.setflags(write=False)
     weights = _ordered({**split_flat(base, layout), **personal}, order)
     seed = training_seed(job.device_seed, job.base)
     plan = replace(job.plan, seed=seed, version=job.base.number)
-    metrics = _evaluated("before", trainer, weights, samples.held_out)
+    own = not job.trainer
+    with training_code(own=own):
+        sums = _evaluated(trainer, weights, samples.held_out)
+    metrics = _named("before", sums)
     asked = itertools.count()
 
     def stop() -> bool:
@@ -94,7 +101,8 @@ def participate(
         return told
 
     started = time.process_time()
-    result = trainer.train(weights, samples.training, plan, stop)
+    with training_code(own=own):
+        result = trainer.train(weights, samples.training, plan, stop)
     training_cpu_s = time.process_time() - started
     if cancelled():
         return JobFailed(reason="cancelled", retryable=True)
@@ -113,7 +121,9 @@ def participate(
     payload = codec.encode(trained - base, layout, codec_seed(job.update_id))
     trained.setflags(write=False)
     reached = _ordered({**split_flat(trained, layout), **kept}, order)
-    metrics |= _evaluated("after", trainer, reached, samples.held_out)
+    with training_code(own=own):
+        sums = _evaluated(trainer, reached, samples.held_out)
+    metrics |= _named("after", sums)
     metrics |= _of_training(result.sums, metrics)
     planned = planned_steps(plan, examples)
     return Trained(
@@ -173,13 +183,15 @@ def _flat(weights: Weights, layout: TensorLayout) -> NDArray[np.float32]:
     return join_flat({name: np.asarray(tensor, np.float32) for name, tensor in weights.items()}, layout)
 
 
-def _evaluated(prefix: str, trainer: Trainer, weights: Weights, held_out: Samples) -> dict[str, float]:
-    """Sums and count under ``prefix``; a sum that no message can carry is left out."""
-    sums: dict[str, float] = {}
+def _evaluated(trainer: Trainer, weights: Weights, held_out: Samples) -> Mapping[str, float]:
+    """The trainer's sums and their ``count``."""
     if brings_samples(trainer):
-        sums = {"count": 0, **trainer.evaluate(weights, held_out)}
-    elif len(held_out):
-        sums = {**trainer.evaluate(weights, held_out), "count": len(held_out)}
+        return {"count": 0, **trainer.evaluate(weights, held_out)}
+    return {**trainer.evaluate(weights, held_out), "count": len(held_out)} if len(held_out) else {}
+
+
+def _named(prefix: str, sums: Mapping[str, float]) -> dict[str, float]:
+    """Sums and count under ``prefix``; a sum that no message can carry is left out."""
     if not sums.get("count"):
         return {}
     if len(sums) > MAX_METRICS or any(len(name) > _LONGEST_NAME for name in sums):

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from edge_agent.model_notice import NOTICE_NAME, PERSONAL_FOLDER, ModelNotice, read_notice
 from edge_agent.personal import PersonalTensors, initial_personal, personal_tensors
+from edge_agent.sample_form import shaped
 from fl_protocol.artifact import Input
 from fl_protocol.codec import decode_model
 from fl_protocol.errors import ArtifactError, CodecError, LayoutError, StorageError
@@ -223,14 +224,13 @@ def _rows(artifact: TrainingArtifact, batch: ArrayLike) -> NDArray[np.generic]:
     entry = _input(artifact)
     rows = np.asarray(batch)
     wanted = entry.shape[1:]
-    size = int(np.prod(wanted)) if -1 not in wanted else None
-    if rows.ndim < 1 or not len(rows) or (size is not None and rows.size != len(rows) * size):
+    fitting = shaped(rows, wanted) if rows.ndim and len(rows) else None
+    if fitting is None:
         raise LayoutError(
             f"a batch of shape {list(rows.shape)}, the model takes [rows, {', '.join(map(str, wanted))}]",
             hint="predict takes one row or more: for one sample give sample[None]",
         )
-    shaped = rows if size is None else rows.reshape(len(rows), *wanted)
-    return np.ascontiguousarray(shaped, dtype=entry.dtype)
+    return np.ascontiguousarray(fitting, dtype=entry.dtype)
 
 
 def _blank(artifact: TrainingArtifact) -> NDArray[np.generic]:

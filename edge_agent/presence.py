@@ -1,5 +1,6 @@
 """This device's presence: the session of each connection, its birth, its will and its farewell."""
 
+import functools
 import secrets
 from collections.abc import Callable
 
@@ -62,6 +63,7 @@ def is_older(version: str, than: str) -> bool:
     return _numbers(version) < _numbers(than)
 
 
+@functools.lru_cache(maxsize=16)
 def _numbers(version: str) -> tuple[int, ...]:
     parts = []
     for part in version.split("."):

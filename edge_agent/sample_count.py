@@ -1,11 +1,16 @@
 """How many samples a store holds, found out without an array library."""
 
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 from edge_agent.sqlite_file import storage_errors
 
-__all__ = ["RIGHTS_HINT", "count_samples"]
+__all__ = ["RIGHTS_HINT", "CountSamples", "count_samples"]
+
+CountSamples: TypeAlias = Callable[[Path], tuple[int, int]]
+"""The numbers of training and of held-out samples at a path."""
 
 RIGHTS_HINT = "the app and the agent must both be able to read and write it: one group, mode 660"
 

@@ -1,6 +1,8 @@
 """The form of a sample: dtype and shape of ``x`` and ``y``, the same for all samples of a store."""
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -9,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fl_protocol.errors import LayoutError
 
-__all__ = ["Array", "SampleForm", "as_stored"]
+__all__ = ["Array", "SampleForm", "as_stored", "shaped"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -73,6 +75,22 @@ def as_stored(values: ArrayLike) -> Array:
     if stored.dtype.kind == "f" and not np.isfinite(stored).all():
         raise LayoutError("a sample holds a number too large for float32")
     return stored
+
+
+def shaped(rows: Array, wanted: Sequence[int]) -> Array | None:
+    """``rows`` ``[n, ...]`` as a graph takes them, ``[n, *wanted]``; None where they do not fit.
+
+    A row may be flat, or the reverse, and axes of length one may come or go; axes in another order are other
+    samples. A ``wanted`` with a free size (-1) takes rows as they are.
+    """
+    found = rows.shape[1:]
+    if -1 in wanted or found == tuple(wanted):
+        return rows
+    flat = len(found) <= 1 or len(wanted) <= 1
+    long = [[size for size in shape if size != 1] for shape in (found, wanted)]
+    if math.prod(found) != math.prod(wanted) or not (flat or long[0] == long[1]):
+        return None
+    return rows.reshape(len(rows), *wanted)
 
 
 def _stack(rows: list[bytes], dtype: str, shape: tuple[int, ...]) -> Array:

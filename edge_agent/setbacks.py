@@ -28,7 +28,7 @@ class _Setback:
 
     order: tuple[int, int]
     work: tuple[bytes, str]
-    reason: str
+    failed: JobFailed
     tries: int
     in_a_row: int
     retry_at: float | None
@@ -54,7 +54,7 @@ class Setbacks:
         self._last = _Setback(
             order=manifest.order,
             work=_work(manifest),
-            reason=failed.reason,
+            failed=failed,
             tries=tries,
             in_a_row=in_a_row,
             retry_at=now + self._delay(in_a_row) if failed.retryable and tries < MAX_TRIES else None,
@@ -73,7 +73,12 @@ class Setbacks:
             return None
         until = last.retry_at if last.order == manifest.order else last.newer_at
         over = until is not None and self._clock.monotonic() >= until
-        return None if over else (last.reason, until)
+        return None if over else (last.failed.reason, until)
+
+    def for_others(self, reason: str) -> str:
+        """A reason as it may leave the device: that of the last failure may not as it is."""
+        last = self._last
+        return last.failed.for_others if last is not None and reason == last.failed.reason else reason
 
     def _delay(self, count: int) -> float:
         delay = min(FIRST_RETRY_S * 2.0 ** min(count - 1, 16), LONGEST_RETRY_S)

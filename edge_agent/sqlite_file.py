@@ -3,11 +3,12 @@
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 
 from fl_io.crash import crash_point
 from fl_protocol.errors import StorageError
 
-__all__ = ["commit", "is_damage", "storage_errors"]
+__all__ = ["StorageErrors", "commit", "is_damage", "storage_errors"]
 
 _DAMAGE = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _BAD_SECTORS = (
@@ -35,13 +36,28 @@ def commit(db: sqlite3.Connection, *, purpose: str) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def storage_errors(what: str, hint: str = "") -> Iterator[None]:
-    """Turn what sqlite and the disk raise into StorageError, naming ``what``."""
-    try:
-        yield
-    except (sqlite3.Error, OSError) as error:
-        raise StorageError(f"{what}: {error}", hint=hint) from error
+class StorageErrors:
+    """Turns what sqlite and the disk raise into StorageError, naming ``what``; may be entered again,
+    also within itself."""
+
+    __slots__ = ("_hint", "_what")
+
+    def __init__(self, what: str, hint: str = "") -> None:
+        self._what, self._hint = what, hint
+
+    def __enter__(self) -> None:
+        """Nothing to do."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, sqlite3.Error | OSError):
+            raise StorageError(f"{self._what}: {error}", hint=self._hint) from error
+
+
+def storage_errors(what: str, hint: str = "") -> StorageErrors:
+    """See ``StorageErrors``."""
+    return StorageErrors(what, hint)
 
 
 def is_damage(error: Exception) -> bool:

@@ -8,11 +8,10 @@ checkpoint      where a long training is                     run/            wha
 quarantine/     stores that were damaged
 """
 
-import contextlib
-import fcntl
 import json
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 from edge_agent.model_notice import PERSONAL_FOLDER
@@ -41,16 +40,19 @@ class StateFolder:
         StorageError: the folder cannot be made or written, or another agent holds it.
     """
 
-    def __init__(self, path: Path, *, disk: Disk = DISK) -> None:
+    def __init__(
+        self, path: Path, *, disk: Disk = DISK, entropy: Callable[[int], bytes] = secrets.token_bytes
+    ) -> None:
         self.path = path
         self.quarantined: list[str] = []
         self._disk = disk
-        self._lock: int | None = None
+        self._entropy = entropy
+        self._let_go: Callable[[], None] | None = None
         self._newborn = False
         try:
             make_folder(self.path, purpose="agent.folder", disk=disk, mode=0o770)
             for folder in (self.blobs, self.artifacts, self.personal, self.run):
-                folder.mkdir(mode=0o750, exist_ok=True)
+                disk.add_folder(folder, mode=0o750)
             self._hold()
             for folder in (self.path, self.personal):
                 sweep_unfinished(folder, disk=disk)
@@ -107,7 +109,7 @@ class StateFolder:
         Raises:
             StorageError: the disk refuses a fresh one too.
         """
-        if not self._newborn and not self.database.exists():
+        if not self._newborn and not self._disk.exists(self.database):
             self.incarnation, self.device_seed = self._new_identity()
         try:
             return Outbox(self.database, max_bytes=max_bytes, max_age_s=max_age_s, clock=clock)
@@ -136,9 +138,9 @@ class StateFolder:
 
     def close(self) -> None:
         """Let the folder go."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        if self._let_go is not None:
+            self._let_go()
+            self._let_go = None
 
     def __enter__(self) -> "StateFolder":
         return self
@@ -147,30 +149,20 @@ class StateFolder:
         self.close()
 
     def _hold(self) -> None:
-        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        path = self.path / "lock"
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._let_go = self._disk.lock(path, f"{os.getpid()}\n".encode())
         except BlockingIOError:
-            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
-            os.close(descriptor)
+            holder = self._disk.read(path, size=32).decode("ascii", "replace").strip()
             raise StorageError(
                 f"the state folder {self.path} is held by another agent (process {holder or 'unknown'})",
                 hint="stop that agent, or give this one a state folder of its own",
             ) from None
-        except OSError:
-            os.close(descriptor)
-            raise
-        # Our name in it is for whoever is refused; a full disk must not keep us from delivering what we have.
-        with contextlib.suppress(OSError):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        self._lock = descriptor
 
     def _identity(self) -> tuple[bytes, bytes]:
         path = self.path / "identity.json"
         try:
-            with path.open("rb") as stream:
-                body = json.loads(stream.read(_MAX_IDENTITY_BYTES))
+            body = json.loads(self._disk.read(path, size=_MAX_IDENTITY_BYTES))
             incarnation, seed = bytes.fromhex(body["incarnation"]), bytes.fromhex(body["device_seed"])
             if len(incarnation) != INCARNATION_BYTES or len(seed) != _SEED_BYTES:
                 raise ValueError("an identity of the wrong length")
@@ -184,7 +176,7 @@ class StateFolder:
         return incarnation, seed
 
     def _new_identity(self) -> tuple[bytes, bytes]:
-        incarnation, seed = secrets.token_bytes(INCARNATION_BYTES), secrets.token_bytes(_SEED_BYTES)
+        incarnation, seed = self._entropy(INCARNATION_BYTES), self._entropy(_SEED_BYTES)
         body = json.dumps({"incarnation": incarnation.hex(), "device_seed": seed.hex()})
         path = self.path / "identity.json"
         write_file(path, body.encode(), purpose="agent.identity", disk=self._disk, mode=0o600)

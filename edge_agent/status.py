@@ -3,15 +3,15 @@
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from edge_agent.outbox import OutboxCounts, read_counts
 from fl_protocol.clock import Clock
 from fl_protocol.errors import StorageError
 
-__all__ = ["StatusFile", "read_status", "status_path"]
+__all__ = ["StatusFile", "StatusSink", "read_status", "status_path"]
 
 WRITE_EVERY_S = 0.25
 
@@ -19,6 +19,14 @@ WRITE_EVERY_S = 0.25
 def status_path(state: Path) -> Path:
     """Where the status of the agent with this state folder is."""
     return state / "run" / "status.json"
+
+
+class StatusSink(Protocol):
+    """Where a status goes. ``status`` is asked for only by a sink that wants it."""
+
+    def write(self, status: Callable[[], Mapping[str, Any]], *, at_once: bool = False) -> float | None:
+        """Take a status; seconds until it should be offered again, if it is too early."""
+        ...
 
 
 class StatusFile:
@@ -30,8 +38,11 @@ class StatusFile:
         self._written: Mapping[str, Any] = {}
         self._next = 0.0
 
-    def write(self, status: Mapping[str, Any], *, at_once: bool = False) -> float | None:
-        """Write ``status`` if it is news; seconds until it should be called again, if it is too early."""
+    def write(self, status: Callable[[], Mapping[str, Any]], *, at_once: bool = False) -> float | None:
+        """Write the status if it is news; seconds until it should be called again, if it is too early."""
+        return self._write(status(), at_once=at_once)
+
+    def _write(self, status: Mapping[str, Any], *, at_once: bool) -> float | None:
         if status == self._written:
             return None
         now = self._clock.monotonic()

@@ -25,8 +25,9 @@ from edge_agent.model_notice import NoticeBoard
 from edge_agent.outbox import Outbox, OutboxCounts, OutboxEntry
 from edge_agent.presence import Presence
 from edge_agent.safe_mode import SafeMode
+from edge_agent.sample_count import CountSamples, count_samples
 from edge_agent.state_folder import StateFolder
-from edge_agent.status import StatusFile, counts_body
+from edge_agent.status import StatusFile, StatusSink, counts_body
 from edge_agent.watchdog import Watchdog
 from edge_agent.wear import Wear
 from fl_io.crash import crash_point
@@ -50,8 +51,9 @@ _Item: TypeAlias = TransportEvent | tuple[Job, Result] | None
 class Supervisor:
     """One device of one fleet. Drive it by ``start``, ``receive`` and ``work``, or let ``run`` do so.
 
-    ``receive`` may be called from any thread and returns at once; all else from one thread. ``chance``
-    draws jitter, ``entropy`` the update ids.
+    ``receive`` may be called from any thread and returns at once; all else from one thread. ``count`` counts
+    the samples at a path, ``status`` takes what ``status.json`` says, ``chance`` draws jitter, ``entropy``
+    the update ids.
 
     Raises:
         StorageError: from ``work`` and ``run``, if the outbox is found damaged (``is_damage``). Close this
@@ -71,6 +73,8 @@ class Supervisor:
         watchdog: Watchdog | None = None,
         machine: Machine | None = None,
         disk: Disk = DISK,
+        count: CountSamples = count_samples,
+        status: StatusSink | None = None,
         chance: random.Random | None = None,
         entropy: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
@@ -89,7 +93,11 @@ class Supervisor:
         runtimes = runtimes_found(configuration.runtimes)
         self._cache = Cache(folder.blobs, folder.artifacts, runtimes=runtimes, disk=disk)
         self._lookout = Lookout(
-            configuration.gates, configuration.samples_path, machine=machine or LinuxMachine(), clock=clock
+            configuration.gates,
+            configuration.samples_path,
+            machine=machine or LinuxMachine(),
+            clock=clock,
+            count=count,
         )
         self._correspondence = Correspondence(
             configuration,
@@ -100,7 +108,7 @@ class Supervisor:
             lookout=self._lookout,
             safe_mode=self._safe_mode,
             incarnation=folder.incarnation,
-            idle_reason=lambda: self.idle_reason,
+            idle_reason=lambda: self._assignment.for_others(self.idle_reason),
             disk=disk,
             chance=chance,
         )
@@ -121,7 +129,7 @@ class Supervisor:
             entropy=entropy,
         )
         self._chores = Chores(clock, self._works())
-        self._status = StatusFile(folder.run / "status.json", clock)
+        self._status = status or StatusFile(folder.run / "status.json", clock)
         self._counts = OutboxCounts()
         self._job: Job | None = None
         self._check: Job | None = None
@@ -176,7 +184,7 @@ class Supervisor:
             if not len(self._inbox):
                 break
         self._say()
-        waits = [wait, self._status.write(self.status()), self._watchdog.turn() if self._watchdog else None]
+        waits = [wait, self._status.write(self.status), self._watchdog.turn() if self._watchdog else None]
         return min([LONGEST_SLEEP_S, *(wait for wait in waits if wait is not None)])
 
     def run(self) -> None:
@@ -204,7 +212,7 @@ class Supervisor:
             for worker in filter(None, (self._checker, self._worker)):
                 worker.stop()
             self._transport.stop()
-            self._status.write(self.status(), at_once=True)
+            self._status.write(self.status, at_once=True)
         finally:
             self._outbox.close()
 

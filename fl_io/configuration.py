@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from fl_protocol.errors import ConfigError
 
-__all__ = ["read_configuration"]
+__all__ = ["check_configuration", "read_configuration"]
 
 T = TypeVar("T")
 
@@ -34,9 +34,20 @@ def read_configuration(path: Path, kind: type[T]) -> T:
         text = path.read_text(encoding="utf-8")
         table = tomllib.loads(text)
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+        raise ConfigError(
+            f"cannot read {path}: {error.strerror}", hint="is this the right path, and the right user?"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not a TOML file", faults=[str(error)]) from None
+    return check_configuration(table, kind, path=path, text=text)
+
+
+def check_configuration(table: dict[str, Any], kind: type[T], *, path: Path, text: str = "") -> T:
+    """The dataclass ``kind`` of a table as TOML gives it; ``path`` and ``text`` are the file it is from.
+
+    Raises:
+        ConfigError: as ``read_configuration``.
+    """
     reading = _Reading(path, text)
     value = reading.table(kind, table, ())
     if reading.faults:

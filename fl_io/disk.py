@@ -7,8 +7,13 @@ synced. ``purpose`` says what the file is for, and begins the names of the crash
 """
 
 import contextlib
+import fcntl
+import hashlib
 import os
 import secrets
+import shutil
+from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Protocol
 
@@ -30,7 +35,7 @@ _HINT = "free some space, or check that the folder is writable by this user"
 
 
 class Disk(Protocol):
-    """Write, sync, rename, remove. Only what was synced survives a power cut.
+    """Write, sync, rename, remove, and read back. Only what was synced survives a power cut.
 
     ``syncs`` counts what wears a memory card out most: fsyncs, of files and of folders.
     """
@@ -60,6 +65,47 @@ class Disk(Protocol):
 
     def sync_directory(self, path: Path) -> None:
         """Make the names in a folder durable."""
+        ...
+
+    def read(self, path: Path, start: int = 0, size: int = -1) -> bytes:
+        """Bytes from ``start`` on, at most ``size`` of them (-1: all)."""
+        ...
+
+    def sha256(self, path: Path) -> bytes:
+        """The digest of a file's content."""
+        ...
+
+    def size(self, path: Path) -> int:
+        """Bytes in a file."""
+        ...
+
+    def exists(self, path: Path) -> bool:
+        """Whether there is a file or a folder."""
+        ...
+
+    def is_folder(self, path: Path) -> bool:
+        """Whether there is a folder."""
+        ...
+
+    def names(self, folder: Path) -> list[str]:
+        """What is in a folder, what was written last first."""
+        ...
+
+    def add_folder(self, path: Path, *, mode: int = 0o777) -> None:
+        """Make a folder, and those above it, where they are not; not durable by itself (``make_folder``)."""
+        ...
+
+    def remove_folder(self, path: Path) -> None:
+        """Remove a folder and what is in it, as far as that goes."""
+        ...
+
+    def lock(self, path: Path, note: bytes) -> Callable[[], None]:
+        """Hold a file alone, made if need be, until what is returned is called; ``note`` is written into it,
+        if that is possible, for whoever is refused.
+
+        Raises:
+            BlockingIOError: another process holds it.
+        """
         ...
 
 
@@ -102,6 +148,58 @@ class RealDisk:
         """fsync a folder."""
         self.syncs += 1
         _fsync(path, os.O_RDONLY | os.O_DIRECTORY)
+
+    def read(self, path: Path, start: int = 0, size: int = -1) -> bytes:
+        """Read a file, or a part of it."""
+        with path.open("rb") as stream:
+            if start:
+                stream.seek(start)
+            return stream.read(size)
+
+    def sha256(self, path: Path) -> bytes:
+        """Hash a file piece by piece."""
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").digest()
+
+    def size(self, path: Path) -> int:
+        """As the file system says."""
+        return path.stat().st_size
+
+    def exists(self, path: Path) -> bool:
+        """Whether the name is there."""
+        return path.exists()
+
+    def is_folder(self, path: Path) -> bool:
+        """Whether it is a directory."""
+        return path.is_dir()
+
+    def names(self, folder: Path) -> list[str]:
+        """The newest first."""
+        with os.scandir(folder) as entries:
+            found = [(entry.stat().st_mtime_ns, entry.name) for entry in entries]
+        return [name for _, name in sorted(found, key=lambda entry: entry[0], reverse=True)]
+
+    def add_folder(self, path: Path, *, mode: int = 0o777) -> None:
+        """mkdir -p."""
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+
+    def remove_folder(self, path: Path) -> None:
+        """rm -r."""
+        shutil.rmtree(path, ignore_errors=True)
+
+    def lock(self, path: Path, note: bytes) -> Callable[[], None]:
+        """flock."""
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        # A full disk must not keep the holder from its work.
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, note, 0)
+        return lambda: os.close(descriptor)
 
 
 DISK = RealDisk()
@@ -172,9 +270,9 @@ def make_folder(path: Path, *, purpose: str, disk: Disk = DISK, mode: int = 0o77
         StorageError: the disk refuses, or something else has that name.
     """
     path = path.absolute()
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    missing = [folder for folder in (path, *path.parents) if not disk.exists(folder)]
     try:
-        path.mkdir(mode=mode, parents=True, exist_ok=True)
+        disk.add_folder(path, mode=mode)
         crash_point(f"{purpose}.made")
         for folder in reversed(missing):
             disk.sync_directory(folder.parent)
@@ -191,7 +289,8 @@ def make_folder(path: Path, *, purpose: str, disk: Disk = DISK, mode: int = 0o77
 def sweep_unfinished(folder: Path, *, disk: Disk = DISK) -> int:
     """Remove what crashes inside ``write_file`` have left in a folder; how many files. Only where nobody
     is writing."""
-    left = list(folder.glob(".*.????????.tmp"))
+    names = disk.names(folder) if disk.is_folder(folder) else []
+    left = [folder / name for name in names if fnmatch(name, ".*.????????.tmp")]
     for path in left:
         disk.remove(path)
     return len(left)

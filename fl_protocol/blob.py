@@ -5,6 +5,7 @@ so a device verifies each chunk on its own, resumes anywhere, and needs nobody b
 """
 
 import base64
+import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ ADDRESS_CHARS = 26
 _SHA256_BYTES = 32
 
 
+@functools.lru_cache(maxsize=1024)
 def address_of(sha256: bytes) -> str:
     """The name of a blob in a topic: 128 bits of its sha256 in lower-case base32 (26 characters).
 

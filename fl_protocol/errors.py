@@ -8,6 +8,7 @@
     |   +-- SignatureError     not signed by a key that is trusted here
     +-- LayoutError            tensors that do not fit the layout they are said to have
     +-- CodecError             an unknown codec, or a payload that does not decode
+    +-- AggregatorError        an aggregation rule that fails: the rule's fault, and no update's
     +-- ArtifactError          a training artifact that cannot be opened or built
     |   +-- RuntimeUnavailable the ML runtime is not installed, or fails its golden step here
     +-- StorageError           the disk: full, damaged, locked by another process
@@ -20,6 +21,7 @@ the same call may succeed later. A rejected update is data (a refusal with a rea
 from collections.abc import Sequence
 
 __all__ = [
+    "AggregatorError",
     "ArtifactError",
     "CodecError",
     "ConfigError",
@@ -79,6 +81,11 @@ class LayoutError(LichenError):
 
 class CodecError(LichenError):
     """An unknown codec, or a payload that does not decode under its header."""
+
+
+class AggregatorError(LichenError):
+    """An aggregation rule that raises, or gives what is no aggregate. It is the rule's fault: no update is
+    set aside for it."""
 
 
 class ArtifactError(LichenError):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from fl_protocol.clock import Clock
+from fl_protocol.subscriptions import Subscriptions, matches
 from fl_protocol.transport import (
     Connected,
     Delivered,
@@ -22,7 +23,7 @@ from fl_protocol.transport import (
     Will,
 )
 
-__all__ = ["MAX_QUEUED", "Faults", "LoopbackBroker", "LoopbackTransport", "matches"]
+__all__ = ["MAX_QUEUED", "Faults", "Link", "LoopbackBroker", "LoopbackTransport", "matches"]
 
 MAX_QUEUED = 10_000
 """Messages kept for a session that is away; the newest are dropped beyond, and counted as lost."""
@@ -42,10 +43,20 @@ class Faults:
     delay_s: tuple[float, float] = (0.0, 0.0)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """What a client's messages travel over, one after the other: seconds each way, and bytes a second
+    (0: no bound)."""
+
+    latency_s: float = 0.0
+    up_bytes_s: float = 0.0
+    down_bytes_s: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
 class _Session:
     clean: bool
-    filters: set[str] = field(default_factory=set)
+    filters: dict[str, None] = field(default_factory=dict)
     queue: list[Received] = field(default_factory=list)
     unacknowledged: dict[int, Received] = field(default_factory=dict)
     connection: "LoopbackTransport | None" = None
@@ -61,6 +72,7 @@ class LoopbackBroker:
         self._random = random.Random(seed)
         self._retained: dict[str, bytes] = {}
         self._sessions: dict[str, _Session] = {}
+        self._subscriptions: Subscriptions[_Session] = Subscriptions()
         self._pending: list[tuple[float, int, Callable[[], None]]] = []
         self._sequence = 0
 
@@ -72,10 +84,11 @@ class LoopbackBroker:
         clean: bool = True,
         manual_ack: bool = False,
         window: int = 16,
+        link: Link | None = None,
     ) -> "LoopbackTransport":
         """A transport for ``client_id``, to be started; ``will`` is asked for at each connect."""
         return LoopbackTransport(
-            self, client_id, will=will, clean=clean, manual_ack=manual_ack, window=window
+            self, client_id, will=will, clean=clean, manual_ack=manual_ack, window=window, link=link
         )
 
     def deliver_due(self) -> int:
@@ -90,6 +103,10 @@ class LoopbackBroker:
         """Clock time of the next delivery; ``None`` when nothing is under way."""
         return self._pending[0][0] if self._pending else None
 
+    def now(self) -> float:
+        """Its clock's time."""
+        return self._clock.monotonic()
+
     def restart(self, *, keep_store: bool) -> None:
         """Die at once and come back: what was under way is lost and no will is spoken; without its store
         all sessions and retained messages are gone too."""
@@ -100,6 +117,7 @@ class LoopbackBroker:
                 connection.drop("the broker was killed", spoken=False)
         if not keep_store:
             self._sessions.clear()
+            self._subscriptions = Subscriptions()
             self._retained.clear()
 
     def attach(self, transport: "LoopbackTransport") -> None:
@@ -110,10 +128,14 @@ class LoopbackBroker:
         session = self._sessions.get(transport.client_id)
         present = session is not None and not transport.clean
         if session is None or transport.clean:
+            if session is not None:
+                self._forget(session, list(session.filters))
             session = self._sessions[transport.client_id] = _Session(clean=transport.clean)
         session.connection = transport
         opened, connection = session, transport.connection
-        self._later(lambda: self._open(opened, transport, connection, present), plain=True)
+        self._later(
+            lambda: self._open(opened, transport, connection, present), plain=True, at=transport.answered()
+        )
 
     def detach(self, transport: "LoopbackTransport", *, broken: bool) -> None:
         """Close a session; a broken connection speaks its will."""
@@ -124,6 +146,7 @@ class LoopbackBroker:
         session.queue[:0] = session.unacknowledged.values()
         session.unacknowledged.clear()
         if session.clean:
+            self._forget(session, list(session.filters))
             del self._sessions[transport.client_id]
         if broken and transport.will is not None:
             self.route(transport.will.topic, transport.will.payload, retain=False)
@@ -134,21 +157,26 @@ class LoopbackBroker:
             self._retained[topic] = payload
         elif retain:
             self._retained.pop(topic, None)
-        for session in list(self._sessions.values()):
-            if any(matches(pattern, topic) for pattern in session.filters):
-                self._hand(session, Received(topic, payload, False, 0))
+        message = Received(topic, payload, False, 0)
+        for session in self._subscriptions.of(topic):
+            self._hand(session, message)
 
     def open_filters(self, transport: "LoopbackTransport", filters: Sequence[str]) -> None:
         """Subscribe, and send what is retained."""
         session = self._sessions[transport.client_id]
-        session.filters.update(filters)
-        for topic, payload in sorted(self._retained.items()):
-            if any(matches(pattern, topic) for pattern in filters):
-                self._hand(session, Received(topic, payload, True, 0))
+        session.filters.update(dict.fromkeys(filters))
+        for pattern in filters:
+            self._subscriptions.add(pattern, session)
+        wild = [pattern for pattern in filters if "+" in pattern or "#" in pattern]
+        found = {pattern for pattern in filters if pattern in self._retained}
+        if wild:
+            found |= {topic for topic in self._retained if any(matches(one, topic) for one in wild)}
+        for topic in sorted(found):
+            self._hand(session, Received(topic, self._retained[topic], True, 0))
 
     def close_filters(self, transport: "LoopbackTransport", filters: Sequence[str]) -> None:
         """Unsubscribe."""
-        self._sessions[transport.client_id].filters.difference_update(filters)
+        self._forget(self._sessions[transport.client_id], filters)
 
     def settle(self, transport: "LoopbackTransport", token: int) -> None:
         """Forget a delivery that its receiver acknowledged."""
@@ -159,7 +187,25 @@ class LoopbackBroker:
     def confirm(self, transport: "LoopbackTransport", token: int) -> None:
         """Acknowledge a publish."""
         connection = transport.connection
-        self._later(lambda: transport.delivered(token, connection), plain=True)
+        self._later(lambda: transport.delivered(token, connection), plain=True, at=transport.comes(0))
+
+    def carry(
+        self, transport: "LoopbackTransport", token: int, topic: str, payload: bytes, *, retain: bool
+    ) -> None:
+        """Take a publish in when its link has carried it here, unless that connection has ended by then."""
+        connection = transport.connection
+
+        def arrive() -> None:
+            if transport.connected and transport.connection == connection:
+                self.confirm(transport, token)
+                self.route(topic, payload, retain=retain)
+
+        self._later(arrive, plain=True, at=transport.goes(len(topic) + len(payload)))
+
+    def _forget(self, session: _Session, filters: Sequence[str]) -> None:
+        for pattern in filters:
+            session.filters.pop(pattern, None)
+            self._subscriptions.remove(pattern, session)
 
     def _open(
         self, session: _Session, transport: "LoopbackTransport", connection: int, present: bool
@@ -176,8 +222,11 @@ class LoopbackBroker:
         if self._random.random() < self.faults.lose:
             self.lost += 1
             return
+        at = (
+            session.connection.comes(len(message.topic) + len(message.payload)) if session.connection else 0.0
+        )
         for _ in range(2 if self._random.random() < self.faults.repeat else 1):
-            self._later(lambda: self._deliver(session, message))
+            self._later(lambda: self._deliver(session, message), at=at)
 
     def _deliver(self, session: _Session, message: Received) -> None:
         transport = session.connection
@@ -193,13 +242,14 @@ class LoopbackBroker:
             session.unacknowledged[numbered.token] = numbered
         transport.emit(numbered)
 
-    def _later(self, call: Callable[[], None], *, plain: bool = False) -> None:
+    def _later(self, call: Callable[[], None], *, plain: bool = False, at: float = 0.0) -> None:
+        """``at``: the time before which a link does not bring it."""
         low, high = (0.0, 0.0) if plain else self.faults.delay_s
         delay = self._random.uniform(low, high)
         if not plain and self._random.random() < self.faults.reorder:
             delay += self._random.uniform(0.0, max(high, 1.0))
         self._sequence += 1
-        heapq.heappush(self._pending, (self._clock.monotonic() + delay, self._sequence, call))
+        heapq.heappush(self._pending, (max(self._clock.monotonic(), at) + delay, self._sequence, call))
 
 
 class LoopbackTransport:
@@ -214,6 +264,7 @@ class LoopbackTransport:
         clean: bool,
         manual_ack: bool,
         window: int,
+        link: Link | None = None,
     ) -> None:
         self.client_id = client_id
         self.will: Will | None = None
@@ -227,6 +278,9 @@ class LoopbackTransport:
         self._receive: Callable[[TransportEvent], None] | None = None
         self._attached = False
         self._window = window
+        self._link = link
+        self._free_up = self._free_down = 0.0
+        """Until when the link is busy, each way."""
         self._under_way: set[int] = set()
         self._token = 0
         self._sent = 0
@@ -247,8 +301,11 @@ class LoopbackTransport:
         self._token += 1
         self._under_way.add(self._token)
         self._sent += len(topic) + len(payload)
-        self._broker.confirm(self, self._token)
-        self._broker.route(topic, payload, retain=retain)
+        if self._link is None:
+            self._broker.confirm(self, self._token)
+            self._broker.route(topic, payload, retain=retain)
+        else:
+            self._broker.carry(self, self._token, topic, payload, retain=retain)
         return self._token
 
     def subscribe(self, filters: Sequence[str]) -> None:
@@ -294,6 +351,28 @@ class LoopbackTransport:
         """Topic and payload bytes: there is no socket to count at."""
         return Traffic(self._sent, self._received)
 
+    def goes(self, size: int) -> float:
+        """When ``size`` bytes that leave now are at the broker."""
+        link = self._link
+        if link is None:
+            return 0.0
+        now = self._broker.now()
+        self._free_up = max(self._free_up, now) + (size / link.up_bytes_s if link.up_bytes_s else 0.0)
+        return self._free_up + link.latency_s
+
+    def answered(self) -> float:
+        """When an answer to what is said now is here."""
+        return self.goes(0) + (self._link.latency_s if self._link is not None else 0.0)
+
+    def comes(self, size: int) -> float:
+        """When ``size`` bytes that the broker sends now are here."""
+        link = self._link
+        if link is None:
+            return 0.0
+        now = self._broker.now()
+        self._free_down = max(self._free_down, now) + (size / link.down_bytes_s if link.down_bytes_s else 0.0)
+        return self._free_down + link.latency_s
+
     def opened(self, connection: int, present: bool) -> bool:
         """The broker took this connection, unless it has ended by now."""
         if not self._attached or connection != self.connection:
@@ -319,14 +398,3 @@ class LoopbackTransport:
         self._attached = self.connected = False
         self._under_way.clear()
         self._broker.detach(self, broken=broken)
-
-
-def matches(pattern: str, topic: str) -> bool:
-    """Whether an MQTT filter with ``+`` and ``#`` matches a topic (MQTT 3.1.1, section 4.7)."""
-    want, have = pattern.split("/"), topic.split("/")
-    for index, level in enumerate(want):
-        if level == "#":
-            return True
-        if index >= len(have) or level not in ("+", have[index]):
-            return False
-    return len(want) == len(have)

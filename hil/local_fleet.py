@@ -24,8 +24,8 @@ from fl_io.mqtt import BrokerAddress, reachable
 from fl_protocol.errors import ConfigError
 from hil.lineup import Lineup, Seat, draw_up, graphs_for
 from hil.processes import ManagedProcess
-from hil.workload import Samples, Workload, digits_workload, own_workload
-from models.runtime import open_session
+from hil.workload import Samples, Workload, own_workload, zoo_workload
+from models.runtime import fixed_rows, open_session
 
 __all__ = ["FleetOptions", "LocalFleet"]
 
@@ -35,9 +35,9 @@ class FleetOptions:
     """What the fleet is and does; ``settings`` replaces or adds tables of fleet.toml, ``agent_settings``
     of agent.toml.
 
-    ``artifact`` and ``samples`` (an npz of ``x`` and ``y``) take the place of the digits. ``runtime`` may be
-    ``mixed`` (see ``hil.lineup``). ``epochs``, ``batch_size`` and ``lr`` are the workload's own where None,
-    ``partition`` too.
+    ``data`` is one of ``hil.workload.DATA``; ``artifact`` and ``samples`` (an npz of ``x`` and ``y``) take
+    the place of it. ``runtime`` may be ``mixed`` (see ``hil.lineup``). ``epochs``, ``batch_size`` and ``lr``
+    are the workload's own where None, ``partition`` too.
     """
 
     name: str = "demo"
@@ -47,6 +47,7 @@ class FleetOptions:
     runtime: str = "onnx"
     codec: str = "eden(bits=1)"
     partition: str | None = None
+    data: str = "digits"
     artifact: Path | None = None
     samples: Path | None = None
     epochs: int | None = None
@@ -189,18 +190,23 @@ class LocalFleet:
         if options.artifact is not None and options.samples is not None:
             return own_workload(folder, options.artifact, options.samples, seed=options.seed)
         graphs = graphs_for(options.runtime)
-        return digits_workload(folder, hidden=options.hidden, seed=options.seed, runtimes=graphs)
+        return zoo_workload(options.data, folder, hidden=options.hidden, seed=options.seed, runtimes=graphs)
 
     def _plan(self) -> dict[str, Any]:
         options = self.options
         asked = {"epochs": options.epochs, "batch_size": options.batch_size, "lr": options.lr}
         plan = {**(self.workload.plan if self.workload else {})}
-        if self.lineup.rows is not None and "batch_size" in plan:
-            plan["batch_size"] = min(plan["batch_size"], self.lineup.rows)
+        if self._rows is not None and "batch_size" in plan:
+            plan["batch_size"] = min(plan["batch_size"], self._rows)
         return plan | {name: value for name, value in asked.items() if value is not None}
 
+    @property
+    def _rows(self) -> int | None:
+        """The longest batch that the coordinator takes."""
+        return fixed_rows(self.workload.artifact) if self.workload else None
+
     def _check_batch(self) -> None:
-        most, asked = self.lineup.rows, self.options.batch_size
+        most, asked = self._rows, self.options.batch_size
         if most is not None and asked is not None and asked > most:
             raise ConfigError(
                 f"a batch of {asked} rows, the .tflite graphs take {most}",

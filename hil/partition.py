@@ -12,36 +12,64 @@ from numpy.typing import NDArray
 
 from fl_protocol.errors import ConfigError
 
-__all__ = ["concentration", "partition"]
+__all__ = ["BY_USER", "by_user", "concentration", "partition"]
+
+BY_USER = "by-user"
 
 FEWEST = 20
 
 
 def concentration(scheme: str) -> float | None:
-    """The concentration of ``dirichlet:a``; ``None`` for ``iid``.
+    """The concentration of ``dirichlet:a``; ``None`` for ``iid`` and ``by-user``.
 
     Raises:
         ConfigError: an unknown scheme.
     """
-    if scheme == "iid":
+    if scheme in ("iid", BY_USER):
         return None
     match = re.fullmatch(r"dirichlet:(\d+(?:\.\d+)?)", scheme)
     if match is None or float(match[1]) <= 0:
-        raise ConfigError(f"partition {scheme!r} is unknown", hint="write iid or dirichlet:1.0")
+        raise ConfigError(
+            f"partition {scheme!r} is unknown",
+            hint="write iid or dirichlet:1.0, or by-user where they are people's",
+        )
     return float(match[1])
 
 
-def partition(labels: NDArray[Any], devices: int, *, scheme: str, seed: int) -> list[NDArray[np.intp]]:
-    """Deal the indices of ``labels`` out to ``devices``, each index once.
-
-    ``iid`` shuffles; ``dirichlet:a`` draws each label's shares from a Dirichlet distribution of
-    concentration ``a`` (0.1: nearly one label a device, 100: nearly even). Every device gets at least
-    20 samples.
+def by_user(users: NDArray[Any] | None, devices: int) -> list[NDArray[np.intp]]:
+    """The indices of each user's samples, of the first ``devices`` users; ``users`` has one a sample.
 
     Raises:
-        ConfigError: an unknown scheme, fewer than 20 samples a device, or ``dirichlet`` where ``labels`` are
-            no classes (one integer each).
+        ConfigError: fewer users than devices, or nothing tells whose the samples are.
     """
+    if users is None:
+        raise ConfigError(
+            "the samples do not tell whose they are", hint="deal them out by iid or dirichlet:1.0"
+        )
+    names = np.unique(users)
+    if devices > len(names):
+        raise ConfigError(
+            f"{devices} devices, and the samples are of {len(names)} users",
+            hint=f"at most {len(names)} devices",
+        )
+    return [np.flatnonzero(users == name) for name in names[:devices]]
+
+
+def partition(
+    labels: NDArray[Any], devices: int, *, scheme: str, seed: int, users: NDArray[Any] | None = None
+) -> list[NDArray[np.intp]]:
+    """Deal the indices of ``labels`` out to ``devices``, each index once.
+
+    ``by-user`` gives each device one user's (see ``by_user``); ``iid`` shuffles; ``dirichlet:a`` draws each
+    label's shares from a Dirichlet distribution of concentration ``a`` (0.1: nearly one label a device, 100:
+    nearly even). Every device gets at least 20 samples.
+
+    Raises:
+        ConfigError: an unknown scheme, fewer than 20 samples a device, ``dirichlet`` where ``labels`` are
+            no classes (one integer each), or ``by-user`` with fewer ``users`` than devices.
+    """
+    if scheme == BY_USER:
+        return by_user(users, devices)
     alpha = concentration(scheme)
     if alpha is not None and (labels.ndim != 1 or labels.dtype.kind not in "iu"):
         raise ConfigError(

@@ -9,7 +9,7 @@ __all__ = ["Points", "bar_chart", "line_chart"]
 
 WIDTH, HEIGHT = 560, 300
 LEFT, RIGHT, TOP, BOTTOM = 62, 16, 40, 48
-COLOURS = ("#2f6f4f", "#c2703d", "#4f6fa8", "#8a6fb0")
+COLOURS = ("#2f6f4f", "#c2703d", "#4f6fa8", "#8a6fb0", "#b0413e", "#7a8b2f", "#3d9aa1", "#6b6b6b")
 _INK, _GRID = "#3b423e", "#e3e6e2"
 
 

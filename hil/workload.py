@@ -1,6 +1,5 @@
-"""What a fleet on this machine trains: the digits, or a model and samples of one's own, checked first."""
+"""What a fleet on this machine trains: data of the zoo, or a model and samples of one's own."""
 
-import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,20 +9,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.sample_form import Array, as_stored
+from edge_agent.sample_form import Array, as_stored, shaped
 from fl_protocol.artifact import Input
 from fl_protocol.errors import ConfigError, LayoutError
-from hil.partition import partition
+from hil.partition import BY_USER, partition
 from models.runtime import Session, TrainingArtifact, split_flat
-from models.zoo import digits
+from models.zoo import digits, motion, shuttle
+from models.zoo.catalogue import find
 from models.zoo.mlp import digits_artifact
 
-__all__ = ["DEFAULT_PARTITION", "Samples", "Workload", "digits_workload", "headline", "own_workload"]
+__all__ = [
+    "DATA",
+    "DEFAULT_PARTITION",
+    "Samples",
+    "Workload",
+    "digits_workload",
+    "headline",
+    "own_workload",
+    "zoo_workload",
+]
+
+DATA = ("digits", "motion", "shuttle")
+"""Names of ``zoo_workload``; all but the first are fetched before: ``lichen models fetch``."""
 
 DEFAULT_PARTITION = "dirichlet:1.0"
 HELD_OUT_SHARE = 0.2
 DIGITS_PLAN: Mapping[str, Any] = {"epochs": 6, "batch_size": 16, "lr": 0.3}
 """Six passes in batches of 16 at 0.3: what ten seeds reach with it stands in docs/benchmarks.md."""
+MOTION_PLAN: Mapping[str, Any] = {"epochs": 5, "batch_size": 32, "lr": 0.02, "momentum": 0.9}
+SHUTTLE_PLAN: Mapping[str, Any] = {"epochs": 1, "batch_size": 32, "lr": 0.1, "momentum": 0.9}
 OWN_EPOCHS = 3
 OWN_BATCH = 32
 _CLASSES = "softmax_cross_entropy"
@@ -52,15 +66,18 @@ class Samples:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """An artifact, the samples that devices share out and those that the coordinator keeps, and defaults of
-    the plan, by the names of fleet.toml's ``[plan]``."""
+    the plan, by the names of fleet.toml's ``[plan]``; ``users`` tells whose each training sample is."""
 
     artifact: TrainingArtifact
     training: Samples
     held_out: Samples
     plan: Mapping[str, Any]
+    users: NDArray[Any] | None = None
 
     def scheme(self, asked: str | None) -> str:
-        """How samples are dealt out: as ``asked``, else by class where there are any."""
+        """How samples are dealt out: as ``asked``, else by user or by class where there are any."""
+        if not asked and self.users is not None:
+            return BY_USER
         return asked or (DEFAULT_PARTITION if self.training.labelled else "iid")
 
     def shares(self, devices: int, *, scheme: str | None, seed: int) -> list[Samples]:
@@ -69,7 +86,7 @@ class Workload:
         Raises:
             ConfigError: too few, or not by class where there is none.
         """
-        parts = partition(self.training.y, devices, scheme=self.scheme(scheme), seed=seed)
+        parts = partition(self.training.y, devices, scheme=self.scheme(scheme), seed=seed, users=self.users)
         return [self.training.take(part) for part in parts]
 
     def check(self, session: Session) -> None:
@@ -107,6 +124,36 @@ def digits_workload(folder: Path, *, hidden: int, seed: int, runtimes: Sequence[
         training=Samples(x=training.x, y=training.y),
         held_out=Samples(x=held_out.x, y=held_out.y),
         plan=DIGITS_PLAN,
+    )
+
+
+def zoo_workload(name: str, folder: Path, *, hidden: int, seed: int, runtimes: Sequence[str]) -> Workload:
+    """A data set of the zoo (see ``DATA``) and its model; ``hidden`` and ``seed`` make that of the digits.
+
+    ``motion``: ten people, of whom two are held out, and its convolutional network. ``shuttle``: normal rows,
+    and the autoencoder; the held-out rows are normal ones too, since their loss is to fall.
+
+    Raises:
+        ConfigError: the data were not fetched yet.
+    """
+    if name == "digits":
+        return digits_workload(folder, hidden=hidden, seed=seed, runtimes=runtimes)
+    if name == "motion":
+        people, others = motion.split()
+        return Workload(
+            artifact=find("motion-cnn").open().save(folder),
+            training=Samples(x=people.x, y=people.y),
+            held_out=Samples(x=others.x, y=others.y),
+            plan=MOTION_PLAN,
+            users=people.person,
+        )
+    normal, evaluation = shuttle.split()
+    rest = evaluation.take(~evaluation.anomaly)
+    return Workload(
+        artifact=find("shuttle-autoencoder").open().save(folder),
+        training=Samples(x=normal.x, y=normal.x),
+        held_out=Samples(x=rest.x, y=rest.x),
+        plan=SHUTTLE_PLAN,
     )
 
 
@@ -175,15 +222,15 @@ def _rows(path: Path, name: str, rows: Array, wanted: Input | None) -> Array:
     if wanted is None:
         return rows
     shape = wanted.shape[1:]
-    fits = rows.shape[1:] == shape or (-1 in shape and len(shape) == rows.ndim - 1)
-    if not fits and (-1 in shape or math.prod(shape) != math.prod(rows.shape[1:])):
+    fitting = shaped(rows, shape) if -1 not in shape or len(shape) == rows.ndim - 1 else None
+    if fitting is None:
         raise ConfigError(
             f"{path}: rows of {name} have the shape {list(rows.shape[1:])}, the model takes {list(shape)}",
-            hint="give samples of that shape, or build the artifact for these",
+            hint="give samples of that shape, axes in that order, or build the artifact for these",
         )
     if np.dtype(wanted.dtype).kind == "i" and rows.dtype.kind == "f":
         raise ConfigError(
             f"{path}: {name} holds {rows.dtype}, the model takes {wanted.dtype}",
             hint="number the classes from 0" if name == "y" else "convert it before it is saved",
         )
-    return (rows if fits else rows.reshape(len(rows), *shape)).astype(wanted.dtype)
+    return fitting.astype(wanted.dtype)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from edge_agent.predictor import Predictor
     from edge_agent.samples import SampleStore
     from edge_agent.trainer import TrainingResult
+    from hil.simulate.simulation import simulate
     from models.build import build_artifact, from_keras, from_sklearn, from_torch, wrap_weights
     from models.runtime.artifact import TrainingArtifact
 
@@ -29,6 +30,7 @@ __all__ = [
     "from_keras",
     "from_sklearn",
     "from_torch",
+    "simulate",
     "wrap_weights",
 ]
 
@@ -47,6 +49,7 @@ _HOMES = {
     "from_keras": "models.build",
     "from_sklearn": "models.build",
     "from_torch": "models.build",
+    "simulate": "hil.simulate.simulation",
     "wrap_weights": "models.build",
 }
 

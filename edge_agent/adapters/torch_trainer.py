@@ -31,7 +31,8 @@ class TorchTrainer(ABC):
     A subclass gives the module and the loss. Parameters and buffers go by their names in ``state_dict``:
     those in the artifact are set from the published weights and returned; all others keep what ``module``
     gave them, a checkpoint on the device for instance, and are never trained. A normalisation whose running
-    statistics are not in the artifact uses them as they are, in training too. ``device`` is where it runs.
+    statistics are not in the artifact uses them as they are, in training too; so does every normalisation
+    where the last batch of an epoch has one row, which has no variance. ``device`` is where it runs.
 
     The same weights, samples and plan give the same result on the same machine. A long training leaves
     checkpoints; the optimizer's state is in them, not that of a learning rate scheduler.
@@ -81,7 +82,7 @@ class TorchTrainer(ABC):
         import torch
 
         module, tensors = self._opened(weights)
-        _to_training(module, tensors)
+        normalisations = _to_training(module, tensors)
         trained = [tensor for tensor in tensors.values() if isinstance(tensor, torch.nn.Parameter)]
         anchors = [tensor.detach().clone() for tensor in trained] if plan.mu else []
         optimizer = self.optimizer(trained, plan)
@@ -96,6 +97,8 @@ class TorchTrainer(ABC):
             for x, y in itertools.islice(batches, steps, None):
                 if should_stop() or (plan.max_steps and steps >= plan.max_steps):
                     break
+                for part in normalisations:
+                    part.train(len(x) > 1 or plan.batch_size == 1)
                 optimizer.zero_grad()
                 self.loss(self.forward(module, self._tensor(x)), self._tensor(y)).backward()
                 if plan.clip:
@@ -185,15 +188,20 @@ def _set(present: "Mapping[str, Tensor]", name: str, array: NDArray[np.float32])
     tensor.copy_(torch.tensor(array))
 
 
-def _to_training(module: "nn.Module", tensors: "Mapping[str, Tensor]") -> None:
-    """Training mode, but for normalisations whose running statistics do not travel."""
+def _to_training(module: "nn.Module", tensors: "Mapping[str, Tensor]") -> "list[nn.Module]":
+    """Training mode, but for normalisations whose running statistics do not travel. Those whose statistics
+    do are returned."""
     module.train()
+    travelling = []
     for path, part in module.named_modules():
         statistics = [
             name for name in ("running_mean", "running_var") if getattr(part, name, None) is not None
         ]
         if any(f"{path}.{name}".lstrip(".") not in tensors for name in statistics):
             part.eval()
+        elif statistics:
+            travelling.append(part)
+    return travelling
 
 
 def _array(tensor: "Tensor") -> NDArray[np.float32]:

@@ -10,9 +10,23 @@ import numpy.typing as npt
 from fl_protocol.errors import CodecError, LayoutError
 from fl_protocol.layout import TensorLayout
 
-__all__ = ["bounded_scales", "check_codes", "check_length", "check_scales", "check_values", "fitting_vector"]
+__all__ = [
+    "HIGHEST_FLOAT16",
+    "bounded_scales",
+    "check_codes",
+    "check_float16",
+    "check_length",
+    "check_scales",
+    "check_values",
+    "fitting_vector",
+]
+
+HIGHEST_FLOAT16 = 65504.0
+"""The largest finite float16."""
 
 _LOWEST = 2.0**-100
+_EXPONENT = np.uint16(0x7C00)
+_PIECE = 65_536
 _HIGHEST = 2.0**100
 # Positive floats are ordered as their bits are, and every negative, infinite or NaN one has bits above.
 _LOWEST_BITS = np.uint32((127 - 100) << 23)
@@ -63,6 +77,18 @@ def check_codes(codes: npt.NDArray[np.int8]) -> None:
     """
     if codes.size and codes.min() == -128:
         raise CodecError("an 8-bit code is -128, outside [-127, 127]")
+
+
+def check_float16(values: npt.NDArray[np.float16], where: str) -> None:
+    """Refuse a float16 that is infinite or NaN, in cache-sized pieces.
+
+    Raises:
+        CodecError: naming ``where``.
+    """
+    bits = values.view("<u2")
+    for start in range(0, len(bits), _PIECE):
+        if ((bits[start : start + _PIECE] & _EXPONENT) == _EXPONENT).any():
+            raise CodecError(f"{where} holds a float16 that is not finite")
 
 
 def check_length(payload: bytes, size: int) -> None:

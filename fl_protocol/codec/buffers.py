@@ -10,20 +10,24 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fl_protocol.codec.bounds import check_length, check_values, fitting_vector
+from fl_protocol.codec.bounds import (
+    HIGHEST_FLOAT16,
+    check_float16,
+    check_length,
+    check_values,
+    fitting_vector,
+)
 from fl_protocol.codec.segments import SEGMENT_ELEMENTS
 from fl_protocol.codec.spec import CodecSpec
 from fl_protocol.codec.update_codec import Piece, UpdateCodec
-from fl_protocol.errors import CodecError
 from fl_protocol.layout import TensorLayout
 
 __all__ = ["HIGHEST_BUFFER", "WithBuffers"]
 
-HIGHEST_BUFFER = 65504.0
+HIGHEST_BUFFER = HIGHEST_FLOAT16
 """The largest finite float16: deltas of buffers are limited to it in magnitude."""
 
 _WIDTH = 2
-_EXPONENT = np.uint16(0x7C00)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,11 @@ class WithBuffers:
     def spec(self) -> CodecSpec:
         """That of the weights' codec."""
         return self.of_weights.spec
+
+    @property
+    def unbiased(self) -> bool:
+        """That of the weights: buffers are rounded to the nearest."""
+        return self.of_weights.unbiased
 
     def size(self, layout: TensorLayout) -> int:
         """The weights' payload, then two bytes per element of a buffer."""
@@ -58,8 +67,7 @@ class WithBuffers:
             return
         check_length(payload, self.size(layout))
         self.of_weights.check(self._weights(payload, layout), layout.weights)
-        if (_tail(payload, layout).view("<u2") & _EXPONENT == _EXPONENT).any():
-            raise CodecError("the payload holds the delta of a buffer that is not finite")
+        check_float16(_tail(payload, layout), "the delta of the buffers")
 
     def norm(self, payload: bytes, layout: TensorLayout, seed: bytes) -> np.float32:
         """The L2 norm of the weights alone: buffers have units of their own."""

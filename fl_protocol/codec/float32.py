@@ -24,6 +24,11 @@ class Float32:
         """``float32``."""
         return CodecSpec(name="float32")
 
+    @property
+    def unbiased(self) -> bool:
+        """True: nothing is lost."""
+        return True
+
     def size(self, layout: TensorLayout) -> int:
         """Four bytes per element."""
         return 4 * layout.size

@@ -37,6 +37,11 @@ class Int8:
         """``int8``."""
         return CodecSpec(name="int8")
 
+    @property
+    def unbiased(self) -> bool:
+        """True: rounding is at random."""
+        return True
+
     def size(self, layout: TensorLayout) -> int:
         """Four bytes per tensor, then one per element."""
         return 4 * len(layout.tensors) + layout.size

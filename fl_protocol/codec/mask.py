@@ -18,13 +18,15 @@ def kept_count(size: int, keep: float) -> int:
 def kept_positions(stream: Stream, size: int, count: int) -> npt.NDArray[np.intp]:
     """The ``count`` kept positions in a segment of ``size`` <= 65,536 elements, increasing: intp[count].
 
-    Draws one word per element; with its low 16 bits replaced by the element's position it is the
-    element's key, and the smallest keys are kept. Keys differ, so there is one answer.
+    Each element has 32 bits of the stream as its key; the smallest keys are kept, of equal ones the first.
     """
-    keys = stream.words(size)
-    keys.view("<u2")[::4] = np.arange(size, dtype="<u2")
+    keys = stream.octets(4 * size).view("<u4")
     ordered = keys.copy()
     ordered.partition(count - 1)
     largest = ordered[count - 1]
-    del ordered  # half a megabyte, given back before the positions need as much
-    return np.flatnonzero(keys <= largest)
+    positions = np.flatnonzero(keys <= largest)
+    surplus = len(positions) - count
+    if surplus:
+        ties = np.flatnonzero(keys[positions] == largest)
+        positions = np.delete(positions, ties[len(ties) - surplus :])
+    return positions

@@ -4,19 +4,21 @@ import difflib
 
 from fl_protocol.codec.buffers import WithBuffers
 from fl_protocol.codec.eden import Eden
+from fl_protocol.codec.float16 import Float16
 from fl_protocol.codec.float32 import Float32
 from fl_protocol.codec.int8 import Int8
+from fl_protocol.codec.levels import LEVELS
 from fl_protocol.codec.spec import CodecSpec
 from fl_protocol.codec.update_codec import UpdateCodec
 from fl_protocol.errors import CodecError
 
 __all__ = ["codec_for"]
 
-_OPTIONS = {"eden": ("bits", "keep"), "float32": (), "int8": ()}
+_OPTIONS = {"eden": ("bits", "keep"), "float16": (), "float32": (), "int8": ()}
 
 
 def codec_for(spec: str | CodecSpec) -> UpdateCodec:
-    """The codec that ``spec`` names: ``float32``, ``int8``, ``eden(bits=1)``, ``eden(bits=1,keep=0.25)``.
+    """The codec that ``spec`` names, as ``float32``, ``float16``, ``int8``, ``eden(bits=2,keep=0.25)``.
 
     Raises:
         CodecError: not a specification, an unknown name or option, or a value that the codec does not
@@ -31,6 +33,8 @@ def codec_for(spec: str | CodecSpec) -> UpdateCodec:
             raise _unknown_option(parsed.name, option, value)
     if parsed.name == "float32":
         return WithBuffers(Float32())
+    if parsed.name == "float16":
+        return WithBuffers(Float16())
     if parsed.name == "int8":
         return WithBuffers(Int8())
     return WithBuffers(_eden(parsed))
@@ -38,13 +42,14 @@ def codec_for(spec: str | CodecSpec) -> UpdateCodec:
 
 def _eden(spec: CodecSpec) -> Eden:
     bits = spec.options.get("bits", 1.0)
-    if bits != 1:
-        raise CodecError(f"bits={bits:g}: eden knows bits=1", hint="write eden(bits=1)")
+    if bits not in LEVELS:
+        closest = min(LEVELS, key=lambda known: abs(known - bits))
+        raise CodecError(f"bits={bits:g}: eden knows bits=1, 2 and 4", hint=f"write eden(bits={closest})")
     keep = spec.options.get("keep", 1.0)
     if not 0 < keep <= 1:
         nearest = "keep=1" if keep > 1 else "keep=0.01, or leave it out to keep all"
         raise CodecError(f"keep={keep:g}: eden keeps a share above 0 and at most 1", hint=f"write {nearest}")
-    return Eden(keep=float(keep))
+    return Eden(bits=int(bits), keep=float(keep))
 
 
 def _unknown_name(name: str) -> CodecError:

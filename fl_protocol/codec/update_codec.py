@@ -28,6 +28,10 @@ class UpdateCodec(Protocol):
     def spec(self) -> CodecSpec:
         """The canonical specification: :func:`codec_for` of it gives an equal codec."""
 
+    @property
+    def unbiased(self) -> bool:
+        """Whether the expectation of the decoded update, over seeds, is the delta."""
+
     def size(self, layout: TensorLayout) -> int:
         """Exact payload length in bytes."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_protocol.errors import LichenError
+from hil.bench.codec import codec
 from hil.bench.demos import seeds, traffic
 from hil.bench.footprint import footprint
 from hil.bench.ingest import ingest
@@ -29,7 +30,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument(
         "--only",
         action="append",
-        choices=["demo", "traffic", "footprint", "ingest", "load", "links", "zoo", "training"],
+        choices=["demo", "traffic", "footprint", "ingest", "load", "links", "zoo", "training", "codec"],
     )
     parser.add_argument("--seeds", type=int, default=10, help="demos of the section demo")
     parser.add_argument("--updates", type=int, default=100_000, help="updates of the section ingest")
@@ -44,6 +45,7 @@ def main(words: list[str] | None = None) -> int:
         "links": lambda: list(links()),
         "zoo": zoo,
         "training": training,
+        "codec": codec,
     }
     book = options.docs / "benchmarks.json"
     figures: dict[str, Any] = json.loads(book.read_text()) if book.exists() else {}

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from hil.bench.codec import codec_section
 from hil.bench.training_page import training_section
 
 __all__ = ["page"]
@@ -149,6 +150,8 @@ def page(figures: Mapping[str, Any]) -> str:
         parts.append(_zoo(figures["zoo"]))
     if "training" in figures:
         parts.append(training_section(figures["training"]))
+    if "codec" in figures:
+        parts.append(codec_section(figures["codec"]))
     return "".join(parts)
 
 

@@ -25,7 +25,7 @@ from hil.demo.screen import Screen
 from hil.lineup import CHOICES
 from hil.local_fleet import FleetOptions, LocalFleet
 from hil.partition import concentration
-from hil.workload import headline
+from hil.workload import DATA, headline
 from models.runtime.artifact import TrainingArtifact
 
 __all__ = ["demo"]
@@ -91,6 +91,13 @@ def _checked(
     help="Interpreter for tflite, whose packages need numpy 1.x.  [default: that of make demo-mixed]",
 )
 @click.option(
+    "--data",
+    default=DATA[0],
+    show_default=True,
+    type=click.Choice(DATA),
+    help="What is learned; all but the digits are got by `lichen models fetch` first.",
+)
+@click.option(
     "--artifact",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="A training artifact of your own.",
@@ -113,7 +120,7 @@ def _checked(
 @click.option(
     "--partition",
     callback=_checked(concentration),
-    help="iid or dirichlet:A.  [default: dirichlet:1.0 by class, iid without classes]",
+    help="iid, dirichlet:A, or by-user.  [default: by-user, else dirichlet:1.0 by class, else iid]",
 )
 @click.option("--hidden", default=32, show_default=True, type=click.IntRange(1, 8192), help="Hidden units.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Model and partition.")
@@ -126,7 +133,7 @@ def _checked(
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and nothing else.")
 def demo(*, out: Path, as_json: bool, **options: object) -> None:
-    """Train one model with a fleet of real processes here: on real digits, or yours on your samples."""
+    """Train one model with a fleet of real processes here: on real data, or yours on your samples."""
     console = Console(stderr=as_json, quiet=as_json)
     signal.signal(signal.SIGTERM, _interrupt)
     try:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fl_protocol.errors import LichenError
 from hil.local_fleet import LocalFleet
@@ -17,7 +17,8 @@ QUIET_S = 60.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
     """The fleet at one moment. ``metrics`` are those of the newest evaluation, empty before the first;
-    ``bytes_up`` counts all MQTT bytes that the agents have sent, at their sockets."""
+    ``reported`` are the devices' own, where the coordinator's have a caveat. ``bytes_up`` counts all MQTT
+    bytes that the agents have sent, at their sockets."""
 
     seconds: float
     version: int
@@ -27,6 +28,7 @@ class Moment:
     refused: int
     bytes_up: int
     bytes_down: int
+    reported: Mapping[str, float] = field(default_factory=dict)
 
 
 def follow(fleet: LocalFleet) -> Iterator[Moment]:
@@ -64,6 +66,7 @@ def _look(fleet: LocalFleet, seconds: float) -> Moment:
         refused=sum((status.get("refused") or {}).values()),
         bytes_up=sum(int(agent.get("bytes_sent") or 0) for agent in agents),
         bytes_down=sum(int(agent.get("bytes_received") or 0) for agent in agents),
+        reported=(status.get("reported") or {}).get("means") or {},
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from broker_coordinator.audit import audit
-from broker_coordinator.evaluation import Evaluation
+from broker_coordinator.evaluation import Evaluation, caveat_of
 from broker_coordinator.records import RuntimeCounts
 from broker_coordinator.sqlite_store import SqliteStore
 from fl_protocol.codec import codec_for
@@ -74,7 +74,8 @@ def collect(fleet: LocalFleet, moments: Sequence[Moment], seconds: float) -> Fig
     books = audit(fleet.state, fleet.agent_states)
     statuses = {device: fleet.agent_status(device) for device in fleet.agents}
     bytes_up = sum(int(status.get("bytes_sent") or 0) for status in statuses.values())
-    manifest = TrainingArtifact.open(fleet.folder / "artifact").manifest
+    artifact = TrainingArtifact.open(fleet.folder / "artifact")
+    manifest = artifact.manifest
     layout = manifest.layout
     raw_bytes = FLOAT32_BYTES * layout.size
     payload_bytes = codec_for(fleet.options.codec).size(layout)
@@ -89,6 +90,8 @@ def collect(fleet: LocalFleet, moments: Sequence[Moment], seconds: float) -> Fig
         "accuracy": newest.metrics.get("accuracy") if newest else None,
         "metrics": dict(newest.metrics) if newest else {},
         "held_out_examples": journal.held_out,
+        "caveat": caveat_of(artifact) if journal.held_out else "",
+        "reported": journal.reported,
         "updates_accepted": books.accepted,
         "updates_refused": books.refused,
         "bytes_up_total": bytes_up or None,
@@ -119,13 +122,15 @@ def collect(fleet: LocalFleet, moments: Sequence[Moment], seconds: float) -> Fig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Journal:
-    """What the coordinator's store tells; ``held_out`` counts the rows of its held-out file."""
+    """What the coordinator's store tells; ``held_out`` counts the rows of its held-out file, ``reported`` is
+    what devices said of the newest version that any of them evaluated: empty where none did."""
 
     versions: tuple[VersionPoint, ...]
     devices: tuple[DeviceShare, ...]
     staleness: dict[int, int]
     runtimes: dict[str, dict[str, int]]
     held_out: int
+    reported: dict[str, Any]
 
 
 def _journal(
@@ -137,6 +142,7 @@ def _journal(
     examples = dict.fromkeys(fleet.agents, 0)
     points = []
     held_out = 0
+    newest: dict[str, Any] = {}
     try:
         for record in store.versions():
             folded = [(row.device, row.staleness, row.header) for row in store.folded_into(record.number)]
@@ -147,6 +153,7 @@ def _journal(
             measured = Evaluation.from_metrics(record.metrics)
             reported = Evaluation.of_devices(store.device_evaluation(record.number))
             held_out = measured.examples if measured else held_out
+            newest = _reported(record.number, reported) if reported else newest
             points.append(
                 VersionPoint(
                     version=record.number,
@@ -177,7 +184,12 @@ def _journal(
         staleness=staleness,
         runtimes=_by_runtime([trained_by.get(device, "") for device in fleet.agents], counts),
         held_out=held_out,
+        reported=newest,
     )
+
+
+def _reported(version: int, said: Evaluation) -> dict[str, Any]:
+    return {"version": version, "devices": said.devices, "examples": said.examples, "metrics": said.means}
 
 
 def _by_runtime(devices: Sequence[str], counts: Mapping[str, RuntimeCounts]) -> dict[str, dict[str, int]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hil.demo.figures import Figures
-from hil.demo.screen import shown
+from hil.demo.screen import of_devices, shown
 from hil.plots import Points, bar_chart, line_chart
 
 __all__ = ["write_report"]
@@ -51,6 +51,8 @@ def _page(figures: Figures) -> Iterator[str]:
         f"{escape(str(summary['codec']))}, {escape(str(summary['partition']))}, seed {summary['seed']}.</p>"
     )
     yield f'<div class="tiles">{"".join(_tiles(figures))}</div>'
+    if summary["caveat"]:
+        yield f'<p class="sub">The held-out file is measured {escape(summary["caveat"])}.</p>'
     yield '<div class="plots">'
     for plot in _plots(figures):
         yield f'<div class="plot">{plot}</div>'
@@ -69,6 +71,7 @@ def _tiles(figures: Figures) -> Iterator[str]:
             shown(score) if score is not None else "-",
             f"{metric}, {summary['held_out_examples']} held-out samples",
         ),
+        *_of_devices(summary),
         (str(summary["versions"]), f"versions in {summary['seconds']:.0f} s"),
         (str(summary["updates_accepted"]), f"updates accepted, {summary['updates_refused']} refused"),
         (
@@ -83,6 +86,13 @@ def _tiles(figures: Figures) -> Iterator[str]:
     ]
     for value, label in tiles:
         yield f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
+
+
+def _of_devices(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Where the coordinator measures another model than devices use, what they say of theirs."""
+    said, metric = summary["reported"], summary["metric"]
+    if summary["caveat"] and metric in said.get("metrics", {}):
+        yield shown(said["metrics"][metric]), f"{metric} {of_devices(said)}"
 
 
 def _plots(figures: Figures) -> Iterator[str]:
@@ -103,8 +113,9 @@ def _plots(figures: Figures) -> Iterator[str]:
         x_label="version",
         y_label=metric,
     )
+    read = {point.bytes_up / 1000: point.metrics[metric] for point in scored}  # the newest at each reading
     yield line_chart(
-        [Points(name=metric, x=[point.bytes_up / 1000 for point in scored], y=scores)],
+        [Points(name=metric, x=list(read), y=list(read.values()))],
         title=f"{metric.capitalize()} over bytes",
         x_label="KB sent by all devices, every MQTT byte",
         y_label=metric,

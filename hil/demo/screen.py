@@ -1,6 +1,6 @@
 """What a person sees while the demo runs, and the table at its end."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from rich.text import Text
 from hil.demo.course import Moment
 from hil.demo.figures import Figures
 
-__all__ = ["Screen", "shown"]
+__all__ = ["Screen", "of_devices", "shown"]
 
 SPARKS = "▁▂▃▄▅▆▇█"
 
@@ -68,7 +68,8 @@ class Screen:
 
     def _line(self, moment: Moment) -> str:
         return (
-            f"version {moment.version:>3}/{self._versions}  {self._metric} {self._score(moment, '-')}  "
+            f"version {moment.version:>3}/{self._versions}  {self._metric} {self._score(moment, '-')}"
+            f"{self._of_devices(moment, ', on devices ')}  "
             f"devices {moment.devices_online}/{self._devices}  updates {moment.updates}  "
             f"sent {_size(moment.bytes_up)} ({self._smaller(moment)})  {moment.seconds:.0f} s"
         )
@@ -78,6 +79,8 @@ class Screen:
         grid.add_row("version", f"{moment.version} of {self._versions}")
         score = self._score(moment, "waiting for the first one")
         grid.add_row(self._metric, Text.assemble((score, "bold green"), "  ", _sparkline(self._scores)))
+        if said := self._of_devices(moment):
+            grid.add_row("on devices", said)
         grid.add_row("devices on line", f"{moment.devices_online} of {self._devices}")
         grid.add_row("updates", f"{moment.updates} accepted, {moment.refused} refused")
         grid.add_row("sent by devices", f"{_size(moment.bytes_up)}, {self._smaller(moment)}")
@@ -89,6 +92,10 @@ class Screen:
         score = moment.metrics.get(self._metric)
         return shown(score) if score is not None else otherwise
 
+    def _of_devices(self, moment: Moment, before: str = "") -> str:
+        score = moment.reported.get(self._metric)
+        return f"{before}{shown(score)}" if score is not None else ""
+
     def _smaller(self, moment: Moment) -> str:
         if not moment.bytes_up or not moment.updates:
             return "nothing yet"
@@ -99,6 +106,11 @@ def _rows(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
     metrics, first = summary["metrics"], summary["metric"]
     for name in sorted(metrics, key=lambda name: (name != first, name)):
         yield name, f"{shown(metrics[name], 4)} on {summary['held_out_examples']} held-out samples"
+    if summary["caveat"]:
+        yield "caveat", f"measured {summary['caveat']}"
+    if (said := summary["reported"]) and summary["caveat"]:
+        for name in sorted(said["metrics"], key=lambda name: (name != first, name)):
+            yield f"{name} on devices", f"{shown(said['metrics'][name], 4)} {of_devices(said)}"
     yield "versions", f"{summary['versions']} in {summary['seconds']:.1f} s"
     yield "devices", f"{summary['devices']} processes, {summary['runtime']} runtime, {summary['partition']}"
     yield "updates", f"{summary['updates_accepted']} accepted, {summary['updates_refused']} refused"
@@ -124,6 +136,15 @@ def _rows(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
         f"{summary['lost']} lost, {summary['duplicated']} counted twice; "
         f"{summary['versions_replayed']} versions replayed "
         + ("bit for bit" if summary["replay_ok"] else "WITH DIFFERENCES"),
+    )
+
+
+def of_devices(said: Mapping[str, Any]) -> str:
+    """Where a figure comes from that devices report: ``reported`` of a demo's figures."""
+    count = said["devices"]
+    return (
+        f"on {said['examples']} held-out samples of {count} device{'s' if count > 1 else ''}, "
+        f"version {said['version']}"
     )
 
 

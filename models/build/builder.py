@@ -28,6 +28,7 @@ from models.build.uniform import SEED, SEEDS
 from models.runtime.artifact import GOLDEN_FILE, WEIGHTS_FILE, TrainingArtifact
 from models.runtime.golden import GoldenSteps
 from models.runtime.numpy_runtime import NumpyRuntime
+from models.runtime.session import Session
 
 __all__ = ["build_artifact"]
 
@@ -105,10 +106,12 @@ def build_artifact(
     )
     draft = TrainingArtifact.of(manifest, content)
     check_same_model(forward, draft)
-    check_gradients(forward, draft)
-    check_modes(forward, draft)
+    # Double precision, rounded once: another machine's libm or BLAS records the same golden steps.
+    session = NumpyRuntime(np.float64).open(draft)
+    check_gradients(forward, draft, session)
+    check_modes(forward, draft, session)
     for seed in _GOLDEN_SEEDS:
-        content[GOLDEN_FILE] = _golden(draft, seed)
+        content[GOLDEN_FILE] = _golden(draft, session, seed)
         files = {**manifest.files, GOLDEN_FILE: BlobRef.of(content[GOLDEN_FILE])}
         artifact = TrainingArtifact.of(replace(manifest, files=files), content)
         if check_runtimes(artifact, other_steps=seed != _GOLDEN_SEEDS[-1]):
@@ -177,7 +180,7 @@ def _inputs(forward: Forward, loss: str) -> tuple[Input, ...]:
     )
 
 
-def _golden(draft: TrainingArtifact, seed: int) -> bytes:
+def _golden(draft: TrainingArtifact, session: Session, seed: int) -> bytes:
     bits = np.random.PCG64(seed)
     defaults = dict(draft.manifest.hyper)
     plan = [
@@ -187,5 +190,4 @@ def _golden(draft: TrainingArtifact, seed: int) -> bytes:
         )
         for rows, hyper in _GOLDEN_STEPS
     ]
-    # Double precision, rounded once: another machine's libm or BLAS records the same bytes.
-    return GoldenSteps.record(draft, NumpyRuntime(np.float64).open(draft), plan).to_bytes()
+    return GoldenSteps.record(draft, session, plan).to_bytes()

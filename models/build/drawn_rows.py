@@ -7,6 +7,7 @@ are tried.
 
 from bisect import bisect_left
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,11 @@ from numpy.typing import NDArray
 from fl_protocol.errors import ArtifactError
 from models.runtime.artifact import TrainingArtifact
 from models.runtime.flat import split_flat
-from models.runtime.numpy_runtime import NumpyGraph, NumpyRuntime
+from models.runtime.numpy_runtime import NumpyGraph
 from models.runtime.onnx_reader import Graph, read_model
 from models.runtime.session import Batch
 
-__all__ = ["draw_batch", "draw_rows", "initial_tensors"]
+__all__ = ["draw_batch", "draw_rows", "initial_output", "initial_tensors"]
 
 _FEW = 8
 _WIDEST = 4
@@ -45,9 +46,8 @@ def draw_rows(artifact: TrainingArtifact, bits: np.random.PCG64, count: int) -> 
 def draw_batch(artifact: TrainingArtifact, bits: np.random.PCG64, count: int) -> Batch:
     """A random batch with labels as the loss takes them: one of the model's classes per row, or multiples of
     1/8 in [0, 1]; weights of 0.5, 1, 1.5 or 2; row 1 weighs 0."""
-    weights = split_flat(artifact.initial_weights(), artifact.layout)
     x = draw_rows(artifact, bits, count)
-    output = NumpyRuntime().open(artifact).infer(weights, x[:1]).shape
+    output = initial_output(artifact, x[:1]).shape
     sample_weight = ((_below(4, bits, count) + 1) / 2).astype(np.float32)
     sample_weight[1:2] = 0
     if artifact.manifest.inputs[1].dtype == "int32":
@@ -62,10 +62,22 @@ def initial_tensors(artifact: TrainingArtifact) -> dict[str, NDArray[np.float32]
     return artifact.frozen_weights() | split_flat(artifact.initial_weights(), artifact.layout)
 
 
+def initial_output(artifact: TrainingArtifact, x: Array) -> Array:
+    """What ``infer.onnx`` computes with every tensor as it starts; the other graphs are not read for it."""
+    feeds = {f"w.{name}": array for name, array in initial_tensors(artifact).items()}
+    return NumpyGraph(_read(artifact.read("infer.onnx")))(feeds | {"x": x})["output"]
+
+
+@lru_cache(maxsize=1)
+def _read(content: bytes) -> Graph:
+    """The graph of one model after the other: each is asked for many times while it is built."""
+    return read_model(content)
+
+
 def _ids(artifact: TrainingArtifact) -> tuple[int, int]:
     """The first number that every table has where all of a row is that number, and how many from there on;
     0 of them where nothing is looked up."""
-    graph = read_model(artifact.read("infer.onnx"))
+    graph = _read(artifact.read("infer.onnx"))
     lengths = _lengths(graph)
     if not lengths:
         return 0, 0

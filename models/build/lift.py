@@ -86,7 +86,8 @@ def load_model(source: onnx.ModelProto | Path | str) -> onnx.ModelProto:
     except OSError as error:
         raise ArtifactError(f"cannot read {source}: {error.strerror or error}") from None
     except Exception as error:  # protobuf, the checker and the loader share no base class
-        raise ArtifactError(f"not a valid ONNX model: {error}") from None
+        named = f"{source} is" if isinstance(source, Path | str) else "this is"
+        raise ArtifactError(f"{named} not a valid ONNX model: {error}") from None
     return model
 
 

@@ -34,6 +34,7 @@ class TrainingArtifact:
         self._digest = hashlib.sha256(text).digest()
         self._path = path
         self._content = dict(content)
+        self._layout: TensorLayout | None = None
 
     @classmethod
     def open(cls, path: Path | str, *, complete: bool = True) -> "TrainingArtifact":
@@ -80,7 +81,9 @@ class TrainingArtifact:
     @property
     def layout(self) -> TensorLayout:
         """The layout of an update: trainable weights in wire order, then trainable buffers."""
-        return self._manifest.layout
+        if self._layout is None:
+            self._layout = self._manifest.layout
+        return self._layout
 
     @property
     def digest(self) -> bytes:

@@ -50,6 +50,7 @@ CATALOGUE = (
     ZooModel(task="keyword", variant="ds-cnn-bn", summary="twelve spoken words, from log-mel frames"),
     ZooModel(task="motion", variant="cnn", summary="seven exercises, from a watch on the wrist"),
     ZooModel(task="motion", variant="gru", summary="seven exercises, from a watch on the wrist"),
+    ZooModel(task="shuttle", variant="autoencoder", summary="rows of nine sensors, rebuilt"),
 )
 """Every model, by name."""
 

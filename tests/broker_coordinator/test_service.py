@@ -16,15 +16,17 @@ import pytest
 from click.testing import CliRunner
 
 from broker_coordinator import command, service
+from broker_coordinator.configuration import read_fleet
 from broker_coordinator.metrics import Figures
 from broker_coordinator.office import challenge, locked
 from broker_coordinator.service import is_running, read_status
 from fl_io.mqtt import BrokerAddress, MqttTransport
-from fl_protocol.errors import LichenError, StorageError, TransportError
+from fl_protocol.errors import ConfigError, LichenError, StorageError, TransportError
 from fl_protocol.presence import CoordinatorPresence
 from fl_protocol.topics import FleetTopics
 from fl_protocol.transport import Connected, Received
 from models.zoo import digits
+from models.zoo.catalogue import CATALOGUE
 
 PATIENCE_S = 30.0
 
@@ -118,6 +120,17 @@ def device_on(scripted_device):
     yield connect
     for device in made:
         device.transport.stop()
+
+
+def test_a_batch_that_tflite_graphs_do_not_take_is_refused_at_the_start(tmp_path):
+    """Else every device that trains with them would fail, and none of the others."""
+    artifact = next(model for model in CATALOGUE if model.name == "digits-mlp").open()
+    (tmp_path / "fleet.toml").write_text(
+        f'fleet = "lab"\nstate = "state"\nartifact = "{artifact.path}"\n[plan]\nbatch_size = 33\n'
+    )
+    with pytest.raises(ConfigError, match=r"batch_size is 33; the \.tflite .* take 32") as refused:
+        service.run_coordinator(read_fleet(tmp_path / "fleet.toml"))
+    assert "batch_size = 32 or less" in refused.value.hint
 
 
 def run(*words):

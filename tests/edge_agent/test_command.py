@@ -101,24 +101,45 @@ def test_check_fails_without_broker_and_samples(config, capsys):
     assert all(finding["hint"] for finding in report["checks"] if not finding["ok"])
 
 
+@pytest.mark.parametrize(
+    ("trainer", "line"),
+    [
+        ("mine:Trainer", "ok    trainer: mine:Trainer was made"),
+        ("mine:Miner", "FAIL  trainer: the trainer 'mine:Miner' cannot be made: AttributeError: "),
+        ("other:Trainer", "FAIL  trainer: the trainer 'other:Trainer' cannot be made: ModuleNotFoundError: "),
+        ("mine:Illegal", "FAIL  trainer: making the trainer 'mine:Illegal' ended its process with signal 4"),
+    ],
+)
+def test_check_makes_the_trainer(config, capsys, trainer, line):
+    """In a process of its own, which a package for another processor may end."""
+    (config.parent / "mine.py").write_text(
+        "import os\n\n"
+        "class Trainer:\n    def train(self, *_): ...\n    def evaluate(self, *_): ...\n\n"
+        "class Illegal:\n    def __init__(self):\n        os.kill(os.getpid(), 4)\n"
+    )
+    config.write_text(f'{config.read_text()}trainer = "{trainer}"\n')
+    assert main(["check", "--config", str(config)]) == 1
+    assert any(said.startswith(line) for said in capsys.readouterr().out.splitlines())
+
+
 def test_the_status_file_is_written_only_for_news_and_four_times_a_second(tmp_path):
     """An idle device wears no flash with it."""
     (tmp_path / "run").mkdir()
     clock = ManualClock(100.0)
     status = StatusFile(tmp_path / "run" / "status.json", clock)
-    assert status.write({"pid": 1, "n": 1}) is None
-    assert status.write({"pid": 1, "n": 1}) is None
-    assert status.write({"pid": 1, "n": 2}) == pytest.approx(0.25)
+    assert status.write(lambda: {"pid": 1, "n": 1}) is None
+    assert status.write(lambda: {"pid": 1, "n": 1}) is None
+    assert status.write(lambda: {"pid": 1, "n": 2}) == pytest.approx(0.25)
     clock.advance(0.25)
-    assert status.write({"pid": 1, "n": 2}) is None
+    assert status.write(lambda: {"pid": 1, "n": 2}) is None
     assert read_status(tmp_path)["n"] == 2
-    assert status.write({"pid": 1, "n": 3}, at_once=True) is None
+    assert status.write(lambda: {"pid": 1, "n": 3}, at_once=True) is None
     assert read_status(tmp_path)["n"] == 3
 
 
 def test_a_status_that_cannot_be_read_is_an_error_and_one_that_cannot_be_written_is_not(tmp_path):
     """Telling must not stop the doing."""
     status = StatusFile(tmp_path / "nowhere" / "status.json", ManualClock())
-    assert status.write({"n": 1}) is None
+    assert status.write(lambda: {"n": 1}) is None
     with pytest.raises(StorageError, match="no status"):
         read_status(tmp_path)

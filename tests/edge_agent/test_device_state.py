@@ -73,7 +73,7 @@ def test_a_state_is_there_with_its_update(make):
     box.put(update_id(2), header(2), PAYLOAD, device_state=state(1, b"newer state"))
     assert box.device_state(state(1).artifact) == state(1, b"newer state")
     assert box.counts().personal_bytes == len(b"newer state")
-    assert read_counts(box._path) == box.counts()
+    assert read_counts(box._file.path) == box.counts()
 
 
 def test_a_state_outlives_its_update(make):

@@ -31,6 +31,7 @@ VALUES = [
         training_cpu_s=0.25,
     ),
     JobFailed(reason="r", retryable=True),
+    JobFailed(reason="r", retryable=False, told="t"),
     Progress(steps_done=1, steps_planned=9),
 ]
 

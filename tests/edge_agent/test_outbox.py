@@ -5,12 +5,13 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
 
 from edge_agent import outbox as outbox_module
-from edge_agent.outbox import Outbox, read_counts
+from edge_agent.outbox import Outbox, OutboxFile, read_counts
 from fl_protocol.clock import ManualClock
 from fl_protocol.errors import StorageError
 from fl_protocol.update import UpdateHeader
@@ -192,7 +193,7 @@ def test_the_ledger_keeps_the_newest_rows_and_the_totals_count_all(make, monkeyp
     assert [row.sequence for row in box.ledger()] == list(range(31, 41))
     assert [row.sequence for row in box.ledger(2)] == [39, 40]
     assert (box.counts().created, box.counts().done) == (20, 20)
-    assert read_counts(box._path) == box.counts()
+    assert read_counts(box._file.path) == box.counts()
 
 
 def test_facts_are_kept_together_or_not_at_all(make):
@@ -285,3 +286,55 @@ def test_a_file_of_a_newer_agent_is_left_alone(make, tmp_path):
     with pytest.raises(StorageError, match="newer agent"):
         make()
     assert (tmp_path / "agent.db").exists()
+
+
+def test_boxes_of_one_file_know_nothing_of_each_other(tmp_path, clock):
+    """Each has its own ledger, facts, bases, bounds and age; the file outlives them."""
+    file = OutboxFile(tmp_path / "agents.db")
+    one, two = (Outbox(file, max_bytes=1 << 20, max_age_s=1e6, clock=clock, box=box) for box in (1, 2))
+    one.put(update_id(1), header(1), PAYLOAD)
+    one.remember("k", b"one")
+    two.remember("k", b"two")
+    assert (one.recall("k"), two.recall("k")) == (b"one", b"two")
+    assert (len(one.entries()), len(two.entries())) == (1, 0)
+    assert one.made_update_for(header(1).base)
+    assert not two.made_update_for(header(1).base)
+    assert not two.settle(update_id(1), "done")
+    two.put(update_id(2), header(1), PAYLOAD)
+    assert [row.sequence for row in two.ledger()] == [1]
+    assert one.settle(update_id(1), "done")
+    assert (one.counts().done, two.counts().waiting) == (1, 1)
+    one.close()
+    assert len(two.entries()) == 1
+    file.close()
+
+
+def test_a_file_with_one_box_only_is_taken_over_whole(tmp_path, clock):
+    """Format 2 knew no boxes: what waited waits on, and its ledger, totals, bases and facts stay."""
+    path = tmp_path / "agent.db"
+    with closing(sqlite3.connect(path)) as db:
+        old = outbox_module._SCHEMA + outbox_module.DEVICE_STATES
+        db.executescript(f"{old} PRAGMA application_id={0x4C696368}; PRAGMA user_version=2;")
+        base, packed = header(1).base, header(1).pack()
+        key = (base.epoch, base.number, base.digest)
+        db.execute(
+            "INSERT INTO outbox VALUES (?, 7, ?, ?, ?, ?, ?, 5.0, ?)",
+            (update_id(1), packed, *key, len(PAYLOAD), PAYLOAD),
+        )
+        for sequence in (6, 7):
+            db.execute("INSERT INTO ledger VALUES (?, ?, 'created', '')", (sequence, update_id(sequence)))
+        db.execute("INSERT INTO totals VALUES ('created', 7)")
+        db.execute("INSERT INTO bases VALUES (?, ?, ?, 7)", key)
+        db.execute("INSERT INTO facts VALUES ('fact', ?)", (b"kept",))
+        db.execute("INSERT INTO device_states VALUES (?, 7, ?)", (b"a" * 32, b"state"))
+        db.commit()
+    box = Outbox(path, max_bytes=1 << 20, max_age_s=1e6, clock=clock)
+    assert [entry.update_id for entry in box.entries()] == [update_id(1)]
+    assert box.payload_range(update_id(1), 0, len(PAYLOAD)) == PAYLOAD
+    assert box.made_update_for(base)
+    assert box.recall("fact") == b"kept"
+    assert box.device_state(b"a" * 32).content == b"state"
+    assert box.settle(update_id(1), "done")
+    assert [row.sequence for row in box.ledger()] == [6, 7, 8]
+    assert (box.counts().created, box.counts().done) == (7, 1)
+    box.close()

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from edge_agent import stored_samples
 from edge_agent.sample_count import count_samples
+from edge_agent.sample_form import shaped
 from edge_agent.samples import SampleStore
 from fl_protocol.errors import LayoutError, StorageError
 
@@ -96,6 +97,31 @@ def test_a_sample_of_another_form_is_refused(store, x, y):
     with pytest.raises(LayoutError):
         store.add(x, y)
     assert len(store) == 1
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "fits"),
+    [
+        ((64,), (8, 8), True),
+        ((8, 8), (64,), True),
+        ((8, 8), (1, 8, 8), True),
+        ((8, 8, 1), (1, 8, 8), True),
+        ((), (1,), True),
+        ((3, 4), (3, 4), True),
+        ((48, 6), (6, 48), False),
+        ((8, 8, 3), (3, 8, 8), False),
+        ((2, 6), (3, 4), False),
+        ((5,), (6,), False),
+    ],
+)
+def test_rows_take_the_shape_of_a_graph_only_where_no_number_changes_its_place(found, wanted, fits):
+    """Flat or not, with axes of length one or without; never axes in another order."""
+    rows = np.arange(2 * np.prod(found, dtype=int), dtype=np.float32).reshape(2, *found)
+    made = shaped(rows, wanted)
+    assert (made is not None) is fits
+    if made is not None:
+        assert made.shape == (2, *wanted)
+        assert np.array_equal(made.ravel(), rows.ravel())
 
 
 def test_extend_takes_all_or_nothing(store):

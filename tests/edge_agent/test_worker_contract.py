@@ -34,6 +34,20 @@ class Endless(Zero):
         return super().train(weights, samples, plan, should_stop)
 class Fails(Zero):
     def train(self, weights, samples, plan, should_stop): raise RuntimeError("no camera")
+class Quotes(Zero):
+    def train(self, weights, samples, plan, should_stop):
+        raise ValueError(f"cannot place {samples.all()[0][0].tolist()} of patient 4711")
+class QuotesInEvaluate(Zero):
+    def evaluate(self, weights, samples):
+        from fl_protocol.errors import LayoutError
+        try: {}["patient 4711"]
+        except KeyError as error: raise LayoutError("nobody knows patient 4711") from error
+class QuotesAsItIsMade(Zero):
+    def __init__(self): raise OSError("no folder of patient 4711")
+class QuotesInItsFigures(Zero):
+    def train(self, weights, samples, plan, should_stop):
+        from edge_agent.trainer import TrainingResult
+        return TrainingResult(weights, steps="patient 4711")
 """
 
 
@@ -163,7 +177,23 @@ def test_a_trainer_of_the_users(worker, results, train_job, user_folder):
     assert isinstance(trained, Trained), trained
     assert trained.runtime == "Zero"
     failed = done(worker, results, train_job(trainer="user_trainers:Fails", trainer_path=str(user_folder)))
-    assert failed == JobFailed(reason="RuntimeError: no camera", retryable=False)
+    assert (failed.reason, failed.retryable) == ("RuntimeError: no camera", False)
+
+
+def test_what_a_trainer_says_as_it_fails_is_not_for_others(worker, results, train_job, user_folder):
+    """It may quote samples: the device keeps the text, the coordinator gets the class of the error."""
+    for trainer, told in (
+        ("Quotes", "the trainer failed: ValueError"),
+        ("QuotesInEvaluate", "the trainer failed: LayoutError of KeyError"),
+        ("QuotesAsItIsMade", "the trainer failed: ConfigError of OSError"),
+        ("QuotesInItsFigures", "the job failed: ValueError"),
+    ):
+        job = train_job(trainer=f"user_trainers:{trainer}", trainer_path=str(user_folder))
+        failed = done(worker, results, job)
+        assert isinstance(failed, JobFailed)
+        assert "patient 4711" in failed.reason
+        assert failed.for_others.startswith(told)
+        assert "4711" not in failed.for_others
 
 
 @pytest.mark.parametrize(

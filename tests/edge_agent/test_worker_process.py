@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from edge_agent import worker_client
+from edge_agent.frames import pack_frame
 from edge_agent.jobs import JobFailed, Progress, Trained, VerifyJob
 from edge_agent.worker_client import ProcessWorker
 from fl_protocol.plan import TrainingPlan
@@ -214,6 +215,20 @@ def test_a_worker_dies_with_its_parent():
         parent.kill()
         parent.wait(WAIT_S)
     gone(process)
+
+
+def test_a_worker_whose_parent_hears_no_more_ends_without_a_word():
+    """kill -9 of the agent closes its pipes before the kernel gets to the worker, whose result has nowhere to
+    go then: no fault of its own, and no traceback in the agent's log (seed 21 of the breaker)."""
+    words = [sys.executable, "-m", "edge_agent.worker", "0", "0", str(os.getpid())]
+    with subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as worker:
+        worker.stdout.close()
+        worker.stdin.write(pack_frame(VerifyJob(envelope=b"", context=b"", trusted_keys=())))
+        worker.stdin.flush()
+        assert worker.wait(WAIT_S) == 0
+        assert worker.stderr.read() == b""
 
 
 def test_a_worker_started_by_someone_else_does_nothing():

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from fl_protocol.codec import codec_for, codec_seed, decode
 from fl_protocol.codec.hadamard import rotate, unrotate
+from fl_protocol.codec.levels import LEVELS, energy_factor, octets_of, spread_codes
 from fl_protocol.codec.mask import kept_count, kept_positions
 from fl_protocol.codec.streams import MASK, Stream
 from fl_protocol.layout import TensorLayout
@@ -48,18 +49,65 @@ def test_eden_encodes_a_decoded_payload_to_the_same_payload(codes, exponents):
     assert codec.encode(decode(codec, payload, layout, SEED), layout, SEED) == payload
 
 
+@given(bits=st.lists(st.integers(0, 2**16 - 1), min_size=6, max_size=6))
+def test_float16_returns_what_is_a_float16(bits):
+    """Every finite one, denormal and -0 included."""
+    x = np.array([word if word & 0x7C00 != 0x7C00 else word & 0x83FF for word in bits], "<u2").view("<f2")
+    layout, codec, wide = TensorLayout.of([("w", [2, 3])]), codec_for("float16"), x.astype(np.float32)
+    assert decode(codec, codec.encode(wide, layout, SEED), layout, SEED).tobytes() == wide.tobytes()
+
+
+def test_float16_limits_what_it_cannot_hold():
+    """Beyond 65504 values become 65504, and never infinite."""
+    layout, codec = TensorLayout.of([("w", [4])]), codec_for("float16")
+    x = np.array([65520, -1e30, 65504, 1e-9], np.float32)
+    assert decode(codec, codec.encode(x, layout, SEED), layout, SEED).tolist() == [65504, -65504, 65504, 0]
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_the_levels_are_those_of_lloyd_and_max(bits):
+    """Each level is the mean of the Gaussian values that are nearest to it, within its rounding."""
+    levels = np.array(LEVELS[bits]) / 100
+    x = np.linspace(0, 8, 800_001)
+    density = np.exp(-x * x / 2)
+    nearest = np.abs(x[:, np.newaxis] - levels).argmin(axis=1)
+    means = np.bincount(nearest, x * density) / np.bincount(nearest, density)
+    assert means == pytest.approx(levels, abs=0.012)
+    products, energies = x * levels[nearest], levels[nearest] ** 2
+    exact = np.average(energies, weights=density) / np.average(products, weights=density) ** 2
+    assert energy_factor(bits) == pytest.approx(exact, rel=1e-4)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_no_sum_of_a_rotation_of_levels_leaves_the_exact_integers(bits):
+    """Cauchy and Schwarz: a sum of B terms of a vector of norm ``sqrt(B) |c|`` is at most ``B |c|``."""
+    assert 1024 * (1024**0.5) * max(LEVELS[bits]) < 2**24
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_packed_codes_come_back(bits):
+    """The first code lies lowest, and stands for the level of its number."""
+    codes = np.random.default_rng(bits).integers(0, 2**bits, 64).astype(np.uint8)
+    octets, out = octets_of(codes, bits), np.empty(64, np.float32)
+    assert int.from_bytes(octets.tobytes(), "little") == sum(int(c) << bits * i for i, c in enumerate(codes))
+    spread_codes(octets, bits, out)
+    levels = sorted([*LEVELS[bits], *(-level for level in LEVELS[bits])])
+    assert out.tolist() == [levels[code] for code in codes]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
 @pytest.mark.parametrize("size", [1, 2, 3, 31, 33, 1023, 1024, 1025])
-def test_eden_errs_only_at_right_angles(size):
+def test_eden_errs_only_at_right_angles(size, bits):
     """The decoded update's projection on the delta is the delta: a lone value comes back as it was."""
     x = np.random.default_rng(size).standard_normal(size).astype(np.float32)
-    layout, codec = TensorLayout.of([("w", [size])]), codec_for("eden(bits=1)")
+    layout, codec = TensorLayout.of([("w", [size])]), codec_for(f"eden(bits={bits})")
     decoded = decode(codec, codec.encode(x, layout, SEED), layout, SEED).astype(np.float64)
     assert decoded @ x == pytest.approx(float(x.astype(np.float64) @ x), rel=1e-5)
 
 
 @pytest.mark.parametrize("keep", [0.01, 0.25, 0.9])
 def test_only_the_kept_share_of_each_segment_travels(keep):
-    """``ceil(keep * m)`` of each segment; the mask has a word for every element, of whole segments too."""
+    """``ceil(keep * m)`` of each segment; the mask has a key for every element, of whole segments too."""
     layout, codec = TensorLayout.of([("b", [7]), ("w", [70_000])]), codec_for(f"eden(bits=1,keep={keep})")
     decoded = decode(codec, codec.encode(np.ones(layout.size, np.float32), layout, SEED), layout, SEED)
     mask, start = Stream(SEED, MASK), 0
@@ -76,10 +124,22 @@ def test_only_the_kept_share_of_each_segment_travels(keep):
 def test_the_kept_positions_are_those_of_the_smallest_keys(size, share, number):
     """The partition agrees with a full sort in whole numbers."""
     seed, count = codec_seed(number.to_bytes(16, "big")), kept_count(size, share)
-    words = [int(word) for word in Stream(seed, MASK).words(size)]
-    keys = sorted((word >> 16, position) for position, word in enumerate(words))
+    words = [int(word) for word in Stream(seed, MASK).words(-(-size // 2))]
+    halves = [half for word in words for half in (word % 2**32, word >> 32)]
+    keys = sorted((key, position) for position, key in enumerate(halves[:size]))
     expected = sorted(position for _, position in keys[:count])
     assert kept_positions(Stream(seed, MASK), size, count).tolist() == expected
+
+
+def test_of_equal_keys_the_first_are_kept():
+    """Chance makes such a tie once in some ten thousand segments."""
+
+    class Tied:
+        def octets(self, count):
+            return np.array([9, 5, 7, 5, 5, 1, 5], "<u4").view(np.uint8)[:count]
+
+    assert kept_positions(Tied(), 7, 3).tolist() == [1, 3, 5]
+    assert kept_positions(Tied(), 7, 5).tolist() == [1, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("width", [64, 128, 256, 512, 1024])

@@ -22,6 +22,8 @@ from fl_protocol.errors import CodecError
         ("eden", "eden(bits=1)"),
         ("eden( keep = 0.25 , bits = 1 )", "eden(bits=1,keep=0.25)"),
         ("eden(bits=1,keep=1)", "eden(bits=1)"),
+        ("float16", "float16"),
+        ("eden(bits=4,keep=0.5)", "eden(bits=4,keep=0.5)"),
         ("eden(keep=1e-2)", "eden(bits=1,keep=0.01)"),
     ],
 )
@@ -42,15 +44,15 @@ def test_a_specification_survives_its_own_text(keep):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("eden(bits=9)", r"bits=9: eden knows bits=1\n  hint: write eden\(bits=1\)"),
-        ("eden(bits=1.5)", r"bits=1.5: eden knows bits=1"),
+        ("eden(bits=9)", r"bits=9: eden knows bits=1, 2 and 4\n  hint: write eden\(bits=4\)"),
+        ("eden(bits=1.5)", r"bits=1.5: eden knows bits=1, 2 and 4"),
         ("eden(bits=1,keep=0)", r"keep=0: eden keeps a share above 0 .*\n  hint: write keep=0.01"),
         ("eden(bits=1,keep=1.5)", r"keep=1.5: eden keeps a share .* at most 1\n  hint: write keep=1"),
         ("eden(block=64)", r"block=64: eden has only bits and keep"),
         ("int8(keep=0.5)", r"keep=0.5: int8 has no options\n  hint: write eden\(bits=1,keep=0.5\)"),
         ("float32(bits=16)", r"bits=16: float32 has no options"),
         ("edn(bits=1)", r"edn: no such codec; .*\n  hint: did you mean eden\?"),
-        ("zzz", r"zzz: no such codec; there are eden, float32, int8"),
+        ("zzz", r"zzz: no such codec; there are eden, float16, float32, int8"),
         ("", "names no codec"),
         ("Eden", "names no codec"),
         ("eden(bits=1", "names no codec"),

@@ -82,3 +82,15 @@ def test_too_many_devices_are_refused_with_how_many_there_may_be():
     with pytest.raises(ConfigError, match="99 samples are too few for 5 devices") as refused:
         partition(labels(99), 5, scheme="iid", seed=0)
     assert refused.value.hint == "at most 4 devices"
+
+
+def test_by_user_each_device_has_one_user_s_samples():
+    """All of theirs, however few, in the order of the users' numbers; spare users have no device."""
+    users = np.array([7, 3, 7, 9, 3, 7])
+    parts = partition(np.zeros(6, np.int32), 2, scheme="by-user", seed=0, users=users)
+    assert [part.tolist() for part in parts] == [[1, 4], [0, 2, 5]]
+    assert concentration("by-user") is None
+    with pytest.raises(ConfigError, match="at most 3 devices"):
+        partition(np.zeros(6, np.int32), 4, scheme="by-user", seed=0, users=users)
+    with pytest.raises(ConfigError, match="do not tell whose they are"):
+        partition(np.zeros(6, np.int32), 2, scheme="by-user", seed=0)

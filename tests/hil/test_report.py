@@ -6,9 +6,12 @@ from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
+from rich.console import Console
 
+from hil.demo.course import Moment
 from hil.demo.figures import DeviceShare, Figures, VersionPoint
 from hil.demo.report import write_report
+from hil.demo.screen import Screen
 
 SUMMARY = {
     "devices": 2,
@@ -18,6 +21,8 @@ SUMMARY = {
     "accuracy": 0.9125,
     "metrics": {"accuracy": 0.9125, "loss": 0.3},
     "held_out_examples": 360,
+    "caveat": "",
+    "reported": {},
     "updates_accepted": 5,
     "updates_refused": 1,
     "bytes_up_total": 4000,
@@ -124,6 +129,40 @@ def test_a_model_without_accuracy_is_drawn_by_its_own_metric(figures, tmp_path):
     assert "Loss over versions" in page
     assert ">12.5<" in page
     assert "ccuracy" not in page
+
+
+def test_where_the_coordinator_measures_another_model_the_devices_speak(figures, tmp_path):
+    """With statistics that are each device's own, its figure is not what devices get."""
+    said = {"version": 1, "devices": 2, "examples": 80, "metrics": {"accuracy": 0.97, "loss": 0.1}}
+    told = SUMMARY | {"caveat": "with <the> statistics it came with", "reported": said}
+    page = write_report(tmp_path, replace(figures, summary=told)).read_text("utf-8")
+    assert "<b>0.970</b><span>accuracy on 80 held-out samples of 2 devices, version 1</span>" in page
+    assert "is measured with &lt;the&gt; statistics" in page
+    console = Console(record=True, width=120)
+    Screen(console, versions=2, devices=2, float32_bytes=40).finish(replace(figures, summary=told))
+    shown = console.export_text()
+    assert re.search(r"accuracy on devices\s+0.9700 on 80 held-out samples of 2 devices, version 1", shown)
+    assert "measured with <the> statistics it came with" in shown
+    page = write_report(tmp_path, replace(figures, summary=SUMMARY | {"reported": said})).read_text("utf-8")
+    assert "0.970" not in page
+
+
+def test_the_line_of_a_moment_tells_what_devices_say():
+    """Beside the coordinator's figure, where it has a caveat."""
+    moment = Moment(
+        seconds=2.0,
+        version=1,
+        metrics={"accuracy": 0.4},
+        devices_online=2,
+        updates=3,
+        refused=0,
+        bytes_up=100,
+        bytes_down=100,
+        reported={"accuracy": 0.9},
+    )
+    console = Console(record=True, width=200)
+    Screen(console, versions=2, devices=2, float32_bytes=40).show(moment)
+    assert "accuracy 0.400, on devices 0.900  devices 2/2" in console.export_text()
 
 
 def test_the_json_holds_the_summary_and_the_rows_behind_the_plots(figures, tmp_path):

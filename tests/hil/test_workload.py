@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from fl_protocol.errors import ArtifactError, ConfigError
-from hil.workload import headline, own_workload
+from hil.workload import headline, own_workload, zoo_workload
 from models.build import build_artifact
 from models.build.wrap import wrap_weights
 from models.runtime import open_session
+from models.zoo.command import DATASETS
 from models.zoo.mlp import mlp
 
 DRAW = np.random.default_rng(5)
@@ -130,3 +131,23 @@ def test_the_headline_is_accuracy_else_the_first_metric_else_the_loss():
     assert headline(["top3", "accuracy"]) == "accuracy"
     assert headline(["mae"]) == "mae"
     assert headline([]) == "loss"
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme"), [("digits", "dirichlet:1.0"), ("motion", "by-user"), ("shuttle", "iid")]
+)
+def test_data_of_the_zoo_fit_their_model_and_are_dealt_as_they_are(tmp_path, name, scheme):
+    """Digits by class, motion a person a device, shuttle evenly; what is not fetched is told how to get."""
+    if name in DATASETS and not DATASETS[name].path.exists():
+        with pytest.raises(ConfigError, match=f"lichen models fetch {name}"):
+            zoo_workload(name, tmp_path, hidden=32, seed=0, runtimes=("onnx",))
+        return
+    workload = zoo_workload(name, tmp_path, hidden=32, seed=0, runtimes=("onnx",))
+    workload.check(open_session(workload.artifact)[0])
+    assert workload.scheme(None) == scheme
+    shares = workload.shares(8, scheme=None, seed=0)
+    assert sum(map(len, shares)) == len(workload.training)
+    if name == "motion":
+        with pytest.raises(ConfigError, match="at most 8 devices"):
+            workload.shares(9, scheme=None, seed=0)
+        assert len(workload.shares(9, scheme="iid", seed=0)) == 9

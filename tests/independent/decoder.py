@@ -18,6 +18,7 @@ from pathlib import Path
 SEGMENT = 65_536
 BLOCK = 1024
 SMALLEST_BLOCK = 64
+LEVELS = {1: [1], 2: [45, 151], 4: [13, 39, 66, 94, 126, 162, 207, 273]}
 MULTIPLIER = 0x2360ED051FC65DA44385DF649FCCF645
 
 
@@ -74,7 +75,7 @@ def draw_signs(words, count):
 
 def float32_product(code, scale):
     """The product rounded once to float32; a zero is +0 unless a factor is negative."""
-    # code has at most 21 bits and scale 24: the float64 product is exact, and packing rounds it
+    # code has at most 24 bits and scale 24: the float64 product is exact, and packing rounds it
     return struct.unpack("<f", struct.pack("<f", code * scale))[0]
 
 
@@ -131,10 +132,13 @@ def decode_weights(codec, sizes, seed, payload):
     if name == "float32":
         require_length(payload, 4 * sum(sizes))
         return read_values(payload)
+    if name == "float16":
+        require_length(payload, 2 * sum(sizes))
+        return read_halves(payload)
     if name == "int8":
         return decode_int8(sizes, payload)
-    if name == "eden" and options.get("bits", 1) == 1:
-        return decode_eden(sizes, options.get("keep", 1.0), seed, payload)
+    if name == "eden" and options.get("bits", 1) in LEVELS:
+        return decode_eden(sizes, int(options.get("bits", 1)), options.get("keep", 1.0), seed, payload)
     raise ValueError(f"unknown codec {codec}")
 
 
@@ -169,8 +173,9 @@ def blocks_of(kept):
 
 def kept_positions(mask, size, kept):
     """Section 6: which positions of a segment travel."""
-    keys = [next(mask) >> 16 << 16 | position for position in range(size)]
-    return sorted(key % 2**16 for key in sorted(keys)[:kept])
+    words = [next(mask) for _ in range(math.ceil(size / 2))]
+    keys = [words[i // 2] >> 32 * (i % 2) & 0xFFFFFFFF for i in range(size)]
+    return sorted(sorted(range(size), key=lambda i: (keys[i], i))[:kept])
 
 
 def hadamard(values):
@@ -190,12 +195,18 @@ def multiply(left, right):
     return [a * b for a, b in zip(left, right, strict=True)]
 
 
-def decode_eden(sizes, keep, seed, payload):
+def levels_of(octets, bits):
+    """Section 6: the levels that packed codes stand for."""
+    levels = [-level for level in reversed(LEVELS[bits])] + LEVELS[bits]
+    return [levels[octet >> place & 2**bits - 1] for octet in octets for place in range(0, 8, bits)]
+
+
+def decode_eden(sizes, bits, keep, seed, payload):
     """Section 6."""
     kept = [min(size, math.ceil(keep * size)) for size in segments_of(sizes)]
     blocks = [blocks_of(count) for count in kept]
     count = sum(map(len, blocks))
-    require_length(payload, 4 * count + sum(width for segment in blocks for _, width in segment) // 8)
+    require_length(payload, 4 * count + sum(width for segment in blocks for _, width in segment) * bits // 8)
     scales = iter(read_scales(payload[: 4 * count]))
     codes, position = payload[4 * count :], 0
     sign1, sign2, mask = (stream(seed, purpose) for purpose in (b"sign1", b"sign2", b"mask"))
@@ -203,8 +214,8 @@ def decode_eden(sizes, keep, seed, payload):
     for size, segment_kept, segment_blocks in zip(segments_of(sizes), kept, blocks, strict=True):
         values = []
         for used, width in segment_blocks:
-            c = signs(codes[position : position + width // 8])
-            position += width // 8
+            c = levels_of(codes[position : position + width * bits // 8], bits)
+            position += width * bits // 8
             y = hadamard(multiply(draw_signs(sign2, width), hadamard(c)))
             x = multiply(draw_signs(sign1, width), y)
             scale = next(scales)

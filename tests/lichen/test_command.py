@@ -23,6 +23,7 @@ WORDS = [
     "export",
     "fleet",
     "models",
+    "simulate",
     "status",
     "versions",
 ]
@@ -111,7 +112,8 @@ def test_both_commands_are_installed(tmp_path):
         told = subprocess.run([*command, "status"], capture_output=True, text=True, check=False, cwd=tmp_path)
         assert (told.returncode, told.stderr) == (
             78,
-            "error: cannot read agent.toml: No such file or directory\n",
+            "error: cannot read agent.toml: No such file or directory\n"
+            "  hint: is this the right path, and the right user?\n",
         )
 
 
@@ -150,7 +152,7 @@ def test_wrong_usage_ends_with_2(run, monkeypatch, tmp_path, words):
 def test_a_bad_value_comes_with_what_to_write_instead(run):
     """The hint of the part that refused it is shown."""
     _, _, complained = run("demo", "--codec", "edan")
-    assert "'--codec': edan: no such codec; there are eden, float32, int8" in complained
+    assert "'--codec': edan: no such codec; there are eden, float16, float32, int8" in complained
     assert "hint: did you mean eden?" in complained
 
 

@@ -116,6 +116,42 @@ def depthwise():
     )
 
 
+def dilated():
+    """Dilation with groups, with strides, and in a transposed convolution, in one and in both directions."""
+    return network(
+        (2, 9, 8),
+        [
+            ("Conv", "x stem.w", "c1", {"dilations": [2, 1], "strides": [1, 2], "pads": [2, 1, 2, 1]}),
+            ("Tanh", "c1", "a1", {}),
+            ("Conv", "a1 groups.w groups.b", "c2", {"group": 2, "dilations": [2, 3], "pads": [2, 3, 2, 3]}),
+            ("Tanh", "c2", "a2", {}),
+            ("Conv", "a2 both.w", "c3", {"group": 2, "dilations": [3, 1], "strides": [2, 1]}),
+            (
+                "ConvTranspose",
+                "c3 up.w up.b",
+                "u",
+                {"dilations": [2, 3], "strides": [2, 1], "output_padding": [1, 0]},
+            ),
+            ("Tanh", "u", "a3", {}),
+            ("ConvTranspose", "a3 apart.w", "v", {"group": 3, "dilations": [1, 2]}),
+            ("GlobalAveragePool", "v", "g", {}),
+            ("Flatten", "g", "h", {}),
+            ("Gemm", "h head.w head.b", "z", {"transB": 1}),
+        ],
+        {
+            "stem.w": w(4, 2, 3, 3),
+            "groups.w": w(4, 2, 3, 2),
+            "groups.b": zeros(4),
+            "both.w": w(4, 2, 2, 2),
+            "up.w": w(4, 3, 2, 2),
+            "up.b": zeros(3),
+            "apart.w": w(3, 1, 2, 3),
+            "head.w": w(3, 3),
+            "head.b": zeros(3),
+        },
+    )
+
+
 def squeeze_and_excite():
     """A residual block with squeeze and excitation, as in MobileNetV3, on images."""
     return network(
@@ -227,6 +263,7 @@ FAMILIES = {
     "cnn": (cnn, CLASSES, {}),
     "group norm as torch writes it": (torch_group_norm, CLASSES, {}),
     "depthwise 1-d": (depthwise, CLASSES, {}),
+    "dilated": (dilated, CLASSES, {}),
     "squeeze and excite": (squeeze_and_excite, CLASSES, {}),
     "batch norm, frozen": (batch_norm, CLASSES, {"batch_norm": "frozen"}),
     "batch norm, averaged": (batch_norm, CLASSES, {"batch_norm": "averaged"}),

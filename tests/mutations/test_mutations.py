@@ -63,8 +63,8 @@ MUTATIONS = {
     ),
     "a base is remembered outside the commit of its update": Mutation(
         file="edge_agent/outbox.py",
-        old='            db.execute("INSERT OR REPLACE INTO bases VALUES (?, ?, ?, ?)",'
-        " (*_key(base), sequence))\n",
+        old='            db.execute("INSERT OR REPLACE INTO bases VALUES (?, ?, ?, ?, ?)",'
+        " (*self._key(base), sequence))\n",
         new="",
         test=f"{POWER}::test_an_update_its_base_and_its_state_are_there_together_or_not_at_all",
     ),

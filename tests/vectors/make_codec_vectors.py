@@ -33,6 +33,10 @@ LAYOUTS = {
     "float32": {"small": SMALL, "odd": ODD},
     "int8": {"small": SMALL, "odd": ODD, "digits": DIGITS},
     "eden(bits=1)": {"small": SMALL, "odd": ODD, "digits": DIGITS, "edges": EDGES, "long": LONG},
+    "float16": {"small": SMALL, "odd": ODD},
+    "eden(bits=2)": {"small": SMALL, "odd": ODD, "edges": EDGES},
+    "eden(bits=4)": {"small": SMALL, "odd": ODD, "edges": EDGES},
+    "eden(bits=2,keep=0.25)": {"small": SMALL, "odd": ODD, "edges": EDGES},
     "eden(bits=1,keep=0.25)": {"small": SMALL, "odd": ODD, "digits": DIGITS, "edges": EDGES, "long": LONG},
     "eden(bits=1,keep=0.9)": {"small": SMALL, "odd": ODD, "edges": EDGES},
 }
@@ -130,6 +134,9 @@ def refusals(codec):
     if codec == "float32":
         for fine in ("negative", "negative zero", "denormal", "below 2^-100"):
             del numbers[fine]
+    if codec == "float16":
+        halves = {"nan": 0x7E00, "signalling nan": 0xFC01, "infinity": 0x7C00, "negative infinity": 0xFC00}
+        numbers = {name: good[:6] + float16_tail(bits) + good[8:] for name, bits in halves.items()}
     codes = {"code -128": good[:-1] + b"\x80"} if codec == "int8" else {}
     plain = [refused_case(name, SMALL, payload) for name, payload in {**lengths, **numbers, **codes}.items()]
     return [*plain, *buffer_refusals(codec)]
@@ -174,12 +181,15 @@ def update_file(codec):
     if codec == "float32":
         edges = struct.pack("<5f", 0.0, -0.0, 2.0**100, -(2.0**100), 2.0**-149)
         cases.append(case_of(codec, "extremes", [["x", [5]]], edges))
+    elif codec == "float16":
+        edges = float16_tail(0x0000, 0x8000, 0x7BFF, 0xFBFF, 0x0001, 0x83FF)
+        cases.append(case_of(codec, "extremes", [["x", [6]]], edges))
     elif codec == "int8":
         scales = (0.0, 2.0**-100, 2.0**100, 1 / 3)
         tensors = [[f"t{i}", [40]] for i in range(len(scales))]
         payload = scaled_payload(codec, layout_of(tensors), scales, "extremes")
         cases.append(case_of(codec, "extremes", tensors, payload))
-    elif codec == "eden(bits=1)":
+    elif codec in {"eden(bits=1)", "eden(bits=2)", "eden(bits=4)"}:
         cases.append(encoded_case(codec, "sparse", EDGES, every=341))
         scales = (0.0, 2.0**-100, 2.0**100, 1 / 3, 1e-5)
         tensors = [["w", [3, 1024]], ["b", [100]], ["s", []]]
@@ -253,6 +263,10 @@ def main():
         "float32.json": update_file("float32"),
         "int8.json": update_file("int8"),
         "eden.json": update_file("eden(bits=1)"),
+        "float16.json": update_file("float16"),
+        "eden-2.json": update_file("eden(bits=2)"),
+        "eden-4.json": update_file("eden(bits=4)"),
+        "eden-2-keep-0.25.json": update_file("eden(bits=2,keep=0.25)"),
         "eden-keep-0.25.json": update_file("eden(bits=1,keep=0.25)"),
         "eden-keep-0.9.json": update_file("eden(bits=1,keep=0.9)"),
         "model.json": model_file(),

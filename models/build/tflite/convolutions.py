@@ -69,7 +69,7 @@ def _conv(replay: Replay, node: Node, x: Value, w: Value, bias: Value | None = N
 def _conv_transpose(replay: Replay, node: Node, x: Value, w: Value, bias: Value | None = None) -> Value:
     window, groups = window_of(node, w.shape[2:]), integer(node, "group", 1)
     if any(d > 1 and k > 1 for d, k in zip(window.dilation, window.kernel, strict=True)):
-        raise ArtifactError("a transposed convolution with dilation")
+        w, window = _with_holes(replay, w, window)
     rank = len(x.shape)
     extra = two_sizes(integers(node, "output_padding", [0] * (rank - 2)), 0)
     sizes = _image_sizes(x)
@@ -286,6 +286,24 @@ def _grouped(replay: Replay, sweep: _Sweep, image: int, filters: int, groups: in
         for group in range(groups)
     ]
     return replay.call("CONCATENATION", pieces, sweep.shape, axis=3)
+
+
+def _with_holes(replay: Replay, w: Value, window: Window) -> tuple[Laid, Window]:
+    """Filters with zeros between their taps, and their window, which has no dilation: TRANSPOSE_CONV knows
+    of none."""
+    pairs, (tall, broad), (down, across) = math.prod(w.shape[:2]), window.kernel, window.dilation
+    taps = replay.reshape(replay.tensor(w), (pairs * tall, broad, 1))
+    taps = padded(replay, taps, [(0, 0), (0, 0), (0, across - 1)])
+    taps = replay.reshape(taps, (pairs * tall, broad * across))
+    broad = (broad - 1) * across + 1
+    taps = replay.cut(taps, (0, 0), (pairs * tall, broad))
+    taps = replay.reshape(taps, (pairs, tall, 1, broad))
+    taps = padded(replay, taps, [(0, 0), (0, 0), (0, down - 1), (0, 0)])
+    taps = replay.reshape(taps, (pairs, tall * down, broad))
+    tall = (tall - 1) * down + 1
+    taps = replay.cut(taps, (0, 0, 0), (pairs, tall, broad))
+    spread = replay.reshape(taps, (*w.shape[:2], *(tall, broad)[: len(w.shape) - 2]))
+    return replay.new(spread), replace(window, kernel=(tall, broad), dilation=(1, 1))
 
 
 def _grouped_transpose(

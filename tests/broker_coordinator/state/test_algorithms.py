@@ -9,14 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker_coordinator import appraisal as appraisal_module
-from broker_coordinator.aggregator import Mean, UpdateContext, aggregator_for
+from broker_coordinator.aggregator import Mean, UpdateContext
+from broker_coordinator.aggregator_registry import aggregator_for
 from broker_coordinator.appraisal import Appraisal, appraise, appraise_all
 from broker_coordinator.defence import clip_factor, extended, witness_of
 from broker_coordinator.fold import damping
+from broker_coordinator.optimizer_registry import server_optimizer_for
 from broker_coordinator.records import Refusal
 from broker_coordinator.rules import ClipRule, DampingRule, FoldRules, StalenessRule
 from broker_coordinator.scalars import from_raw, to_raw
-from broker_coordinator.server_optimizer import Sgd, server_optimizer_for
+from broker_coordinator.server_optimizer import Sgd
 from broker_coordinator.staleness import constant, hinge, polynomial
 from broker_coordinator.version_state import VersionState
 from fl_protocol.codec import codec_for, codec_seed, decode
@@ -79,7 +81,7 @@ def test_weights_are_examples_times_the_share_of_steps(make_update):
     context = UpdateContext(device="d", staleness=3, norm=np.float32(1))
     assert Mean().weigh(header, context) == 40
     with pytest.raises(ConfigError, match="unknown aggregator"):
-        aggregator_for("median")
+        aggregator_for("geometric")
 
 
 def test_sgd_moves_by_the_learning_rate():
@@ -87,7 +89,7 @@ def test_sgd_moves_by_the_learning_rate():
     master = np.array([1, 2], np.float32)
     moved, slots = Sgd(0.5).step(master, {}, np.array([2, -2], np.float32))
     assert (moved.tolist(), slots, master.tolist()) == ([2, 1], {}, [1, 2])
-    for wrong in (("adam", 1.0), ("sgd", 0.0), ("sgd", float("nan"))):
+    for wrong in (("lion", 1.0), ("sgd", 0.0), ("sgd", float("nan"))):
         with pytest.raises(ConfigError):
             server_optimizer_for(*wrong)
 

@@ -1,5 +1,6 @@
 """Evaluation: figures that say whose they are."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -90,6 +91,24 @@ def test_a_file_that_does_not_fit_is_a_configuration_error(artifact, tmp_path, a
     """Missing, mismatched, empty or pickled arrays are found at the start."""
     np.savez(tmp_path / "bad.npz", **arrays)
     with pytest.raises(ConfigError, match="held-out file"):
+        HeldOut(artifact, tmp_path / "bad.npz", runtimes=("numpy",))
+
+
+@pytest.mark.parametrize(
+    ("y", "says"),
+    [
+        ([1, 10, 3], "classes from 1 to 10, the model tells 10 apart"),
+        ([1, -1, 3], "classes from -1 to 3, the model tells 10 apart"),
+        ([1.5, 2, 3], "y holds values that int32 does not"),
+        ([1, 2**32, 3], "y holds values that int32 does not"),
+        ([1, np.nan, 3], "y holds values that int32 does not"),
+        (["cat", "dog", "cat"], "y is <U3, the artifact takes int32"),
+    ],
+)
+def test_labels_that_the_model_has_not_are_found_at_the_start(artifact, tmp_path, y, says):
+    """Their rows would count as rows without loss, and the model would look better than it is."""
+    np.savez(tmp_path / "bad.npz", x=np.zeros((3, 64), np.float32), y=np.array(y))
+    with pytest.raises(ConfigError, match=re.escape(says)):
         HeldOut(artifact, tmp_path / "bad.npz", runtimes=("numpy",))
 
 

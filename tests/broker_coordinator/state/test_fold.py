@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from broker_coordinator import aggregator
+from broker_coordinator import aggregator, aggregator_registry
 from broker_coordinator.appraisal import appraise
 from broker_coordinator.fold import Fold, OpenVersion
 from broker_coordinator.records import AcceptedUpdate
@@ -14,7 +14,7 @@ from broker_coordinator.rules import ClipRule, DampingRule
 from broker_coordinator.scalars import from_raw, to_raw
 from broker_coordinator.version_state import VersionState
 from fl_protocol.codec import codec_for, codec_seed, decode
-from fl_protocol.errors import CodecError, LayoutError
+from fl_protocol.errors import AggregatorError, CodecError, LayoutError
 from fl_protocol.version import VersionId
 
 CODECS = ["float32", "int8", "eden(bits=1)", "eden(bits=1,keep=0.25)"]
@@ -106,21 +106,38 @@ class Breaking(aggregator.Mean):
                 raise KeyError("before.loss")
 
 
-def test_an_update_that_breaks_off_leaves_no_trace(begin, tmp_path, monkeypatch):
-    """Half of it was added: the fold is rebuilt without it, and has the bits it would have had."""
+def test_a_rule_that_breaks_off_loses_no_update(begin, tmp_path, monkeypatch):
+    """The version stops with the rule's name; with the rule mended it has the bits it would have had."""
     plain = begin(tmp_path / "plain")
-    plain.take(2)
-    plain.numbers = 3
-    plain.take(1)
+    plain.take(4)
     Breaking.calls = 0
-    monkeypatch.setitem(aggregator.AGGREGATORS, "mean", Breaking)
+    monkeypatch.setitem(aggregator_registry.AGGREGATORS, "mean", Breaking)
     broken = begin(tmp_path / "broken")
-    broken.take(2)
-    assert not broken.open.add(broken.accept(broken.next()))
-    broken.take(1)
+    broken.take(4)
+    assert "'mean' failed in accumulate: KeyError" in broken.open.fault
+    assert broken.open.close() is None
+    assert broken.store.counts().waiting == 4
     monkeypatch.undo()
-    assert broken.close().digest != plain.version.digest
-    plain.close()
+    broken.open = broken.reopen()
+    assert not broken.open.fault
+    assert broken.close().digest == plain.close().digest
+
+
+def test_an_update_that_breaks_off_leaves_no_trace(begin, tmp_path):
+    """Half of it was added: the fold is rebuilt without it, and has the bits it would have had."""
+    plain, broken = begin(tmp_path / "plain"), begin(tmp_path / "broken")
+    for history in (plain, broken):
+        history.take(2)
+
+    def breaks_off():
+        yield 0, np.ones(4, np.float32)
+        raise CodecError("the disk")
+
+    assert not broken.open.add(broken.accept(broken.next()), breaks_off())
+    plain.numbers = 3
+    for history in (plain, broken):
+        history.take(1)
+        history.close()
     assert broken.open.state.master.tobytes() == plain.open.state.master.tobytes()
     assert broken.store.counts().quarantined == 1
 
@@ -133,12 +150,13 @@ class NotANumber(aggregator.Mean):
 
 
 def test_a_fold_that_is_not_finite_makes_no_version(history, monkeypatch):
-    """All its updates are set aside: a model of NaN would be the end of the fleet."""
-    monkeypatch.setitem(aggregator.AGGREGATORS, "mean", NotANumber)
+    """A model of NaN would be the end of the fleet; it is the rule's fault, and its updates wait."""
+    monkeypatch.setitem(aggregator_registry.AGGREGATORS, "mean", NotANumber)
     history.open = history.reopen()
     history.take(2)
     assert history.open.close() is None
-    assert history.store.counts().quarantined == 2
+    assert "'mean' failed in finalize: it gave a value that is not finite" in history.open.fault
+    assert history.store.counts().waiting == 2
     monkeypatch.undo()
     history.open = history.reopen()
     history.take(1)
@@ -155,11 +173,11 @@ def test_a_state_of_another_layout_is_refused(history):
 def test_a_fold_that_broke_off_takes_nothing_more(history, monkeypatch):
     """Its sums are worthless, and it says so."""
     Breaking.calls = 2
-    monkeypatch.setitem(aggregator.AGGREGATORS, "mean", Breaking)
+    monkeypatch.setitem(aggregator_registry.AGGREGATORS, "mean", Breaking)
     fold = Fold(history.rules, history.open.state)
     update = history.next()
     row = history.accept(update)
-    with pytest.raises(KeyError):
+    with pytest.raises(AggregatorError, match="accumulate"):
         fold.add(row, update.payload)
     assert fold.touched
     with pytest.raises(CodecError, match="broke off"):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from broker_coordinator import server_optimizer
+from broker_coordinator import optimizer_registry, server_optimizer
 from broker_coordinator.appraisal import Appraisal, appraise
 from broker_coordinator.audit import audit
 from broker_coordinator.backup import back_up
@@ -139,7 +139,7 @@ def test_the_server_optimizer_does_not_see_buffers(make_update, monkeypatch):
             moved, _ = super().step(master, {}, aggregate)
             return moved, slots
 
-    monkeypatch.setitem(server_optimizer.SERVER_OPTIMIZERS, "sgd", Watched)
+    monkeypatch.setitem(optimizer_registry.SERVER_OPTIMIZERS, "sgd", Watched)
     rules = replace(RULES, server_lr=0.125)
     state = initial(slots={"m": np.zeros(LAYOUT.weight_size, np.float32)})
     fold = Fold(rules, state)

@@ -337,6 +337,22 @@ def test_a_store_from_before_runtimes_were_named_keeps_its_counts(tmp_path):
     store.close()
 
 
+def test_a_store_of_an_older_release_is_read_and_not_changed(tmp_path):
+    """Nobody need start a coordinator first, and one of that release may be at work on it."""
+    connection = sqlite3.connect(tmp_path / "coordinator.db")
+    connection.executescript(f"BEGIN; {MIGRATIONS[0]} PRAGMA user_version = 1; COMMIT;")
+    connection.execute("INSERT INTO devices (device, accepted) VALUES ('pi-1', 3)")
+    connection.commit()
+    reader = SqliteStore.open(tmp_path, read_only=True)
+    assert [(record.device, record.accepted, record.runtime) for record in reader.devices()] == [
+        ("pi-1", 3, "")
+    ]
+    assert (list(reader.versions()), list(reader.doubles())) == ([], [])
+    reader.close()
+    assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+    connection.close()
+
+
 def test_a_doubled_identity_is_counted(store):
     """The newest words and time stand; a device need not be known otherwise."""
     store.note_double("d", how="one way", seen_at=1.0)

@@ -89,7 +89,7 @@ def test_gates_that_shut_meanwhile_open_for_the_newest(make_world):
     "change",
     [
         {"version": VersionId(epoch=2, number=2, digest=bytes(16))},
-        {"codec": "float16"},
+        {"codec": "float64"},
         {"fingerprint": bytes(8)},
     ],
     ids=["epoch", "codec", "layout"],

@@ -230,6 +230,20 @@ def test_a_crash_is_tried_again_and_a_hopeless_failure_is_not(world):
     assert [header.base.number for _, header, _ in world.coordinator.begins] == [1, 3]
 
 
+def test_a_reason_that_may_quote_samples_stays_on_the_device(world):
+    """In its status and log: neither the event nor the presence of a later connection has its text."""
+    world.coordinator.publish_version(1)
+    world.script.failures = [JobFailed(reason="KeyError: patient 4711", retryable=False, told="KeyError")]
+    world.boot()
+    world.advance(1)
+    assert world.agent.idle_reason == "KeyError: patient 4711"
+    assert [event.message for event in world.coordinator.events] == ["KeyError"]
+    world.transport.drop("gone")
+    world.transport.reconnect()
+    world.advance(1)
+    assert world.coordinator.births[-1].idle_reason == "KeyError"
+
+
 def test_a_worker_that_always_crashes_is_left_alone_after_five_times(world):
     """A device must not burn its battery on a version that kills its runtime."""
     world.coordinator.publish_version(1)

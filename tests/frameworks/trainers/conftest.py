@@ -109,7 +109,7 @@ class Bench:
 
     def coordinate(self, fleet: str, broker: str, versions: int) -> ManagedProcess:
         """Start the coordinator with the page's fleet.toml."""
-        text, count = re.subn(r'^broker = ".*"$', f'broker = "{broker}"', fleet, flags=re.MULTILINE)
+        text, count = re.subn(r'^broker = "[^"]*"', f'broker = "{broker}"', fleet, flags=re.MULTILINE)
         assert count == 1
         text = text.replace('artifact = "artifact"', 'artifact = "app/artifact"')
         (self.folder / "fleet.toml").write_text(f"stop_after_versions = {versions}\n{text}")

@@ -1,5 +1,7 @@
 """Modules of PyTorch: the step is PyTorch's own, and only what the artifact names moves."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -111,6 +113,20 @@ def test_running_statistics_move_where_they_travel(samples):
     result = trainer.train(weights, samples, PLAN, never)
     assert not np.array_equal(result.weights["1.running_var"], weights["1.running_var"])
     assert trainer.evaluate(result.weights, samples)["correct"] > 50
+
+
+def test_a_last_batch_of_one_row_is_trained_on(samples):
+    """One row has no variance of its own: a normalisation then goes by its running statistics."""
+    x, y = samples.all()
+    trainer = Normalised()
+    weights = trainer.weights(trainer.module(), buffers=True)
+    plan = dataclasses.replace(PLAN, epochs=1)
+    result = trainer.train(weights, ArraySamples(x[:41], y[:41]), plan, never)
+    assert result.steps == 3
+    assert all(np.isfinite(array).all() for array in result.weights.values())
+    alone = trainer.train(weights, ArraySamples(x[:1], y[:1]), plan, never).weights
+    assert np.array_equal(alone["1.running_var"], weights["1.running_var"])
+    assert not np.array_equal(alone["4.bias"], weights["4.bias"])
 
 
 def test_a_training_ends_when_it_is_told(samples):

@@ -1,0 +1,87 @@
+"""Which aggregators there are by name, and those that users write, by ``module:Class``."""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from broker_coordinator.aggregator import Aggregator, HoldingAggregator, Mean
+from broker_coordinator.calibration_rule import CachedCalibration
+from broker_coordinator.coordinate_median import CoordinateMedian
+from broker_coordinator.krum import Krum
+from broker_coordinator.trimmed_mean import TrimmedMean
+from fl_protocol.errors import AggregatorError, ConfigError
+
+__all__ = ["AGGREGATORS", "AnyAggregator", "aggregator_for", "fault_of", "is_users"]
+
+AnyAggregator: TypeAlias = Aggregator | HoldingAggregator | CachedCalibration
+
+AGGREGATORS: dict[str, Callable[..., AnyAggregator]] = {
+    "mean": Mean,
+    "trimmed_mean": TrimmedMean,
+    "median": CoordinateMedian,
+    "krum": Krum,
+    "ca2fl": CachedCalibration,
+}
+_METHODS = {False: ("weigh", "init", "accumulate", "finalize"), True: ("weigh", "combine")}
+
+
+def is_users(name: str) -> bool:
+    """Whether the name is that of a class of the user's."""
+    return ":" in name
+
+
+def aggregator_for(name: str, options: Mapping[str, Any] | None = None) -> AnyAggregator:
+    """The aggregator of that name; a user's is looked for on Python's path, then in the working directory.
+
+    Raises:
+        ConfigError: there is none, its options are wrong, or the class cannot be loaded or is none.
+    """
+    if is_users(name):
+        return _users(name)
+    if name not in AGGREGATORS:
+        raise ConfigError(
+            f"unknown aggregator {name!r}: use one of {', '.join(sorted(AGGREGATORS))}",
+            hint="or name a class of your own as module:Class: docs/guide-strategies.md",
+        )
+    try:
+        return AGGREGATORS[name](**(options or {}))
+    except TypeError as error:
+        raise ConfigError(f"aggregator {name!r}: {error}") from None
+
+
+def _users(name: str) -> AnyAggregator:
+    module, _, called = name.partition(":")
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.append(folder)  # last, so that a folder called models or tests hides nothing
+    try:
+        made: Any = getattr(importlib.import_module(module), called)()
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a user's module raises as it is loaded is our caller's news
+        raise ConfigError(
+            f"the aggregator {name!r} cannot be made: {type(error).__name__}: {error}",
+            hint=f"python looks for it on its own path (PYTHONPATH), then in {folder}",
+        ) from error
+    holds = getattr(made, "holds_updates", None)
+    if not isinstance(holds, bool):
+        raise ConfigError(f"the aggregator {name!r} has no holds_updates: set it to False (or True)")
+    missing = [method for method in _METHODS[holds] if not callable(getattr(made, method, None))]
+    if missing:
+        raise ConfigError(
+            f"the aggregator {name!r} has no {', '.join(missing)}",
+            hint=f"with holds_updates = {holds} it needs {', '.join(_METHODS[holds])}",
+        )
+    found: AnyAggregator = made
+    return found
+
+
+def fault_of(name: str, doing: str, error: Exception | str) -> AggregatorError:
+    """The error of an aggregator that failed in ``doing``."""
+    what = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+    return AggregatorError(
+        f"the aggregator {name!r} failed in {doing}: {what}"[:300],
+        hint="its updates wait in the journal: mend it, and restart the coordinator",
+    )

@@ -1,0 +1,1 @@
+"""Virtual fleets: thousands of deployed agents and their coordinator in one process, on a virtual clock."""

@@ -1,0 +1,255 @@
+"""A virtual device: the agent's own supervisor, outbox and files, switched on and off on a virtual clock."""
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge_agent.configuration import AgentConfiguration
+from edge_agent.jobs import Deliver, Result, Trained, TrainJob
+from edge_agent.outbox import Outbox
+from edge_agent.presence import Presence
+from edge_agent.state_folder import StateFolder
+from edge_agent.supervisor import Supervisor
+from edge_agent.trainer import planned_steps
+from fl_protocol.loopback import Link
+from fl_protocol.topics import FleetTopics
+from hil.simulate.entropy import Entropy, chance_of
+from hil.simulate.memory_disk import MemoryDisk
+from hil.simulate.training import DeviceSamples, VirtualWorker
+from hil.simulate.transport import VirtualTransport
+
+if TYPE_CHECKING:
+    from hil.simulate.fleet import VirtualFleet
+
+__all__ = ["DEVICE_FOLDER", "NoStatus", "QuietMachine", "VirtualDevice", "agent_configuration"]
+
+DEVICE_FOLDER = Path("/device")
+"""Every device has a disk of its own, on which its state is here."""
+TURN_S = 0.05
+"""A device looks at what came this long after the first of it."""
+
+
+class VirtualDevice:
+    """One device of a ``VirtualFleet``: a training takes it ``start_s`` and ``step_s`` for each step.
+
+    Off, it keeps its disk and its box in the outbox file, and nothing else, as a machine without power does.
+    """
+
+    __slots__ = (
+        "_clock",
+        "_disk",
+        "_entropy",
+        "_fleet",
+        "_incarnation",
+        "_link",
+        "_off",
+        "_outbox",
+        "_start_s",
+        "_step_s",
+        "_supervisor",
+        "_transport",
+        "_wake_at",
+        "has_power",
+        "losses",
+        "name",
+        "number",
+        "samples",
+    )
+
+    def __init__(
+        self,
+        fleet: "VirtualFleet",
+        number: int,
+        samples: DeviceSamples,
+        *,
+        step_s: float,
+        start_s: float,
+        link: Link | None,
+    ) -> None:
+        self.number = number
+        self.name = f"dev-{number:06d}"
+        self.samples = samples
+        self.has_power = False
+        """Whether its availability says that it may be on."""
+        self.losses = 0
+        """Trainings that ended with the power."""
+        self._fleet = fleet
+        self._clock = fleet.clock
+        self._link = link
+        self._step_s, self._start_s = step_s, start_s
+        self._disk = MemoryDisk(fleet.contents)
+        self._entropy = Entropy(fleet.seed, self.name)
+        self._incarnation = b""
+        self._supervisor: Supervisor | None = None
+        self._transport: VirtualTransport | None = None
+        self._outbox: Outbox | None = None
+        self._wake_at = float("inf")
+
+    @property
+    def on(self) -> bool:
+        """Whether it has power."""
+        return self._supervisor is not None
+
+    @property
+    def incarnation(self) -> bytes:
+        """The name of its state folder, as updates carry it; empty while it is off."""
+        return self._incarnation if self._supervisor is not None else b""
+
+    def switch_on(self) -> None:
+        """Boot: make the supervisor on what the disk and the outbox hold, and let it connect."""
+        if self._supervisor is not None:
+            return
+        fleet = self._fleet
+        configuration = replace(fleet.agent_configuration, device=self.name)
+        presence = Presence(FleetTopics(configuration.fleet), self.name, entropy=self._entropy)
+        folder = StateFolder(DEVICE_FOLDER, disk=self._disk, entropy=self._entropy)
+        self._incarnation = folder.incarnation
+        self._outbox = Outbox(
+            fleet.outboxes,
+            max_bytes=configuration.outbox.max_bytes,
+            max_age_s=configuration.outbox.max_age_s,
+            clock=self._clock,
+            box=self.number,
+        )
+        self._transport = VirtualTransport(
+            fleet.broker,
+            self.name,
+            will=presence.will,
+            link=self._link,
+            woken=self._stir,
+            meter=fleet.meter,
+        )
+        self._supervisor = Supervisor(
+            configuration,
+            transport=self._transport,
+            presence=presence,
+            clock=self._clock,
+            folder=folder,
+            outbox=self._outbox,
+            make_worker=self._worker,
+            machine=fleet.machine,
+            disk=self._disk,
+            count=self._count,
+            status=fleet.status,
+            chance=chance_of(fleet.seed, self.name),
+            entropy=self._entropy,
+        )
+        self._supervisor.start()
+        self._stir()
+
+    def switch_off(self) -> None:
+        """Take the power away, in the middle of whatever it does."""
+        if self._supervisor is None or self._transport is None:
+            return
+        if self._supervisor.state == "training":
+            self.losses += 1
+        transport, self._transport, self._supervisor, self._outbox = self._transport, None, None, None
+        self._wake_at = float("inf")
+        transport.drop("the power is gone")
+        transport.stop()
+        self._fleet.ended(self)
+
+    def come_back(self) -> None:
+        """Boot again after a failure, if there is power."""
+        if self.has_power:
+            self.switch_on()
+
+    def _stir(self) -> None:
+        """Something came: look at it soon."""
+        self._wake(self._clock.monotonic() + TURN_S)
+
+    def _wake(self, at: float) -> None:
+        if at < self._wake_at:
+            self._wake_at = at
+            self._clock.plan(at, self._turn)
+
+    def _turn(self) -> None:
+        if self._supervisor is None or self._clock.monotonic() < self._wake_at:
+            return
+        self._wake_at = float("inf")
+        wait = self._supervisor.work()
+        self._wake(self._clock.monotonic() + max(wait, TURN_S))
+
+    def _worker(self, deliver: Deliver) -> VirtualWorker:
+        return VirtualWorker(
+            deliver,
+            trainings=self._fleet.trainings,
+            train=self._train,
+            lasts=self._lasts,
+            later=self._later,
+        )
+
+    def _lasts(self, job: TrainJob) -> float:
+        steps = min(planned_steps(job.plan, self.samples.training), self._most_steps(job))
+        seconds = self._start_s + steps * self._step_s
+        self._fleet.begun(self, seconds)
+        return seconds
+
+    def _most_steps(self, job: TrainJob) -> int:
+        """Steps that this device begins before the plan's time is over."""
+        return math.ceil(job.plan.deadline_s / self._step_s) if self._step_s else sys.maxsize
+
+    def _later(self, seconds: float, event: Callable[[], None]) -> None:
+        supervisor = self._supervisor
+
+        def happen() -> None:
+            if self._supervisor is supervisor:
+                event()
+                self._stir()
+
+        self._clock.plan(self._clock.monotonic() + seconds, happen)
+
+    def _train(self, job: TrainJob) -> Result:
+        fleet = self._fleet
+        published = self._disk.read(Path(job.weights_path))
+        trainer = fleet.trainer_of(self.number)
+        result = fleet.trainings.train(
+            job, published, self.samples, trainer, most_steps=self._most_steps(job)
+        )
+        if isinstance(result, Trained):
+            fleet.encoded += 1
+            fleet.payload_bytes += len(result.payload)
+        return result
+
+    def _count(self, _: Path) -> tuple[int, int]:
+        return self.samples.training, self.samples.held_out
+
+
+class NoStatus:
+    """A status that nobody reads."""
+
+    def write(self, status: Callable[[], Any], *, at_once: bool = False) -> float | None:
+        """Ask for nothing."""
+        return None
+
+
+class QuietMachine:
+    """A machine on mains that is cool and idle: what virtual devices lack is said by their availability."""
+
+    def on_mains(self) -> bool | None:
+        """It does not tell."""
+        return None
+
+    def temperature_c(self) -> float | None:
+        """It does not tell."""
+        return None
+
+    def load(self) -> float | None:
+        """It does not tell."""
+        return None
+
+
+def agent_configuration(fleet: str, *, runtime: str, public_key: str, trainer: bool) -> AgentConfiguration:
+    """What every device's ``agent.toml`` would say; each has a name of its own."""
+    return AgentConfiguration(
+        device="dev",
+        fleet=fleet,
+        broker="mqtt://127.0.0.1",
+        state=DEVICE_FOLDER,
+        trusted_keys=(public_key,),
+        runtimes=(runtime,) if runtime else ("onnx",),
+        trainer="simulated:Trainer" if trainer else "",
+    )

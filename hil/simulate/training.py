@@ -1,0 +1,201 @@
+"""What the workers of virtual devices do: real trainings, each done when its virtual time is over."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.continuation import find_personal
+from edge_agent.graph_trainer import GraphTrainer
+from edge_agent.job_runner import JobRunner
+from edge_agent.jobs import Deliver, Job, JobFailed, Prepared, PrepareJob, Result, TrainJob, VerifyJob
+from edge_agent.participation import SampleParts, participate
+from edge_agent.sample_form import Array
+from edge_agent.trainer import ArraySamples, Trainer
+from edge_agent.trainer_fault import TrainerFault
+from fl_protocol.clock import Clock
+from fl_protocol.codec import decode_model
+from fl_protocol.errors import LichenError
+from fl_protocol.layout import TensorLayout
+from models.runtime import Session, TrainingArtifact, open_session
+
+__all__ = ["DeviceSamples", "Trainings", "VirtualWorker", "split_held_out"]
+
+_REMEMBERED_CHECKS = 256
+_REMEMBERED_VERSIONS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSamples:
+    """One device's rows: the first ``len(x) - held_out`` are trained on, the others are not."""
+
+    x: Array
+    y: Array
+    held_out: int = 0
+
+    @property
+    def training(self) -> int:
+        """Rows that are trained on."""
+        return len(self.x) - self.held_out
+
+    def parts(self) -> SampleParts:
+        """As the agent takes them."""
+        cut = self.training
+        return SampleParts(
+            training=ArraySamples(self.x[:cut], self.y[:cut]),
+            held_out=ArraySamples(self.x[cut:], self.y[cut:]),
+        )
+
+
+class Trainings:
+    """The jobs of all devices of a simulation, done by the code that devices run.
+
+    A signature and an artifact's golden steps are checked once for all devices: each gives the same answer.
+    """
+
+    def __init__(self, artifact: TrainingArtifact, *, clock: Clock, runtimes: tuple[str, ...]) -> None:
+        self.done = 0
+        self._artifact = artifact
+        self._runner = JobRunner(clock=clock)
+        self._session: Session | None = None
+        self.prepared = Prepared(runtime="")
+        if "step.onnx" in artifact.manifest.files:
+            self._session, skipped = open_session(artifact, runtimes)
+            self.prepared = Prepared(runtime=self._session.name, skipped=tuple(map(str, skipped)))
+        self._checks: dict[tuple[bytes, bytes], Result] = {}
+        self._weights: dict[bytes, NDArray[np.float32]] = {}
+        self._order = [parameter.name for parameter in artifact.manifest.parameters]
+
+    def trainer(self) -> Trainer | None:
+        """The artifact's own; None where it holds weights alone."""
+        return GraphTrainer(self._artifact, self._session) if self._session is not None else None
+
+    def look(self, job: VerifyJob | PrepareJob) -> Result:
+        """The result of a job that trains nothing."""
+        if isinstance(job, PrepareJob):
+            if Path(job.artifact_dir).name != self._artifact.digest.hex():
+                return JobFailed(reason="the task names another artifact", retryable=False)
+            return self.prepared
+        key = job.context, job.envelope
+        known = self._checks.get(key)
+        if known is None:
+            known = self._checks[key] = self._runner.run(job, _ignore, _never)
+            if len(self._checks) > _REMEMBERED_CHECKS:
+                del self._checks[next(iter(self._checks))]
+        return known
+
+    def train(
+        self, job: TrainJob, published: bytes, samples: DeviceSamples, trainer: Trainer, *, most_steps: int
+    ) -> Result:
+        """Train once, as ``edge_agent.participation`` does; told to stop after ``most_steps`` steps."""
+        self.done += 1
+        try:
+            return participate(
+                job,
+                layout=self._artifact.layout,
+                published=published,
+                trainer=trainer,
+                samples=samples.parts(),
+                should_stop=lambda steps: steps >= most_steps,
+                runtime=self.prepared.runtime,
+                personal=find_personal(job, self._artifact),
+                order=self._order,
+                decode=self._decoded,
+            )
+        except TrainerFault as fault:
+            cause = fault.__cause__
+            if not isinstance(cause, LichenError):  # a trainer with a defect: its owner wants to see where
+                raise cause or fault from None
+            return JobFailed(reason=str(fault.args[0]), retryable=fault.retryable, told=fault.told)
+        except LichenError as error:
+            return JobFailed(reason=str(error.args[0]), retryable=error.retryable)
+
+    def _decoded(self, published: bytes, layout: TensorLayout) -> NDArray[np.float32]:
+        """The weights of a version, decoded once for all devices; never written to."""
+        known = self._weights.get(published)
+        if known is None:
+            known = self._weights[published] = decode_model(published, layout)
+            if len(self._weights) > _REMEMBERED_VERSIONS:
+                del self._weights[next(iter(self._weights))]
+        return known
+
+
+class VirtualWorker:
+    """The worker of a virtual device: a training ends, and is really done, when its virtual time is over.
+
+    ``later`` plans a call after some virtual seconds.
+    """
+
+    def __init__(
+        self,
+        deliver: Deliver,
+        *,
+        trainings: Trainings,
+        train: Callable[[TrainJob], Result],
+        lasts: Callable[[TrainJob], float],
+        later: Callable[[float, Callable[[], None]], None],
+    ) -> None:
+        self._deliver = deliver
+        self._trainings = trainings
+        self._train = train
+        self._lasts = lasts
+        self._later = later
+        self._job: Job | None = None
+        self._stopped = False
+
+    @property
+    def busy(self) -> bool:
+        """See ``Worker.busy``."""
+        return self._job is not None
+
+    @property
+    def process_id(self) -> int | None:
+        """There is none."""
+        return None
+
+    def submit(self, job: Job) -> None:
+        """See ``Worker.submit``: a training takes its virtual time, everything else none."""
+        if self._stopped or self.busy:
+            raise RuntimeError("the worker is stopped" if self._stopped else "the worker is busy")
+        if isinstance(job, TrainJob):
+            self._job = job
+            self._later(self._lasts(job), lambda: self._finish(job))
+        else:
+            self._deliver(job, self._trainings.look(job))
+
+    def cancel(self) -> None:
+        """See ``Worker.cancel``."""
+        job, self._job = self._job, None
+        if job is not None and not self._stopped:
+            self._deliver(job, JobFailed(reason="cancelled", retryable=True))
+
+    def stop(self) -> None:
+        """See ``Worker.stop``."""
+        self._stopped = True
+        self._job = None
+
+    def _finish(self, job: TrainJob) -> None:
+        if self._job is job:
+            self._job = None
+            self._deliver(job, self._train(replace(job, checkpoint_path="")))
+
+
+def split_held_out(x: Array, y: Array, share: float, *, seed: int) -> DeviceSamples:
+    """Keep ``share`` of a device's rows, drawn by ``seed``, from training."""
+    count = len(x)
+    held_out = min(math.ceil(share * count), count - 1) if share and count > 1 else 0
+    if held_out:
+        order = np.random.default_rng(seed).permutation(count)
+        x, y = x[order], y[order]
+    return DeviceSamples(x, y, held_out)
+
+
+def _ignore(_: object) -> None:
+    pass
+
+
+def _never() -> bool:
+    return False

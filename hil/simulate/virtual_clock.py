@@ -1,0 +1,50 @@
+"""Virtual time: a clock that jumps from one event to the next, and the events in their order."""
+
+import heapq
+from collections.abc import Callable
+
+__all__ = ["BEGINS_AT", "VirtualClock"]
+
+BEGINS_AT = 1_767_571_200.0
+"""When every simulation begins, for gates that look at the hour: Monday, 2026-01-05, 00:00 UTC."""
+
+
+class VirtualClock:
+    """Time and what is due. Events of the same moment happen in the order in which they were planned."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._planned = 0
+        self.happened = 0
+        """Events so far."""
+
+    def monotonic(self) -> float:
+        """Virtual seconds since the beginning."""
+        return self._now
+
+    def wall(self) -> float:
+        """The virtual date."""
+        return BEGINS_AT + self._now
+
+    def plan(self, at: float, event: Callable[[], None]) -> None:
+        """Have something happen at a moment, at the earliest now."""
+        self._planned += 1
+        heapq.heappush(self._events, (max(at, self._now), self._planned, event))
+
+    def next_due(self) -> float | None:
+        """When the next event is; None where none is planned."""
+        return self._events[0][0] if self._events else None
+
+    def advance_to(self, at: float) -> None:
+        """Move on; nothing happens on the way."""
+        self._now = max(self._now, at)
+
+    def happen(self) -> int:
+        """Let everything happen that is due, and what that plans for this moment; how much it was."""
+        count = 0
+        while self._events and self._events[0][0] <= self._now:
+            heapq.heappop(self._events)[2]()
+            count += 1
+        self.happened += count
+        return count

@@ -1,0 +1,205 @@
+"""Aggregators that users write: by ``module:Class``, from a folder of theirs, in a whole coordinator."""
+
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from broker_coordinator.aggregator_registry import aggregator_for
+from broker_coordinator.audit import audit
+from broker_coordinator.configuration import AggregatorTable
+from fl_protocol.errors import ConfigError
+
+LOSS_WEIGHTED = """
+    import numpy as np
+
+    class LossWeightedMean:
+        holds_updates = False
+
+        def weigh(self, update, context):
+            return update.num_examples * update.metrics["before.loss"]
+
+        def init(self, size):
+            return {"total": np.zeros(size, np.float32), "weight": np.float32(0)}
+
+        def accumulate(self, state, start, values, weight):
+            state["total"][start : start + len(values)] += weight * values
+            if start == 0:
+                state["weight"] += weight
+
+        def finalize(self, state):
+            return state["total"] / state["weight"]
+"""
+BROKEN = {
+    "nan": ("finalize", 'return state["total"] * np.float32("nan")', "not finite"),
+    "shape": ("finalize", 'return state["total"][1:]', "not float32"),
+    "dtype": ("finalize", 'return state["total"].astype(np.float64)', "not float32"),
+    "nothing": ("finalize", "return None", "NoneType"),
+    "raises": ("finalize", "raise RuntimeError('oh')", "RuntimeError: oh"),
+    "midway": ("accumulate", "raise IndexError('oh')", "IndexError: oh"),
+    "keeps": ("accumulate", 'state.setdefault("kept", []).append(values)', "keeps the piece"),
+    "init": ("init", "raise ValueError('oh')", "ValueError: oh"),
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """``folder(source)`` writes the user's module, into the directory where they work."""
+    here = tmp_path / "mine"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def write(source):
+        (here / "my_rules.py").write_text(textwrap.dedent(source))
+        sys.modules.pop("my_rules", None)
+
+    yield write
+    sys.modules.pop("my_rules", None)
+
+
+def broken(fault):
+    """The same class with one line of a method in place of it all."""
+    method, line, _ = BROKEN[fault]
+    head, _, rest = textwrap.dedent(LOSS_WEIGHTED).partition(f"    def {method}(")
+    signature, _, body = rest.partition("\n")
+    _, blank, after = body.partition("\n\n")
+    return f"{head}    def {method}({signature}\n        {line}\n{blank}{after}"
+
+
+def losses(*values):
+    """Metrics as headers carry them."""
+    return [{"before.loss": value} for value in values]
+
+
+def send(fleet, devices, metrics):
+    """One update of each device, with its metrics; values are the place in the list."""
+    ids = []
+    for place, (device, said) in enumerate(zip(devices, metrics, strict=True)):
+        ids += fleet.contribute(device, value=float(place), metrics=said)
+    return ids
+
+
+RULE = AggregatorTable(kind="my_rules:LossWeightedMean")
+
+
+def test_the_rule_of_the_readme_weighs_by_loss(fleet_of, folder):
+    """Weighed once, and journalled; versions replay; without the class the audit says what it misses."""
+    folder(LOSS_WEIGHTED)
+    fleet = fleet_of(aggregator=RULE).start()
+    devices = [fleet.device(f"d{number}") for number in range(2)]
+    before = fleet.coordinator.weights.copy()
+    ids = send(fleet, devices, losses(1.0, 3.0))
+    assert [device.last(known).state for device, known in zip(devices, ids, strict=True)] == ["done"] * 2
+    assert fleet.coordinator.version.number == 1
+    assert fleet.coordinator.weights - before == pytest.approx(np.full_like(before, 0.75), abs=1e-5)
+    assert fleet.books().versions_ok == 1
+    folder("")
+    report = audit(fleet.folder)
+    assert report.versions_ok == 0
+    assert "my_rules:LossWeightedMean" in report.faults[0]
+
+
+def test_an_update_without_the_metric_is_refused(fleet_of, folder):
+    """That is the update's fault, and the others go on."""
+    folder(LOSS_WEIGHTED)
+    fleet = fleet_of(aggregator=RULE).start()
+    devices = [fleet.device(f"d{number}") for number in range(3)]
+    ids = send(fleet, devices, [{}, *losses(1.0, 1.0)])
+    assert devices[0].last(ids[0]).state == "refused"
+    assert fleet.coordinator.version.number == 1
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_rule_s_fault_stops_the_version_and_loses_no_update(fleet_of, folder, fault):
+    """Its name is in the status; what is accepted waits; mended and started again, the version closes."""
+    folder(broken(fault))
+    fleet = fleet_of(aggregator=RULE).start()
+    devices = [fleet.device(f"d{number}") for number in range(3)]
+    ids = send(fleet, devices, losses(1.0, 3.0, 1.0))
+    figures = fleet.coordinator.figures()
+    assert "my_rules:LossWeightedMean" in figures.aggregator_fault
+    assert BROKEN[fault][2] in figures.aggregator_fault
+    assert (figures.version, figures.quarantined) == (0, 0)
+    assert [device.last(known).state for device, known in zip(devices, ids, strict=True)] == ["done"] * 3
+    assert fleet.store.counts().waiting == 3
+    fleet.crash()
+    folder(LOSS_WEIGHTED)
+    fleet.start()
+    assert fleet.coordinator.version.number == 1
+    assert fleet.coordinator.figures().aggregator_fault == ""
+    assert (fleet.books().folded, fleet.books().quarantined) == (3, 0)
+
+
+@pytest.mark.parametrize("line", ["return float('nan')", "return -1.0", "raise ZeroDivisionError('oh')"])
+def test_a_rule_that_cannot_weigh_leaves_updates_with_their_devices(fleet_of, folder, line):
+    """Nothing is accepted or refused: no receipt that would end an update. Mended, it is taken."""
+    folder(
+        textwrap.dedent(LOSS_WEIGHTED).replace(
+            'return update.num_examples * update.metrics["before.loss"]', line
+        )
+    )
+    fleet = fleet_of(aggregator=RULE).start()
+    device = fleet.device("d0")
+    update = device.make(fleet.layout, metrics={"before.loss": 1.0})
+    device.begin(*update)
+    fleet.settle()
+    assert device.words(update[0]) == []
+    assert "weigh" in fleet.coordinator.figures().aggregator_fault
+    fleet.crash()
+    folder(LOSS_WEIGHTED)
+    fleet.start()
+    device.begin(*update)
+    fleet.settle()
+    assert device.words(update[0]) == ["done"]
+    assert fleet.coordinator.figures().aggregator_fault == ""
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("", "has no attribute"),
+        ("import nothing_like_it", "No module named 'nothing_like_it'"),
+        ("class LossWeightedMean: pass", "no holds_updates"),
+        ("class LossWeightedMean: holds_updates = True", "has no weigh, combine"),
+        (
+            "class LossWeightedMean:\n  holds_updates = False\n  def __init__(self): 1 / 0",
+            "ZeroDivisionError",
+        ),
+    ],
+)
+def test_a_class_that_is_no_rule_is_refused_at_the_start(folder, source, said):
+    """With its name, and what it lacks."""
+    folder(source)
+    with pytest.raises(ConfigError, match=said) as caught:
+        aggregator_for(RULE.kind)
+    assert RULE.kind in str(caught.value)
+
+
+def test_a_rule_that_holds_updates_sees_them_all(fleet_of, folder):
+    """The largest update of each parameter: needs every one."""
+    folder(
+        """
+        import numpy as np
+
+        class Largest:
+            holds_updates = True
+
+            def weigh(self, update, context):
+                return 1.0
+
+            def combine(self, held):
+                largest = np.empty(held.size, np.float32)
+                for start, values in held.columns():
+                    largest[start : start + values.shape[1]] = values.max(axis=0)
+                return largest
+        """
+    )
+    fleet = fleet_of(aggregator=AggregatorTable(kind="my_rules:Largest")).start()
+    devices = [fleet.device(f"d{number}") for number in range(2)]
+    before = fleet.coordinator.weights.copy()
+    send(fleet, devices, losses(1.0, 1.0))
+    assert fleet.coordinator.weights - before == pytest.approx(np.ones_like(before), abs=1e-6)
+    assert fleet.books().versions_ok == 1

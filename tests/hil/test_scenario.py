@@ -1,0 +1,115 @@
+"""Scenario files: what comes along runs, what is wrong is said with the nearest right word; the command."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from broker_coordinator.audit import audit
+from fl_protocol.errors import ConfigError
+from hil.simulate.command import simulate
+from hil.simulate.scenario import READY, read_scenario, run_scenario
+
+SMALL = ["devices=12", "versions=2", "hidden=8", "per_device=30", "fleet.buffer.size=4", 'runtimes=["numpy"]']
+
+
+@pytest.mark.parametrize("name", READY)
+def test_scenarios_that_come_along_run(name):
+    """Each of them, made small."""
+    result = run_scenario(read_scenario(name, SMALL))
+    assert result.name == name
+    assert result.versions == 2
+    assert result.accuracy is not None
+
+
+def test_changes_take_the_place_of_what_is_written(tmp_path):
+    """By TOML's own values, or as a text; in tables that were not there too."""
+    path = tmp_path / "mine.toml"
+    path.write_text("devices = 5\n[fleet.buffer]\nsize = 9\n")
+    written = read_scenario(
+        str(path), ["devices=7", "partition=dirichlet:1", "fleet.buffer.size=3", "attack=noise"]
+    )
+    assert written.keys.devices == 7
+    assert written.keys.partition == "dirichlet:1"
+    assert written.tables["fleet"]["buffer"]["size"] == 3
+    assert written.tables["attack"] == {"kind": "noise"}
+    assert written.name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("devces = 5", "mine.toml:1: devces: unknown key, did you mean 'devices'?"),
+        ("devices = 0", "devices must be from 1"),
+        ('data = "digit"', "did you mean 'digits'?"),
+        ('[availability]\nkind = "comuter"', "did you mean 'commuter'?"),
+        ("[fleet.bufer]\nsize = 3", "did you mean 'buffer'?"),
+        ("[classes.fast]\nstep_s = -1", "step_s"),
+        ('partition = "slow:8,9"', "slow devices and fast"),
+    ],
+)
+def test_faults_are_told(tmp_path, text, said):
+    """With the file, and what would do."""
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        run_scenario(read_scenario(str(path), [] if "devices" in text else ["devices=4"]))
+    assert said in str(caught.value)
+
+
+def test_an_unknown_name_is_told_with_the_nearest():
+    """Those that come along are listed where nothing is near."""
+    with pytest.raises(ConfigError, match="heavy-tail"):
+        read_scenario("heavytail")
+
+
+def test_ones_own_devices_and_evaluation(tmp_path):
+    """Functions of a module beside the file."""
+    (tmp_path / "my_fleet_data.py").write_text(
+        "from models.zoo import digits\n"
+        "def devices(n, seed):\n"
+        "    training, _ = digits.split()\n"
+        "    for device in range(n):\n"
+        "        yield training.x[device::n], training.y[device::n]\n"
+        "def evaluation():\n"
+        "    kept = digits.split()[1]\n"
+        "    return kept.x[:100], kept.y[:100]\n"
+    )
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'hidden = 8\ndevices = 6\nversions = 2\nown = "my_fleet_data:devices"\n'
+        'evaluation = "my_fleet_data:evaluation"\nruntimes = ["numpy"]\n[fleet.buffer]\nsize = 3\n'
+    )
+    result = run_scenario(read_scenario(str(path)))
+    assert result.accuracy_source == "coordinator"
+    assert result.accuracy * 100 == pytest.approx(round(result.accuracy * 100))
+
+
+def test_the_command_writes_pages_and_figures(tmp_path):
+    """One page for each run, one that compares, and a state folder that can be audited."""
+    arguments = [
+        "iid",
+        "attackers",
+        "--devices",
+        "12",
+        "--seed",
+        "3",
+        "--json",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    for change in SMALL[1:]:
+        arguments += ["--set", change]
+    ran = CliRunner().invoke(simulate, arguments)
+    assert ran.exit_code == 0, ran.output
+    figures = json.loads(ran.stdout)
+    assert [run["name"] for run in figures] == ["iid", "attackers"]
+    assert [run["seed"] for run in figures] == [3, 3]
+    assert figures[0]["state_hash"] != figures[1]["state_hash"]
+    out = tmp_path / "out"
+    for page in ("iid.html", "attackers.html", "comparison.html"):
+        text = (out / page).read_text()
+        assert "<svg" in text
+        assert "http" not in text.replace("http://www.w3.org", "")
+    assert json.loads((out / "iid.json").read_text())["state_hash"] == figures[0]["state_hash"]
+    assert audit(out / "iid-coordinator").balanced
