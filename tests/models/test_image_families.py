@@ -134,8 +134,7 @@ def dilated():
             ),
             ("Tanh", "u", "a3", {}),
             ("ConvTranspose", "a3 apart.w", "v", {"group": 3, "dilations": [1, 2]}),
-            ("GlobalAveragePool", "v", "g", {}),
-            ("Flatten", "g", "h", {}),
+            ("Flatten", "v", "h", {}),
             ("Gemm", "h head.w head.b", "z", {"transB": 1}),
         ],
         {
@@ -146,7 +145,7 @@ def dilated():
             "up.w": w(4, 3, 2, 2),
             "up.b": zeros(3),
             "apart.w": w(3, 1, 2, 3),
-            "head.w": w(3, 3),
+            "head.w": w(3, 351),
             "head.b": zeros(3),
         },
     )

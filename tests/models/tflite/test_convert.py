@@ -170,7 +170,6 @@ REFUSED = [
     ("Conv", [(1, 2, 5, 5), (2, 2, 3, 3)], {"pads": [-1, 0, 0, 0]}, "negative"),
     ("Conv", [(1, 2, 5, 5, 5), (2, 2, 3, 3, 3)], {}, "3 dimensions"),
     ("Conv", [(1, 2, 5, 5), (2, 1, 3, 3)], {"group": 2, "strides": [1, 2]}, "equal strides|depthwise"),
-    ("ConvTranspose", [(1, 2, 5, 5), (2, 2, 3, 3)], {"dilations": [2, 2]}, "dilation"),
     ("MaxPool", [(1, 2, 5, 5)], {"kernel_shape": [2, 2], "ceil_mode": 1}, "rounding up"),
     ("MaxPool", [(1, 2, 5, 5)], {"kernel_shape": [2, 2], "dilations": [2, 2]}, "dilation"),
     ("AveragePool", [(1, 2, 5, 5)], {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}, "padding"),
