@@ -126,7 +126,13 @@ def test_it_begins_in_the_middle_and_with_another_age(begin, calibrated, tmp_pat
 def test_what_it_was_made_of_is_spared_when_the_rule_has_changed(begin, calibrated, tmp_path):
     """Its last versions replay until they are pruned themselves; then what they called upon goes, too."""
     plain = replace(calibrated, aggregator="mean", aggregator_options={})
-    for rules, names in ((calibrated, "a"), (calibrated, "b"), (calibrated, "a b"), (plain, "a"), (plain, "b")):
+    for rules, names in (
+        (calibrated, "a"),
+        (calibrated, "b"),
+        (calibrated, "a b"),
+        (plain, "a"),
+        (plain, "b"),
+    ):
         history = begin(tmp_path / "a", rules)
         history.numbers = 10 * (history.version.number + 1)
         send(history, names.split())

@@ -106,7 +106,7 @@ def test_how_updates_were_cut_changes_no_bit(name, options, monkeypatch):
 
 
 def test_a_version_with_few_updates_takes_no_attacker_in():
-    """A deadline may close with fewer than ``chosen``: as many as may be attackers are left out all the same."""
+    """A deadline may close with fewer than ``chosen``: those who may be attackers are left out still."""
     vectors = drawn(8)[:7]
     vectors[3], vectors[5] = 1e6, -1e6
     found = Krum(attackers=2, chosen=8).combine(held(vectors))
