@@ -86,6 +86,18 @@ def test_ones_own_devices_and_evaluation(tmp_path):
     assert result.accuracy * 100 == pytest.approx(round(result.accuracy * 100))
 
 
+def test_the_command_s_table_is_whole_in_eighty_columns(monkeypatch):
+    """Also where no terminal tells how wide it is."""
+    monkeypatch.setenv("COLUMNS", "80")
+    arguments = ["heavy-tail", "--devices", "12"]
+    for change in SMALL[1:]:
+        arguments += ["--set", change]
+    ran = CliRunner().invoke(simulate, arguments)
+    assert ran.exit_code == 0, ran.output
+    assert "accuracy" in ran.stdout
+    assert "…" not in ran.stdout
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
