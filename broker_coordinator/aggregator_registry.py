@@ -24,6 +24,7 @@ AGGREGATORS: dict[str, Callable[..., AnyAggregator]] = {
     "krum": Krum,
     "ca2fl": CachedCalibration,
 }
+_WAIT = {"weigh": "with their devices, which ask again"}
 _METHODS = {False: ("weigh", "init", "accumulate", "finalize"), True: ("weigh", "combine")}
 
 
@@ -83,5 +84,5 @@ def fault_of(name: str, doing: str, error: Exception | str) -> AggregatorError:
     what = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
     return AggregatorError(
         f"the aggregator {name!r} failed in {doing}: {what}"[:300],
-        hint="its updates wait in the journal: mend it, and restart the coordinator",
+        hint=f"its updates wait {_WAIT.get(doing, 'in the journal')}: mend it, and restart the coordinator",
     )

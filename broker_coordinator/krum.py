@@ -24,7 +24,8 @@ _BLOCK = 1 << 12
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Krum:
     """An update's score is the sum of the squared distances to its n - f - 2 nearest; the ``chosen`` updates
-    of the lowest scores, the earlier one of equals, are averaged.
+    of the lowest scores, the earlier one of equals, are averaged: n - f of them at the most, for a version
+    that a deadline closed may have fewer than were counted on.
 
     Raises:
         ConfigError: ``attackers`` is negative, or ``chosen`` below 1.
@@ -71,7 +72,7 @@ class Krum:
             others = sorted(float(distances[row, other]) for other in range(count) if other != row)
             scores.append(math.fsum(others[:neighbours]))
         best = sorted(range(count), key=lambda row: (scores[row], row))
-        return sorted(best[: self.chosen])
+        return sorted(best[: min(self.chosen, max(1, count - attackers))])
 
 
 def least_updates(attackers: int) -> int:

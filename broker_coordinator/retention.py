@@ -4,8 +4,10 @@ Pruning removes an oldest prefix of payloads and state files. The state of the n
 prefix stays: it is the anchor, where replay begins.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from broker_coordinator.export import rules_of
 from broker_coordinator.store import Store
 from broker_coordinator.uploads import PayloadFiles
 from broker_coordinator.version_state import VersionFiles
@@ -40,7 +42,8 @@ def prune(
     store: Store, payloads: PayloadFiles, states: VersionFiles, policy: RetentionPolicy, *, spare: int = 0
 ) -> Pruned:
     """Drop what the policy does not keep; payloads of ``spare`` versions up to the anchor stay, because the
-    versions after it are made of them too (``ca2fl``).
+    versions after it are made of them too (``ca2fl``): so many as the open version calls upon, or one that
+    is replayable still, if its rules call upon more.
 
     Rows first, then files: a crash between leaves files that nobody names, swept the next time.
 
@@ -48,7 +51,9 @@ def prune(
         StorageError: the disk refuses.
     """
     wanted = _anchor(store, policy)
-    files = store.drop_payloads(wanted, spare=spare) if wanted > store.office().anchor else ()
+    files: Sequence[bytes] = ()
+    if wanted > store.office().anchor:
+        files = store.drop_payloads(wanted, spare=max(spare, _called_upon(store, wanted)))
     payloads.discard(files)
     crash_point("coordinator.payloads.removed")
     rows = store.forget(most=policy.rows)
@@ -56,6 +61,14 @@ def prune(
     removed = states.remove_below(anchor)
     crash_point("coordinator.states.removed")
     return Pruned(anchor=anchor, states=removed, rows=rows)
+
+
+def _called_upon(store: Store, anchor: int) -> int:
+    """The most versions back that those after ``anchor`` call upon: the rules may have changed since."""
+    newest = store.newest_version()
+    after = store.versions(newest.number - anchor) if newest is not None else ()
+    rules = {version.rules: version for version in after}
+    return max((rules_of(store, version).cached_versions for version in rules.values()), default=0)
 
 
 def _anchor(store: Store, policy: RetentionPolicy) -> int:

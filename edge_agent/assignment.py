@@ -310,7 +310,7 @@ class Assignment:
         self._created(entry)
         # What is left to do must not make a failure of an update that is made.
         with suppress(OSError):
-            self._folder.checkpoint.unlink(missing_ok=True)
+            self._folder.drop_checkpoint()
             crash_point("agent.checkpoint.removed")
         self._renewed = kept is None
 

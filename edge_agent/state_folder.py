@@ -122,6 +122,10 @@ class StateFolder:
             self._quarantine(self.database, str(error.__cause__))
         return Outbox(self.database, max_bytes=max_bytes, max_age_s=max_age_s, clock=clock)
 
+    def drop_checkpoint(self) -> None:
+        """Remove where a training was that is over; raises OSError."""
+        self._disk.remove(self.checkpoint)
+
     def set_aside(self, name: str, content: bytes, reason: str) -> str:
         """Keep damaged content in ``quarantine/``, for a person to look at; a sentence that says so.
 

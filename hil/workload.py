@@ -26,6 +26,7 @@ __all__ = [
     "digits_workload",
     "headline",
     "own_workload",
+    "read_samples",
     "zoo_workload",
 ]
 
@@ -185,6 +186,24 @@ def own_workload(folder: Path, source: Path, samples: Path, *, seed: int) -> Wor
     )
 
 
+def read_samples(path: Path) -> Samples:
+    """The rows of an npz of ``x`` and ``y``, as they are.
+
+    Raises:
+        ConfigError: it cannot be read, or does not hold as many rows of both.
+    """
+    arrays = _read(path)
+    if "y" not in arrays:
+        raise ConfigError(f"{path} holds no y", hint="write it with numpy.savez(path, x=..., y=...)")
+    return _paired(path, arrays["x"], arrays["y"])
+
+
+def _paired(path: Path, x: Array, y: Array) -> Samples:
+    if not x.ndim or not y.ndim or len(x) != len(y):
+        raise ConfigError(f"{path}: x is {list(x.shape)} and y {list(y.shape)}, not as many rows of each")
+    return Samples(x=x, y=y)
+
+
 def _fitted(path: Path, inputs: Sequence[Input]) -> Samples:
     arrays = _read(path)
     wanted = {entry.name: entry for entry in inputs}
@@ -197,9 +216,8 @@ def _fitted(path: Path, inputs: Sequence[Input]) -> Samples:
                 hint="write it with numpy.savez(path, x=..., y=...)",
             )
         y = x
-    if not x.ndim or not y.ndim or len(x) != len(y):
-        raise ConfigError(f"{path}: x is {list(x.shape)} and y {list(y.shape)}, not as many rows of each")
-    return Samples(x=_rows(path, "x", x, wanted.get("x")), y=_rows(path, "y", y, wanted.get("y")))
+    rows = _paired(path, x, y)
+    return Samples(x=_rows(path, "x", rows.x, wanted.get("x")), y=_rows(path, "y", rows.y, wanted.get("y")))
 
 
 def _read(path: Path) -> dict[str, Array]:

@@ -222,7 +222,6 @@ def _try_back(fleet: ReleaseFleet, release: Release, process: ManagedProcess, st
     schema = _schema(store)
     said = process.log.stat().st_size
     fleet.start(process, release)
-    said = process.log.stat().st_size
 
     def decided() -> bool:
         return not process.running or fleet.serves(process)

@@ -96,7 +96,7 @@ def _bar(console: Console, name: str, versions: int) -> Iterator[Follow]:
 
 
 def _table(results: list[SimulationResult]) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))  # 80 columns will do
     table.add_column("scenario", no_wrap=True)
     for name in ("devices", "accuracy", "versions", "updates", "time", "up", "down", "state"):
         table.add_column(name, justify="right", no_wrap=True)

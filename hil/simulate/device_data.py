@@ -21,7 +21,16 @@ from hil.partition import BY_USER, concentration, partition
 from hil.simulate.device_stream import generator
 from hil.workload import Samples
 
-__all__ = ["ByUser", "Dealt", "DeviceSamplesOf", "Drawn", "own_devices", "partitioned", "slow_hold_classes"]
+__all__ = [
+    "ByUser",
+    "Dealt",
+    "DeviceSamplesOf",
+    "Drawn",
+    "imported",
+    "own_devices",
+    "partitioned",
+    "slow_hold_classes",
+]
 
 _SLOW = re.compile(r"slow:(\d+(?:,\d+)*)")
 _SCHEMES = "iid, dirichlet:0.3, by-user, or slow:8,9 (classes that slow devices alone have)"
@@ -211,7 +220,7 @@ def own_devices(name: str, devices: int, seed: int, *, folder: str = "") -> Sequ
     Raises:
         ConfigError: no such function, one that fails, or yields something else than so many pairs of arrays.
     """
-    function = _imported(name, folder)
+    function = imported(name, folder)
     try:
         made = list(itertools.islice(iter(function(devices, seed)), devices + 1))
     except MemoryError:
@@ -229,7 +238,12 @@ def own_devices(name: str, devices: int, seed: int, *, folder: str = "") -> Sequ
     return samples
 
 
-def _imported(name: str, folder: str) -> Callable[[int, int], Any]:
+def imported(name: str, folder: str) -> Callable[..., Any]:
+    """The function or class ``module:name``; the module is looked for on Python's path, else in ``folder``.
+
+    Raises:
+        ConfigError: there is none, its module cannot be loaded, or it cannot be called.
+    """
     module_name, _, function_name = name.partition(":")
     if not module_name or not function_name:
         raise ConfigError(f"{name!r} names no function", hint="write module:function")
@@ -245,9 +259,7 @@ def _imported(name: str, folder: str) -> Callable[[int, int], Any]:
             hint=f"python looks for it in {folder or 'its own path'} and needs its packages installed",
         ) from error
     if not callable(function):
-        raise ConfigError(
-            f"{name!r} is no function", hint="it is called with the number of devices and a seed"
-        )
+        raise ConfigError(f"{name!r} is no function", hint="write module:function")
     return function  # type: ignore[no-any-return]
 
 

@@ -6,8 +6,6 @@ puts a key in place of the file's.
 """
 
 import difflib
-import importlib
-import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,11 +18,11 @@ from numpy.typing import NDArray
 from fl_io.configuration import check_configuration
 from fl_protocol.errors import ConfigError
 from hil.simulate.device_class import DeviceClass, drawn
-from hil.simulate.device_data import DeviceSamplesOf, own_devices, partitioned
+from hil.simulate.device_data import DeviceSamplesOf, imported, own_devices, partitioned
 from hil.simulate.result import SimulationResult
 from hil.simulate.simulation import Progress, simulate
 from hil.simulate.simulation import classes_from as _classes_from
-from hil.workload import Samples
+from hil.workload import Samples, read_samples
 from models.runtime import PREFERENCE, TrainingArtifact
 from models.zoo.catalogue import find
 
@@ -115,7 +113,9 @@ def read_scenario(words: str, changes: Sequence[str] = ()) -> Written:
     tables = {name: table.pop(name) for name in _TABLES if name in table}
     for name, value in tables.items():
         if not isinstance(value, dict):
-            tables[name] = {"kind": value} if name in ("attack", "availability") else value
+            if name not in ("attack", "availability"):
+                raise ConfigError(f"{path}: {name} must be a table")
+            tables[name] = {"kind": value}
     keys = check_configuration(table, Scenario, path=path, text=text)
     return Written(name=path.stem, path=path.absolute(), keys=keys, tables=tables)
 
@@ -148,17 +148,15 @@ def run_scenario(
         )
     evaluation: tuple[Any, Any] | None = None
     if keys.evaluation and keys.evaluation != "none":
-        evaluation = _imported(keys.evaluation, folder)()
+        evaluation = _own_evaluation(keys.evaluation, folder)
     elif not keys.evaluation and not keys.own:
         evaluation = (held_out.x, held_out.y)
     fleet = dict(tables.get("fleet", {}))
-    codec = str(fleet.get("update", {}).get("codec", "eden(bits=1)"))
     return simulate(
         artifact,
         lambda count, seed: ((samples[n].x, samples[n].y) for n in range(count)),
         count=keys.devices,
         versions=keys.versions,
-        codec=codec,
         seed=keys.seed,
         fleet=fleet,
         evaluation=evaluation,
@@ -168,7 +166,7 @@ def run_scenario(
         attack=tables.get("attack"),
         dropout=keys.dropout,
         away_s=keys.away_s,
-        trainer=_imported(keys.trainer, folder) if keys.trainer else None,
+        trainer=imported(keys.trainer, folder) if keys.trainer else None,
         target=keys.target or None,
         longest_s=keys.longest_days * 86400.0,
         runtimes=keys.runtimes,
@@ -215,13 +213,10 @@ def _data(keys: Scenario, folder: Path) -> tuple[Samples, Samples, NDArray[Any] 
             f"no data are called {keys.data!r}, and there is no such file",
             hint=f"did you mean {near[0]!r}?" if near else f"{', '.join(_DATA)}, or an npz file of x and y",
         )
-    with np.load(path, allow_pickle=False) as arrays:
-        x, y = arrays["x"], arrays["y"]
-    order = np.random.default_rng(keys.seed).permutation(len(x))
-    cut = max(1, round(0.2 * len(x)))
-    rest = np.sort(order[cut:])
-    kept = np.sort(order[:cut])
-    return Samples(x=x[rest], y=y[rest]), Samples(x=x[kept], y=y[kept]), None
+    rows = read_samples(path)
+    order = np.random.default_rng(keys.seed).permutation(len(rows))
+    cut = max(1, round(0.2 * len(rows)))
+    return rows.take(np.sort(order[cut:])), rows.take(np.sort(order[:cut])), None
 
 
 def _slow(classes: Sequence[DeviceClass], keys: Scenario) -> NDArray[np.bool_]:
@@ -230,14 +225,17 @@ def _slow(classes: Sequence[DeviceClass], keys: Scenario) -> NDArray[np.bool_]:
     return np.asarray(steps > (steps.min() * steps.max()) ** 0.5, np.bool_)
 
 
-def _imported(name: str, folder: str) -> Any:
-    module, _, attribute = name.partition(":")
-    if folder not in sys.path:
-        sys.path.append(folder)
+def _own_evaluation(name: str, folder: str) -> tuple[Any, Any]:
+    function = imported(name, folder)
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{name!r} cannot be loaded: {error}", hint="write module:name") from None
+        x, y = function()
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a user's function raises is our caller's news
+        raise ConfigError(
+            f"{name} gives no x and y to evaluate with: {type(error).__name__}: {error}"
+        ) from error
+    return x, y
 
 
 def _set(table: dict[str, Any], change: str) -> None:

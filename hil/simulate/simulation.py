@@ -168,6 +168,9 @@ def _configuration(
     tables = {
         key: dict(value) if isinstance(value, Mapping) else value for key, value in (fleet or {}).items()
     }
+    for key in ("plan", "update"):
+        if not isinstance(tables.get(key, {}), dict):
+            raise ConfigError(f"{base}: fleet: {key} must be a table")
     own = {"fleet": "simulation", "state": str(state), "artifact": str(artifact.path)}
     tables["plan"] = {**tables.get("plan", {}), **(plan or {})}
     tables["update"] = {"codec": codec, **tables.get("update", {})}

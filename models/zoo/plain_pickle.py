@@ -43,13 +43,17 @@ class _Reader(pickle.Unpickler):
         known: dict[tuple[str, str], Callable[..., Any] | type] = {
             ("numpy.core.multiarray", "_reconstruct"): _empty_array,
             ("numpy._core.multiarray", "_reconstruct"): _empty_array,
-            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "ndarray"): _Kind,
             ("numpy", "dtype"): np.dtype,
             ("_codecs", "encode"): _latin1,
         }
         if (module, name) not in known:
             raise ConfigError(f"the pickle asks for {module}.{name}, which is no array")
         return known[module, name]
+
+
+class _Kind:
+    """Stands for the class of arrays, which called with bytes makes pointers of them."""
 
 
 def _empty_array(_kind: type, _shape: tuple[int, ...], _typecode: bytes) -> np.ndarray[Any, Any]:

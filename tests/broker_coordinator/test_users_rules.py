@@ -148,6 +148,7 @@ def test_a_rule_that_cannot_weigh_leaves_updates_with_their_devices(fleet_of, fo
     fleet.settle()
     assert device.words(update[0]) == []
     assert "weigh" in fleet.coordinator.figures().aggregator_fault
+    assert "wait with their devices" in fleet.coordinator.figures().aggregator_fault
     fleet.crash()
     folder(LOSS_WEIGHTED)
     fleet.start()

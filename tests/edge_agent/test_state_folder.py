@@ -14,6 +14,7 @@ from edge_agent.sqlite_file import is_damage
 from edge_agent.state_folder import StateFolder
 from fl_protocol.clock import ManualClock
 from fl_protocol.errors import StorageError
+from hil.simulate.memory_disk import Contents, MemoryDisk
 
 
 def open_outbox(folder):
@@ -186,3 +187,16 @@ def test_only_what_another_file_would_mend_is_damage(code, damage):
     error = StorageError("the outbox")
     error.__cause__ = cause
     assert is_damage(error) is damage
+
+
+def test_a_checkpoint_goes_from_the_disk_that_it_is_on(tmp_path):
+    """A device with a disk in memory removes nothing from this machine's."""
+    real = tmp_path / "checkpoint"
+    real.write_bytes(b"another's")
+    disk = MemoryDisk(Contents())
+    with StateFolder(tmp_path, disk=disk) as folder:
+        disk.write(folder.checkpoint, b"ours")
+        folder.drop_checkpoint()
+        folder.drop_checkpoint()
+        assert not disk.exists(folder.checkpoint)
+    assert real.exists()

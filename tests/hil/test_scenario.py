@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -83,6 +84,44 @@ def test_ones_own_devices_and_evaluation(tmp_path):
     result = run_scenario(read_scenario(str(path)))
     assert result.accuracy_source == "coordinator"
     assert result.accuracy * 100 == pytest.approx(round(result.accuracy * 100))
+
+
+def test_the_command_s_table_is_whole_in_eighty_columns(monkeypatch):
+    """Also where no terminal tells how wide it is."""
+    monkeypatch.setenv("COLUMNS", "80")
+    arguments = ["heavy-tail", "--devices", "12"]
+    for change in SMALL[1:]:
+        arguments += ["--set", change]
+    ran = CliRunner().invoke(simulate, arguments)
+    assert ran.exit_code == 0, ran.output
+    assert "accuracy" in ran.stdout
+    assert "…" not in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('data = "strange.npz"', "strange.npz holds no x"),
+        ('data = "short.npz"', "not as many rows of each"),
+        ('data = "junk.npz"', "junk.npz: "),
+        ('trainer = "broken_module:Trainer"', "'broken_module:Trainer' cannot be loaded: SyntaxError"),
+        ('evaluation = "my_measure:fails"', "my_measure:fails gives no x and y .*: RuntimeError: oh"),
+        ("fleet = 3", "fleet must be a table"),
+        ("classes = 3", "classes must be a table"),
+        ("[fleet]\nupdate = 3", "fleet: update must be a table"),
+    ],
+)
+def test_what_a_scenario_gets_wrong_is_told(tmp_path, text, said):
+    """Files, modules and tables of its owner's: each an error that names it, and no traceback."""
+    np.savez(tmp_path / "strange.npz", q=np.arange(3))
+    np.savez(tmp_path / "short.npz", x=np.zeros((50, 64), np.float32), y=np.zeros(49, np.int32))
+    (tmp_path / "junk.npz").write_bytes(b"junk")
+    (tmp_path / "broken_module.py").write_text("def f(:\n")
+    (tmp_path / "my_measure.py").write_text("def fails():\n    raise RuntimeError('oh')\n")
+    path = tmp_path / "mine.toml"
+    path.write_text(f'devices = 2\nversions = 1\nruntimes = ["numpy"]\n{text}\n')
+    with pytest.raises(ConfigError, match=said):
+        run_scenario(read_scenario(str(path)))
 
 
 def test_the_command_writes_pages_and_figures(tmp_path):

@@ -152,6 +152,19 @@ def test_a_pickle_that_would_run_something_is_refused(protocol):
             unpickled(pickle.dumps(value, protocol))
 
 
+class Pointer:
+    """An array of objects around bytes: wherever they point to."""
+
+    def __reduce__(self):
+        return np.ndarray, ((1,), np.dtype("O"), b"pointers")
+
+
+def test_a_pickle_makes_no_pointers():
+    """The class of arrays may be named, as every array does, and not called."""
+    with pytest.raises(ConfigError, match="not a pickle of arrays"):
+        unpickled(pickle.dumps([Pointer()]))
+
+
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY\x01\x00", b"garbage", pickle.dumps([1, 2])[:-1]])
 def test_a_damaged_pickle_is_an_error_of_ours(content):
     """Not whatever the reader stumbles over."""

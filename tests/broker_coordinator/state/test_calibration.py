@@ -123,6 +123,31 @@ def test_it_begins_in_the_middle_and_with_another_age(begin, calibrated, tmp_pat
     assert (report.versions_checked, report.versions_ok) == (6, 6), report.faults
 
 
+def test_what_it_was_made_of_is_spared_when_the_rule_has_changed(begin, calibrated, tmp_path):
+    """Its last versions replay until they are pruned themselves; then what they called upon goes, too."""
+    plain = replace(calibrated, aggregator="mean", aggregator_options={})
+    for rules, names in (
+        (calibrated, "a"),
+        (calibrated, "b"),
+        (calibrated, "a b"),
+        (plain, "a"),
+        (plain, "b"),
+    ):
+        history = begin(tmp_path / "a", rules)
+        history.numbers = 10 * (history.version.number + 1)
+        send(history, names.split())
+        history.close()
+        policy = RetentionPolicy(versions=3)
+        prune(history.store, history.payloads, history.states, policy, spare=rules.cached_versions)
+        history.store.close()
+    report = audit(tmp_path / "a")
+    assert (report.versions_checked, report.versions_ok) == (3, 3), report.faults
+    history = begin(tmp_path / "a", plain)
+    prune(history.store, history.payloads, history.states, RetentionPolicy(versions=2))
+    assert [number for number, _ in history.store.payload_bytes()] == [4, 5]
+    history.store.close()
+
+
 def test_equal_updates_are_one(begin, calibrated):
     """Identity: whoever sends it, now or before, the step is the update they all agree on."""
     history = begin(rules=calibrated)

@@ -105,6 +105,14 @@ def test_how_updates_were_cut_changes_no_bit(name, options, monkeypatch):
         assert made(name, options).combine(held(vectors)).tobytes() == whole
 
 
+def test_a_version_with_few_updates_takes_no_attacker_in():
+    """A deadline may close with fewer than ``chosen``: those who may be attackers are left out still."""
+    vectors = drawn(8)[:7]
+    vectors[3], vectors[5] = 1e6, -1e6
+    found = Krum(attackers=2, chosen=8).combine(held(vectors))
+    assert found == pytest.approx(np.delete(vectors, [3, 5], axis=0).mean(axis=0), rel=1e-5, abs=1e-5)
+
+
 def test_a_negative_zero_is_zero():
     """Sorting does not tell them apart, so their bits must be equal beforehand."""
     values = np.array([[-0.0], [0.0], [-0.0]], np.float32)
