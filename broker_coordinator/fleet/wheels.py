@@ -122,7 +122,7 @@ def fetch_wheels(
     offline: Path | None = None,
 ) -> list[Wheel]:
     """The wheels of these requirements and of all that they require, for a Python (``3.11``), in
-    ``folder``. ``constraint`` is a file of versions, in pip's words; from a folder ``offline`` alone if given.
+    ``folder``. ``constraint`` is a file of versions, in pip's words; ``offline`` a folder to take all from.
 
     Raises:
         LichenError: pip cannot find one of them, or is not here.
@@ -151,7 +151,7 @@ def fetch_wheels(
 
 
 def unpacked(wheel: Wheel, folder: str) -> Iterator[Member]:
-    """Its files, below ``folder`` of the payload; they are unpacked beside it, and must stay there until then.
+    """Its files, below ``folder`` of the payload; they are unpacked beside it, and read there.
 
     Raises:
         LichenError: it is not a wheel, or a file of it would land elsewhere.
