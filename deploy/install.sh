@@ -180,14 +180,18 @@ fi
 own=$("$python" -I -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
 "$python" -I -m compileall -q "$new/payload/lib/python3" "$new/payload/lib/$own" >/dev/null 2>&1 || :
 
-if [ -z "$root" ]; then
-  getent group lichen >/dev/null || groupadd --system lichen
-  getent passwd lichen >/dev/null ||
-    useradd --system --gid lichen --no-create-home --home-dir /var/lib/lichen --shell /usr/sbin/nologin lichen
+# Its user, where there are users: a trial below an empty folder has none, and one who is not root makes none.
+gid=''
+if [ "$(id -u)" = 0 ] && [ -f "$root/etc/passwd" ]; then
+  grep -q '^lichen:' "$root/etc/group" || groupadd ${root:+--prefix "$root"} --system lichen
+  grep -q '^lichen:' "$root/etc/passwd" ||
+    useradd ${root:+--prefix "$root"} --system --gid lichen --no-create-home --home-dir /var/lib/lichen \
+      --shell /usr/sbin/nologin lichen
+  gid=$(sed -n 's/^lichen:[^:]*:\([0-9]*\):.*/\1/p' "$root/etc/group")
 fi
 
 own_secret() { # the service reads it, nobody else
-  if [ "$(id -u)" = 0 ] && [ -z "$root" ]; then chown root:lichen "$1"; fi
+  [ -z "$gid" ] || chown "0:$gid" "$1"
   chmod "$2" "$1"
 }
 if [ -n "$config" ]; then

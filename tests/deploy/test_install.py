@@ -110,6 +110,23 @@ def test_a_payload_is_installed(device):
     assert len(device.installed) == 2
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: users are made")
+def test_a_mounted_image_gets_the_user_of_the_service(device):
+    """The group in the image's own /etc/group reads the key there, whatever its number is here."""
+    etc = device.root / "etc"
+    etc.mkdir(parents=True)
+    (etc / "passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
+    (etc / "group").write_text("root:x:0:\n")
+    for _ in range(2):
+        done = device.install("--payload", device.payload()[0], "--config", device.config)
+        assert done.returncode == 0, done.stderr
+    (user,) = [line.split(":") for line in (etc / "passwd").read_text().splitlines() if "lichen" in line]
+    (group,) = [line.split(":") for line in (etc / "group").read_text().splitlines() if "lichen" in line]
+    assert user[3] == group[2]
+    assert user[5:] == ["/var/lib/lichen", "/usr/sbin/nologin"]
+    assert (etc / "lichen" / "device.key").stat().st_gid == int(group[2])
+
+
 def test_the_script_in_an_unpacked_payload_installs_it(device):
     """As a first boot does it: no archive, the folder that it lies in."""
     with tarfile.open(device.payload()[0]) as archive:
