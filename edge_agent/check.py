@@ -62,6 +62,7 @@ def check(configuration: AgentConfiguration) -> Iterator[Finding]:
     yield from _broker(configuration)
     yield _samples(configuration)
     yield _gates(configuration)
+    yield _limits(configuration.state)
     yield _runtime(configuration)
 
 
@@ -193,6 +194,20 @@ def _gates(configuration: AgentConfiguration) -> Finding:
     samples = configuration.gates.min_samples
     reason = shut_gate(configuration.gates, surroundings(LinuxMachine(), SystemClock(), samples))
     return Finding(name="gates", ok=True, detail=f"shut now: {reason}" if reason else "open")
+
+
+def _limits(state: Path) -> Finding:
+    """Those of the running agent: this command is in another group, at a prompt. None is no fault."""
+    try:
+        status = read_status(state)
+    except StorageError:
+        status = {}
+    held = status.get("limits") if status.get("running") else None
+    if not held:
+        return Finding(name="limits", ok=True, detail="not known: no agent is running")
+    said = ", ".join(f"{name} {value}" for name, value in held.items() if value not in (None, False, True))
+    off = "; the kernel's memory control group is off" if held.get("memory_off") else ""
+    return Finding(name="limits", ok=True, detail=f"{said}{off}")
 
 
 def _runtime(configuration: AgentConfiguration) -> Finding:

@@ -132,6 +132,7 @@ def _status_text(status: dict[str, Any]) -> str:
     updates, outbox, samples = status.get("updates", {}), status.get("outbox", {}), status.get("samples", {})
     personal = status.get("personal", {}).get("bytes", 0)
     wrong = status.get("tls_date_error")
+    memory = status.get("limits", {}).get("memory_bytes")
     lines = [
         ("device", f"{status.get('device')} of fleet {status.get('fleet')}"),
         ("state", status.get("state")),
@@ -141,6 +142,7 @@ def _status_text(status: dict[str, Any]) -> str:
         ("outbox", f"{outbox.get('count', 0)} waiting, {outbox.get('bytes', 0)} bytes"),
         ("personal", f"{personal} bytes, which stay on this device" if personal else "-"),
         ("samples", f"{samples.get('training', 0)} to train on, {samples.get('held_out', 0)} held out"),
+        ("memory", f"at most {memory >> 20} MiB for the whole agent" if memory else "not limited as a whole"),
         ("clock", f"wrong, or the broker's certificate is: {wrong}" if wrong else "-"),
         ("traffic", f"{status.get('bytes_sent')} bytes sent, {status.get('bytes_received')} received"),
     ]

@@ -20,6 +20,7 @@ from edge_agent.correspondence import Correspondence
 from edge_agent.gates import LinuxMachine, Machine
 from edge_agent.inbox import MAX_WAITING, Inbox
 from edge_agent.jobs import Deliver, Job, JobFailed, Progress, Result, TrainJob, Verified, VerifyJob, Worker
+from edge_agent.limits import read_limits
 from edge_agent.lookout import Lookout
 from edge_agent.model_notice import NoticeBoard
 from edge_agent.outbox import Outbox, OutboxCounts, OutboxEntry
@@ -83,6 +84,7 @@ class Supervisor:
         self._transport, self._clock = transport, clock
         self._folder, self._outbox, self._disk = folder, outbox, disk
         self._wear = Wear()
+        self._limits = read_limits()
         self._inbox: Inbox[_Item] = Inbox()
         self._watchdog = watchdog
         self._safe_mode = SafeMode(outbox, clock, after=configuration.safe_after_starts)
@@ -166,6 +168,9 @@ class Supervisor:
         """Begin to connect."""
         for sentence in self._folder.quarantined:
             _log.warning("%s", sentence)
+        # Where systemd started us limits are meant to be there; at a prompt nobody expects any.
+        if "INVOCATION_ID" in os.environ and self._limits.warning:
+            _log.warning("%s", self._limits.warning)
         self._transport.start(self.receive)
         if self._watchdog is not None:
             self._watchdog.ready()
@@ -243,6 +248,7 @@ class Supervisor:
             "damaged_chunks": correspondence.downloads.damaged,
             "damaged_files": self._cache.damaged,
             "wear": self._wear.body(self._disk.syncs + self._outbox.commits),
+            "limits": self._limits.body(),
             "worker": {"job": _name(self._job), "pid": self._worker.process_id},
             "runtime": self._assignment.runtime,
             "training_cpu_s": round(self._assignment.training_cpu_s, 3),

@@ -281,10 +281,17 @@ REGISTER = """
 import tempfile
 from pathlib import Path
 from broker_coordinator.fleet.folder import FleetFolder, FleetPlan
+from broker_coordinator.fleet.payload import Member, PayloadDescription, check_payload, write_payload
 
 fleet = FleetFolder.create(Path(tempfile.mkdtemp(dir=".")), FleetPlan(name="barn", hosts=("localhost",)))
 fleet.enroll("pi-07")
 assert fleet.registry.active == {"pi-07"}
+whole = Path("payload.tar.xz")
+about = PayloadDescription(lichen="1", arch="x86_64", pythons=("3.11",), runtime="numpy", packages={})
+for _ in range(2):
+    if whole.exists():
+        assert check_payload(whole, lambda signature, signed: signature == b"s" * 64).files == 2
+    write_payload(whole, [Member(path="x", read=bytes)], about, lambda signed: (b"", b"s" * 64))
 """
 
 
