@@ -1,8 +1,14 @@
 """The notice: which model is the newest on this device, for the apps that predict with it.
 
-``model.json`` in the state folder names a version's files by their hashes. It is written when all of them are
-here and durable, and replaced in one step: who reads it finds the files, or finds that it changed meanwhile.
-The personal tensors are shown as a copy in ``personal/``: apps of another user cannot open the outbox.
+``model.json`` in the state folder names a version's files. It is written when all of them are here and
+durable, and replaced in one step: who reads it finds the files, or finds that it changed meanwhile.
+
+The personal tensors are shown as a copy in ``personal/``: apps of another user cannot open the outbox. The
+file bears the name of the artifact that they belong to, and its content is sealed, so that a training
+replaces it and leaves ``model.json`` as it is: an fsync less for each. At any moment the two on the disk go
+together; who reads both is sure of a pair if ``model.json`` is the same after as before. Only a power cut on
+a file system that does not keep renames in their order may pair a version with the personal tensors of
+another training, of the same artifact still, until the agent starts.
 """
 
 import hashlib
@@ -12,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edge_agent.sealed import unseal
 from fl_io.disk import DISK, Disk, write_file
 from fl_protocol.errors import MessageError, StorageError
 from fl_protocol.fields import Fields
@@ -30,8 +37,10 @@ MAX_NOTICE_BYTES = 4096
 class ModelNotice:
     """One version's files: ``artifacts/ARTIFACT/``, ``blobs/WEIGHTS``, ``personal/PERSONAL`` unless empty.
 
-    All three are sha256 in hex: of the artifact's manifest, of the published weights as downloaded, of the
-    device state. ``runtimes`` is what the agent would run it on, in order.
+    The first two are sha256 in hex, of the artifact's manifest and of the published weights as downloaded.
+    ``personal`` is the artifact's too, where this device has personal tensors for it; in a folder that an
+    older agent left it is the sha256 of the device state. ``runtimes`` is what the agent would run it on, in
+    order.
     """
 
     version: VersionId
@@ -108,15 +117,14 @@ class NoticeBoard:
     def device_state(self, artifact: bytes) -> bytes:
         """The personal tensors that are shown, if they are this artifact's and whole; else empty."""
         shown = self._shown
-        if shown is None or artifact != self.artifact:
+        if shown is None or not shown.personal or artifact != self.artifact:
             return b""
         try:
-            content = (
-                self._disk.read(self._folder / PERSONAL_FOLDER / shown.personal) if shown.personal else b""
-            )
-        except OSError:
+            content = self._disk.read(self._folder / PERSONAL_FOLDER / shown.personal)
+            unseal(content, "the personal copy")
+        except (OSError, StorageError):
             return b""
-        return content if _name(content) == shown.personal else b""
+        return content
 
     def shows(self, version: VersionId) -> bool:
         """Whether it is this version that is shown."""
@@ -124,12 +132,13 @@ class NoticeBoard:
 
     def show(self, manifest: TaskManifest, device_state: bytes) -> None:
         """Show a version whose files are all here, with the personal tensors as they are now."""
+        artifact = manifest.artifact.sha256.hex()
         self._put(
             ModelNotice(
                 version=manifest.version,
-                artifact=manifest.artifact.sha256.hex(),
+                artifact=artifact,
                 weights=manifest.weights.sha256.hex(),
-                personal=_name(device_state),
+                personal=artifact if device_state else "",
                 runtimes=self._runtimes,
             ),
             device_state,
@@ -143,18 +152,16 @@ class NoticeBoard:
                 version=shown.version,
                 artifact=shown.artifact,
                 weights=shown.weights,
-                personal=_name(device_state),
+                personal=shown.artifact if device_state else "",
                 runtimes=self._runtimes,
             )
             self._put(notice, device_state)
 
     def _put(self, notice: ModelNotice, device_state: bytes) -> None:
-        if notice == self._shown:
-            return
         folder = self._folder / PERSONAL_FOLDER
-        # Whole, but not named at once: a power cut in the next moments shows apps the version before, whose
-        # files are here. The outbox's next commit takes these names along, on a file system with a journal.
-        if notice.personal and not self._disk.exists(folder / notice.personal):
+        # Whole, but not named at once: a power cut in the next moments shows apps what was before, and that
+        # is here. The outbox's next commit takes these names along, on a file system with a journal.
+        if notice.personal and not self._holds(folder / notice.personal, device_state):
             write_file(
                 folder / notice.personal,
                 device_state,
@@ -163,21 +170,28 @@ class NoticeBoard:
                 mode=0o640,
                 name_at_once=False,
             )
-        write_file(
-            self._folder / NOTICE_NAME,
-            notice.to_json(),
-            purpose="agent.notice",
-            disk=self._disk,
-            mode=0o640,
-            name_at_once=False,
-        )
-        self._shown = notice
+        if notice != self._shown:
+            write_file(
+                self._folder / NOTICE_NAME,
+                notice.to_json(),
+                purpose="agent.notice",
+                disk=self._disk,
+                mode=0o640,
+                name_at_once=False,
+            )
+            self._shown = notice
         try:
             for name in self._disk.names(folder):
                 if name != notice.personal:
                     self._disk.remove(folder / name)
         except OSError as error:
             raise StorageError(f"cannot clear {folder}: {error.strerror}") from error
+
+    def _holds(self, path: Path, content: bytes) -> bool:
+        try:
+            return self._disk.sha256(path) == hashlib.sha256(content).digest()
+        except OSError:
+            return False
 
 
 def read_notice(folder: Path, *, disk: Disk = DISK) -> ModelNotice | None:
@@ -186,10 +200,6 @@ def read_notice(folder: Path, *, disk: Disk = DISK) -> ModelNotice | None:
         return ModelNotice.from_json(disk.read(folder / NOTICE_NAME, size=MAX_NOTICE_BYTES))
     except (OSError, StorageError):
         return None
-
-
-def _name(device_state: bytes) -> str:
-    return hashlib.sha256(device_state).hexdigest() if device_state else ""
 
 
 def _hex(text: str) -> str:

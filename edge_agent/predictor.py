@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from edge_agent.model_notice import NOTICE_NAME, PERSONAL_FOLDER, ModelNotice, read_notice
 from edge_agent.personal import PersonalTensors, initial_personal, personal_tensors
 from edge_agent.sample_form import shaped
+from edge_agent.sealed import unseal
 from fl_protocol.artifact import Input
 from fl_protocol.codec import decode_model
 from fl_protocol.errors import ArtifactError, CodecError, LayoutError, StorageError
@@ -31,7 +32,8 @@ _PINNED = re.compile(r"\d{1,15}\.\d{1,15}")
 _RIGHTS = "this user must be in the group of the agent's (lichen), and the group must have the right to read"
 _log = logging.getLogger(__name__)
 
-_Stamp = tuple[int, int, int]
+_Stamp = tuple[tuple[int, int, int] | None, ...]
+"""What the notice and the personal file were, as ``stat`` tells: changed, and the model is read again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,7 @@ class _Model:
     """A version as it is used: an open artifact, and the tensors to run it with."""
 
     notice: ModelNotice
+    stamp: _Stamp
     artifact: TrainingArtifact
     session: Session
     weights: PersonalTensors
@@ -48,9 +51,9 @@ class Predictor:
     """Predicts with the model that the agent of this device last downloaded, with the device's own personal
     tensors in it. Reads only, so that a user of the agent's group may have one; usable from several threads.
 
-    ``path`` is the agent's state folder (``state`` in agent.toml). A newer version is taken up by the next
-    ``predict`` after it is here. ``version`` may name one instead, as ``"1.7"``: none is used before that one
-    is here, and none after it.
+    ``path`` is the agent's state folder (``state`` in agent.toml). A newer version, and what a training left
+    of personal tensors, is taken up by the next ``predict`` after it is here. ``version`` may name one
+    instead, as ``"1.7"``: none is used before that one is here, and none after it.
 
     Raises:
         StorageError: there is no such folder.
@@ -68,7 +71,6 @@ class Predictor:
         self._wanted = version
         self._lock = threading.Lock()
         self._model: _Model | None = None
-        self._stamp: _Stamp | None = None
         self._retry_at = 0.0
 
     @property
@@ -125,12 +127,10 @@ class Predictor:
         model = self._model
         if model is not None and (self._wanted != "newest" or time.monotonic() < self._retry_at):
             return model
-        stamp = self._look()
-        if model is not None and stamp == self._stamp:
+        if model is not None and self._look(model.notice) == model.stamp:
             return model
         try:
             self._model = self._load()
-            self._stamp = stamp
         except (ArtifactError, StorageError, CodecError) as error:
             if model is None:
                 raise
@@ -139,12 +139,9 @@ class Predictor:
             return model
         return self._model
 
-    def _look(self) -> _Stamp | None:
-        try:
-            seen = (self._folder / NOTICE_NAME).stat()
-        except OSError:
-            return None
-        return seen.st_mtime_ns, seen.st_ino, seen.st_size
+    def _look(self, notice: ModelNotice) -> _Stamp:
+        names = [NOTICE_NAME, f"{PERSONAL_FOLDER}/{notice.personal}"][: 2 if notice.personal else 1]
+        return tuple(_seen(self._folder / name) for name in names)
 
     def _load(self) -> _Model:
         """Read what the notice names; again, where the agent put another in its place meanwhile."""
@@ -182,6 +179,12 @@ class Predictor:
         )
 
     def _opened(self, notice: ModelNotice) -> _Model:
+        stamp = self._look(notice)
+        state = self._device_state(notice)
+        # A training replaces the personal tensors under a name that stays: those of a later version may be
+        # there already. While the notice stood, they were its own.
+        if self._notice() != notice:
+            raise StorageError(f"{self._folder / NOTICE_NAME} was replaced as it was read")
         old = self._model
         if old is not None and old.notice.artifact == notice.artifact:
             artifact, session = old.artifact, old.session
@@ -189,10 +192,10 @@ class Predictor:
             artifact, session = self._open_artifact(notice)
         content = _content(self._folder / "blobs" / notice.weights, notice.weights)
         shared = split_flat(decode_model(content, artifact.layout), artifact.layout)
-        weights = {**shared, **self._personal(artifact, notice.personal)}
+        weights = {**shared, **_personal(artifact, state)}
         # A session reads a graph when it first needs it, and the agent may remove the file before that.
         session.infer(weights, _blank(artifact))
-        return _Model(notice=notice, artifact=artifact, session=session, weights=weights)
+        return _Model(notice=notice, stamp=stamp, artifact=artifact, session=session, weights=weights)
 
     def _open_artifact(self, notice: ModelNotice) -> tuple[TrainingArtifact, Session]:
         artifact = TrainingArtifact.open(self._folder / "artifacts" / notice.artifact, complete=False)
@@ -209,14 +212,25 @@ class Predictor:
         session, _ = open_session(artifact, list(dict.fromkeys((*notice.runtimes, *PREFERENCE))))
         return artifact, session
 
-    def _personal(self, artifact: TrainingArtifact, name: str) -> PersonalTensors:
-        if not name:
-            return initial_personal(artifact)
-        content = _content(self._folder / PERSONAL_FOLDER / name, name)
+    def _device_state(self, notice: ModelNotice) -> bytes:
+        """The personal tensors as the last training with the notice's artifact left them; empty where none
+        has ended."""
+        if not notice.personal:
+            return b""
+        path = self._folder / PERSONAL_FOLDER / notice.personal
         try:
-            return personal_tensors(artifact, content)
-        except LayoutError:  # of the artifact before: no training on this one has ended yet
-            return initial_personal(artifact)
+            content = path.read_bytes()
+        except OSError as error:
+            raise _unreadable(path, error) from None
+        unseal(content, str(path))
+        return content
+
+
+def _personal(artifact: TrainingArtifact, state: bytes) -> PersonalTensors:
+    try:
+        return personal_tensors(artifact, state)
+    except LayoutError:  # of the artifact before: no training on this one has ended yet
+        return initial_personal(artifact)
 
 
 def _rows(artifact: TrainingArtifact, batch: ArrayLike) -> NDArray[np.generic]:
@@ -241,6 +255,14 @@ def _blank(artifact: TrainingArtifact) -> NDArray[np.generic]:
 
 def _input(artifact: TrainingArtifact) -> Input:
     return next(entry for entry in artifact.manifest.inputs if entry.name == "x")
+
+
+def _seen(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino, found.st_size
 
 
 def _content(path: Path, sha256: str) -> bytes:

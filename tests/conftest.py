@@ -38,6 +38,7 @@ _load("certificates")
 _load("secure_fleet")
 _load("simulated_disk")
 _load("crash_points")
+_load("shown_device")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,9 +1,7 @@
 """The predictor: the newest model of a device, read by an app while the agent replaces files under it."""
 
 import contextlib
-import hashlib
 import os
-import queue
 import shutil
 import tempfile
 import threading
@@ -11,68 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from shown_device import App, Device
 
-from edge_agent.model_notice import NoticeBoard
 from edge_agent.personal import pack_personal
 from edge_agent.predictor import Predictor
-from fl_protocol.blob import BlobRef
-from fl_protocol.codec import decode_model, encode_model
 from fl_protocol.errors import ArtifactError, LayoutError, StorageError
-from fl_protocol.plan import TrainingPlan
-from fl_protocol.task import Pacing, TaskManifest
 from fl_protocol.version import VersionId
 from models.runtime import RUNTIMES, TrainingArtifact, split_flat
 from models.zoo import digits
 
 X = digits.load().x[:200]
 NOBODY = 65534
-
-
-class Device:
-    """A state folder as an agent keeps it: whole versions, shown when they are there."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        for name in ("blobs", "artifacts", "personal"):
-            (folder / name).mkdir(mode=0o750, parents=True)
-        self.board = NoticeBoard(folder, runtimes=("numpy",))
-
-    def show(
-        self,
-        artifact: TrainingArtifact,
-        number: int,
-        *,
-        scale: float = 1.0,
-        state: bytes = b"",
-        keep: int = 2,
-    ) -> np.ndarray:
-        """Put a version there and remove old ones; the flat weights that were published."""
-        flat = artifact.initial_weights() * np.float32(scale)
-        content = encode_model(flat, artifact.layout)
-        ref = BlobRef.of(content)
-        manifest = TaskManifest(
-            fleet="f",
-            task="main",
-            counter=number,
-            term=1,
-            version=VersionId(epoch=1, number=number, digest=bytes([number % 256]) * 16),
-            artifact=BlobRef.of(artifact.manifest_json),
-            weights=ref,
-            fingerprint=artifact.layout.fingerprint,
-            plan=TrainingPlan(),
-            codec="float32",
-            pacing=Pacing(),
-        )
-        home = self.folder / "artifacts" / artifact.digest.hex()
-        if not home.exists():
-            shutil.copytree(artifact.path, home)
-        (self.folder / "blobs" / ref.sha256.hex()).write_bytes(content)
-        self.board.show(manifest, state)
-        by_age = sorted((self.folder / "blobs").iterdir(), key=lambda path: path.stat().st_mtime_ns)
-        for path in by_age[:-keep]:
-            if path.name not in self.board.files:
-                path.unlink()
-        return decode_model(content, artifact.layout)
 
 
 @pytest.fixture
@@ -211,40 +158,20 @@ def test_files_that_are_replaced_under_it_do_no_harm(device, artifact):
     known = {}
     for number in range(1, 4):
         known[number] = expected(artifact, device.show(artifact, number, scale=number / 4, keep=1))
-    ended, turns = threading.Event(), queue.Queue(2)
     seen: set[int] = set()
-    faults: list[str] = []
 
-    def predict() -> None:
-        keeps = Predictor(device.folder)
-        while not ended.is_set():
-            for predictor in (keeps, Predictor(device.folder)):
-                with contextlib.suppress(queue.Full):
-                    turns.put_nowait(None)
-                answers = predictor.predict(X)
-                number = predictor.version.number
-                seen.add(number % 3)
-                if not np.array_equal(answers, known[(number - 1) % 3 + 1]):
-                    faults.append(f"version {number} gives the answers of another")
+    def judge(number: int, answers: np.ndarray) -> str:
+        seen.add(number % 3)
+        right = np.array_equal(answers, known[(number - 1) % 3 + 1])
+        return "" if right else f"version {number} gives the answers of another"
 
-    def guarded() -> None:
-        try:
-            predict()
-        except Exception as error:
-            faults.append(repr(error))
-
-    app = threading.Thread(target=guarded)
-    app.start()
-    try:
+    with App(device.folder, X, judge) as app:
         for number in range(4, 60):
-            turns.get(timeout=60)
+            app.wait()
             device.show(artifact, number, scale=((number - 1) % 3 + 1) / 4, keep=1)
-            if faults:
+            if app.faults:
                 break
-    finally:
-        ended.set()
-        app.join(60)
-    assert faults == []
+    assert app.faults == []
     assert seen == {0, 1, 2}
 
 
@@ -288,8 +215,7 @@ def test_what_the_board_writes_may_be_read_by_the_group_and_nobody_else(device, 
     """Personal tensors were made from a person's samples."""
     state = pack_personal({"a": np.zeros(1, np.float32)})
     device.show(artifact, 1, state=state)
-    name = hashlib.sha256(state).hexdigest()
-    for path in (device.folder / "model.json", device.folder / "personal" / name):
+    for path in (device.folder / "model.json", device.folder / "personal" / artifact.digest.hex()):
         assert path.stat().st_mode & 0o777 == 0o640 & ~_umask()
 
 

@@ -5,6 +5,7 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hil.local_fleet import FleetOptions, LocalFleet
@@ -60,6 +61,20 @@ def traced(tmp_path):
         fleet.stop()
 
 
+@pytest.fixture
+def personal(tmp_path):
+    """A fleet's options: a model whose last layer is each device's own."""
+    from models.build import build_artifact
+    from models.zoo import digits
+    from models.zoo.mlp import mlp
+
+    artifact, samples = tmp_path / "artifact", tmp_path / "samples.npz"
+    build_artifact(mlp((64, 32, 10)), loss="softmax_cross_entropy", personal=["layer2.*"], out=artifact)
+    rows, _ = digits.split(seed=0)
+    np.savez(samples, x=rows.x[:200], y=rows.y[:200])
+    return {"artifact": artifact, "samples": samples}
+
+
 def costs(trace: Path, state: Path) -> tuple[int, int]:
     """fsyncs of files and folders in ``state``, and bytes written to them."""
     text = trace.read_text(errors="replace")
@@ -70,16 +85,21 @@ def costs(trace: Path, state: Path) -> tuple[int, int]:
 
 
 @pytest.mark.skipif(STRACE is None, reason="strace is not installed")
-@pytest.mark.parametrize("options", [{}, {"hidden": 1024, "codec": "float32"}], ids=["inline", "chunks"])
-def test_a_participation_costs_six_fsyncs_and_twice_its_payload_at_most(traced, options):
+@pytest.mark.parametrize("case", ["inline", "chunks", "personal"])
+def test_a_participation_costs_six_fsyncs_and_twice_its_payload_at_most(traced, request, case):
     """The difference between a short life and a longer one: what the start costs is not counted. With a
-    payload of 740 bytes, and with one of 307 KB and a model of 81 KB, which is written too."""
+    payload of 740 bytes; with one of 307 KB and a model of 81 KB, which is written too; and with a small
+    one and personal tensors of 1.4 KB, which count with it: they go into the outbox and into a file."""
+    options = {"hidden": 1024, "codec": "float32"} if case == "chunks" else {}
+    if case == "personal":
+        options = request.getfixturevalue("personal")
     few_syncs, few_bytes, before = traced(FEW, **options)
     many_syncs, many_bytes, after = traced(MANY, **options)
     participations = after["updates"]["created"] - before["updates"]["created"]
     assert participations >= MANY - FEW
-    payload = 4 * 76_810 if options else 740
+    payload = {"inline": 740, "chunks": 4 * 76_810, "personal": 640 + after["personal"]["bytes"]}[case]
     assert (many_syncs - few_syncs) / participations <= MOST_SYNCS
     assert (many_bytes - few_bytes) / participations <= 2 * payload + MOST_OVERHEAD
+    assert (after["personal"]["bytes"] > 0) == (case == "personal")
     # What it says of itself: all but what sqlite adds as it opens its file and moves its log.
     assert 0 <= many_syncs - after["wear"]["syncs"] <= MOST_SYNCS + MANY

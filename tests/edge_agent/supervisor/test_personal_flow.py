@@ -1,5 +1,6 @@
 """Personal tensors and the newest model, as the supervisor keeps and shows them: it never looks into them."""
 
+import hashlib
 import json
 
 import pytest
@@ -109,6 +110,55 @@ def test_what_a_crash_kept_from_being_shown_is_shown_by_the_next_life(world):
     world.kill()
     world.boot()
     assert shown(world) == seal(b"two")
+
+
+def test_a_training_renews_the_personal_tensors_and_not_the_notice(world):
+    """Written once for each version, when its files are here: an fsync less for the card. A life that begins
+    with both as they should be writes neither."""
+    world.boot()
+    for number in (1, 2):
+        world.script.device_state = seal(b"state %d" % number)
+        world.script.hold = number == 2
+        world.coordinator.publish_version(number)
+        world.advance(1)
+    notice = (world.folder / "model.json").stat()
+    assert (read_notice(world.folder).version.number, shown(world)) == (2, seal(b"state 1"))
+    world.worker.release()
+    world.advance(1)
+    assert shown(world) == seal(b"state 2")
+    [copy] = (world.folder / "personal").iterdir()
+    written = copy.stat()
+    world.kill()
+    world.boot()
+    world.advance(1)
+    assert (world.folder / "model.json").stat() == notice
+    assert copy.stat().st_ino == written.st_ino
+
+
+def test_a_folder_of_an_older_agent_goes_on(world):
+    """There the notice names the personal file by the sha256 of its content: it is read where the outbox is
+    lost, and renamed for apps."""
+    world.boot()
+    world.script.device_state = seal(b"months of training")
+    world.coordinator.publish_version(1)
+    world.advance(1)
+    world.shut_down()
+    for path in world.folder.glob("agent.db*"):
+        path.unlink()
+    name = hashlib.sha256(seal(b"months of training")).hexdigest()
+    [copy] = (world.folder / "personal").iterdir()
+    copy.rename(copy.with_name(name))
+    path = world.folder / "model.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "personal": name}))
+    world.boot()
+    world.advance(1)
+    assert shown(world) == seal(b"months of training")
+    assert [path.name for path in (world.folder / "personal").iterdir()] == [
+        read_notice(world.folder).artifact
+    ]
+    world.coordinator.publish_version(2)
+    world.advance(1)
+    assert trainings(world)[-1].device_state == seal(b"months of training")
 
 
 def test_another_artifact_is_offered_the_state(world):

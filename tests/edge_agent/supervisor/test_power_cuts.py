@@ -8,6 +8,7 @@ from simulated_disk import PowerCut, SimulatedDisk
 
 import edge_agent.sqlite_file
 from edge_agent.model_notice import read_notice
+from edge_agent.sealed import unseal
 from edge_agent.tensor_record import pack_record
 
 BIG = bytes(range(256)) * 300
@@ -37,6 +38,8 @@ def begin_again(world, disk):
         world.state.close()
     world.agent = None
     disk.crash()
+    for path in world.folder.glob("personal/[!.]*"):
+        unseal(path.read_bytes(), str(path))
     live(world)
     world.advance(600.0)
 
@@ -77,6 +80,7 @@ def test_a_power_cut_between_any_two_file_operations_costs_no_update(make_world)
         assert notice.version.number == VERSIONS, cut
         assert notice.weights in whole(world.folder), cut
         assert (world.folder / "artifacts" / notice.artifact / "manifest.json").exists(), cut
+        assert notice.personal == notice.artifact, cut
         personal = (world.folder / "personal" / notice.personal).read_bytes()
         assert personal == world.script.device_state, cut
         world.shut_down()
