@@ -140,6 +140,7 @@ if [ -z "$root" ]; then
     printf '%s\n' "$keys" >"$home/.ssh/authorized_keys"
     chown "$user:" "$home/.ssh/authorized_keys"
     chmod 600 "$home/.ssh/authorized_keys"
+    mkdir -p /etc/sudoers.d
     echo "$user ALL=(ALL) NOPASSWD:ALL" >"/etc/sudoers.d/010_$user-nopasswd"
     chmod 440 "/etc/sudoers.d/010_$user-nopasswd"
     mkdir -p /etc/ssh/sshd_config.d

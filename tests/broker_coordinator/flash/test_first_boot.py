@@ -1,6 +1,7 @@
 """What the first boot is told: read by YAML and by cloud-init itself, and the scripts run in a folder."""
 
 import io
+import os
 import shutil
 import subprocess
 import tarfile
@@ -233,6 +234,40 @@ def test_a_script_that_is_cut_off_again_and_again_gives_up(card):
     boots(boot / "firstrun.sh", root)
     assert "systemd.run" in (boot / "cmdline.txt").read_text()
     assert (boot / "lichen" / "tries").read_text() == "1\n"
+
+
+MACHINE = """
+set -eu
+mount -t tmpfs machine "$1" && mkdir "$1/upper" "$1/work" "$1/root" || exit 77
+mount -t overlay machine -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" "$1/root" || exit 77
+mkdir -p "$1/root/boot" && rm -rf "$1/root/boot/firmware" "$1/root/etc/lichen"
+cp -r "$2" "$1/root/boot/firmware"
+mount --bind /dev "$1/root/dev"
+chroot "$1/root" sh /boot/firmware/firstrun.sh >&2
+chroot "$1/root" sh -c '
+  cd /etc
+  stat -c "%n %U %G %a" lichen lichen/device.key
+  cat hostname ~ops/.ssh/authorized_keys /installed
+  find /boot/firmware -type f
+'
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a machine over this one needs root and overlayfs")
+def test_the_first_boot_of_a_whole_machine(tmp_path, card):
+    """This one, with all that is written to it kept in memory: user, owners, name, SSH key, payload."""
+    boot, _ = card(SCRIPT, wifi=WIFI, ssh_keys=[KEY], user="ops")
+    payload(boot, b'echo "$@ $(id -u) $(pwd)" >/installed\n')
+    (tmp_path / "machine").mkdir()
+    words = ["unshare", "-m", "sh", "-c", MACHINE, "sh", tmp_path / "machine", boot]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
+    if done.returncode == 77 or "unshare failed" in done.stderr:
+        pytest.skip("a machine over this one needs root and overlayfs")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[:4] == ["lichen root lichen 750", "lichen/device.key root lichen 640", "pi-07", KEY]
+    assert lines[4].startswith("--no-start 0 /var/tmp/lichen.")
+    assert sorted(lines[5:]) == ["/boot/firmware/cmdline.txt", "/boot/firmware/lichen/first-boot.log"]
 
 
 @pytest.mark.parametrize("mode", list(FirstBoot))
