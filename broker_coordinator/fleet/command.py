@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from broker_coordinator.flash.command import flash
 from broker_coordinator.fleet.bundle_command import bundle
 from broker_coordinator.fleet.folder import FleetFolder, FleetPlan
 from broker_coordinator.fleet.mosquitto import Notified
@@ -30,10 +31,11 @@ _port = click.IntRange(1, 65535)
 
 @click.group(context_settings=HELP_OPTIONS)
 def fleet() -> None:
-    """Who belongs to a fleet: certificates, rights on the broker, revocation."""
+    """Who belongs to a fleet: certificates, rights on the broker, revocation, cards."""
 
 
 fleet.add_command(bundle)
+fleet.add_command(flash)
 
 
 @fleet.command("init", context_settings=HELP_OPTIONS)
