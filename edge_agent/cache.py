@@ -52,11 +52,11 @@ class Cache:
 
     def weights(self, ref: BlobRef) -> Path:
         """Where the blob of these weights is, once it is here."""
-        return self._blobs / ref.sha256.hex()
+        return _named(self._blobs, ref.sha256)
 
     def artifact(self, ref: BlobRef) -> Path:
         """The folder of the artifact whose ``manifest.json`` is ``ref``."""
-        return self._artifacts / ref.sha256.hex()
+        return _named(self._artifacts, ref.sha256)
 
     def missing(self, task: TaskManifest) -> Mapping[Path, BlobRef]:
         """What must still be fetched for this task, and where to; empty when all is here.
@@ -178,6 +178,12 @@ def files_for_a_device(manifest: ArtifactManifest, runtimes: Sequence[str] = ())
     }
 
 
+@functools.lru_cache(maxsize=64)
+def _named(folder: Path, sha256: bytes) -> Path:
+    """Where what has this hash is; asked several times a turn, and by many agents where they share a process."""
+    return folder / sha256.hex()
+
+
 def _belongs(name: str, keep: set[str]) -> bool:
     """Whether a file is one to keep, or a part of one on its way."""
-    return any(name == kept or name.startswith(f".{kept}.") for kept in keep)
+    return name in keep or (name.startswith(".") and name[1:].partition(".")[0] in keep)

@@ -1,5 +1,6 @@
 """A virtual device: the agent's own supervisor, outbox and files, switched on and off on a virtual clock."""
 
+import functools
 import math
 import sys
 from collections.abc import Callable
@@ -204,7 +205,7 @@ class VirtualDevice:
 
     def _train(self, job: TrainJob) -> Result:
         fleet = self._fleet
-        published = self._disk.read(Path(job.weights_path))
+        published = self._disk.read(_path(job.weights_path))
         trainer = fleet.trainer_of(self.number)
         result = fleet.trainings.train(
             job, published, self.samples, trainer, most_steps=self._most_steps(job)
@@ -216,6 +217,9 @@ class VirtualDevice:
 
     def _count(self, _: Path) -> tuple[int, int]:
         return self.samples.training, self.samples.held_out
+
+
+_path = functools.lru_cache(maxsize=16)(Path)
 
 
 class NoStatus:
