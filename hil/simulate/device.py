@@ -41,7 +41,6 @@ class VirtualDevice:
 
     __slots__ = (
         "_clock",
-        "_disk",
         "_entropy",
         "_fleet",
         "_incarnation",
@@ -53,6 +52,7 @@ class VirtualDevice:
         "_supervisor",
         "_transport",
         "_wake_at",
+        "disk",
         "has_power",
         "losses",
         "name",
@@ -81,7 +81,8 @@ class VirtualDevice:
         self._clock = fleet.clock
         self._link = link
         self._step_s, self._start_s = step_s, start_s
-        self._disk = MemoryDisk(fleet.contents)
+        self.disk = MemoryDisk(fleet.contents)
+        """What it keeps, on or off."""
         self._entropy = Entropy(fleet.seed, self.name)
         self._incarnation = b""
         self._supervisor: Supervisor | None = None
@@ -106,7 +107,7 @@ class VirtualDevice:
         fleet = self._fleet
         configuration = replace(fleet.agent_configuration, device=self.name)
         presence = Presence(FleetTopics(configuration.fleet), self.name, entropy=self._entropy)
-        folder = StateFolder(DEVICE_FOLDER, disk=self._disk, entropy=self._entropy)
+        folder = StateFolder(DEVICE_FOLDER, disk=self.disk, entropy=self._entropy)
         self._incarnation = folder.incarnation
         self._outbox = Outbox(
             fleet.outboxes,
@@ -132,7 +133,7 @@ class VirtualDevice:
             outbox=self._outbox,
             make_worker=self._worker,
             machine=fleet.machine,
-            disk=self._disk,
+            disk=self.disk,
             count=self._count,
             status=fleet.status,
             chance=chance_of(fleet.seed, self.name),
@@ -159,8 +160,9 @@ class VirtualDevice:
             self.switch_on()
 
     def _stir(self) -> None:
-        """Something came: look at it soon."""
-        self._wake(self._clock.monotonic() + TURN_S)
+        """Something came: look at it soon. Without power nobody looks, at the end of the connection neither."""
+        if self._supervisor is not None:
+            self._wake(self._clock.monotonic() + TURN_S)
 
     def _wake(self, at: float) -> None:
         if at < self._wake_at:
@@ -205,7 +207,7 @@ class VirtualDevice:
 
     def _train(self, job: TrainJob) -> Result:
         fleet = self._fleet
-        published = self._disk.read(_path(job.weights_path))
+        published = self.disk.read(_path(job.weights_path))
         trainer = fleet.trainer_of(self.number)
         result = fleet.trainings.train(
             job, published, self.samples, trainer, most_steps=self._most_steps(job)
