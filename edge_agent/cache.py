@@ -180,7 +180,7 @@ def files_for_a_device(manifest: ArtifactManifest, runtimes: Sequence[str] = ())
 
 @functools.lru_cache(maxsize=64)
 def _named(folder: Path, sha256: bytes) -> Path:
-    """Where what has this hash is; asked several times a turn, and by many agents where they share a process."""
+    """Where what has this hash is; asked at every turn, and by many agents where they share a process."""
     return folder / sha256.hex()
 
 

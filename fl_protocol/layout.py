@@ -84,7 +84,7 @@ class TensorLayout:
         object.__setattr__(self, "weights", alone)
 
     def __hash__(self) -> int:
-        # Layouts are keys of caches that are asked at every update: the hash of all tensors would be most of it.
+        # Layouts are keys of caches that are asked at every update; to hash all tensors would be most of it.
         return hash(self.fingerprint)
 
     @classmethod

@@ -160,7 +160,7 @@ class VirtualDevice:
             self.switch_on()
 
     def _stir(self) -> None:
-        """Something came: look at it soon. Without power nobody looks, at the end of the connection neither."""
+        """Something came: look at it soon. Without power nobody does, nor at the connection's end."""
         if self._supervisor is not None:
             self._wake(self._clock.monotonic() + TURN_S)
 

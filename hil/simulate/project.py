@@ -12,7 +12,7 @@ __all__ = ["FILES", "new", "write_project"]
 _SCENARIO = """\
 # lichen simulate scenario.toml
 summary = "a first fleet"
-model = "digits-mlp"              # or an artifact's folder: lichen models build net.onnx --loss ... --out model/
+model = "digits-mlp"              # or an artifact's folder, as lichen models build makes it
 own = "my_data:devices"           # what each device has
 evaluation = "my_data:evaluation" # what versions are measured with; without it devices hold out a fifth
 devices = 50
@@ -62,8 +62,8 @@ _README = """\
 
     lichen simulate scenario.toml --out runs
 
-runs a fleet of virtual devices on the data of `my_data.py`, and writes `runs/scenario.html` and the coordinator's
-state beside it. Then change one thing at a time:
+runs a fleet of virtual devices on the data of `my_data.py`, and writes `runs/scenario.html` and the
+coordinator's state beside it. Then change one thing at a time:
 
 - `my_data.py`: `devices` yields what each device has, `evaluation` what the model is measured with.
 - `scenario.toml`: the model, kinds of devices, when they are on, and all that `fleet.toml` can say.

@@ -79,7 +79,7 @@ class NumpyGraph:
             if name in self._places:
                 raise ArtifactError(f"the value {name!r} is defined twice")
             self._places[name] = len(self._places)
-        self._start: list[Array | None] = [None] * len(graph.inputs) + [*constants.values(), None]
+        self._start: list[Array | None] = [*[None] * len(graph.inputs), *constants.values(), None]
         resolved = [self._resolve(node) for node in graph.nodes]
         try:
             self._outputs = [(value.name, self._places[value.name]) for value in graph.outputs]

@@ -102,7 +102,7 @@ def test_the_same_order_of_events_gives_the_same_versions(local_fleet, steps, tm
             accepted += 1
             if accepted == DEVICES * len(SCRIPT):
                 break
-            steps.until(fleet, lambda: fleet.status().get("updates_accepted", 0) >= accepted)
+            steps.until(fleet, lambda least=accepted: fleet.status().get("updates_accepted", 0) >= least)
             if number != version[-1]:
                 agents[number].stop()
     steps.end(fleet)
