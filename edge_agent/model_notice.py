@@ -94,8 +94,6 @@ class NoticeBoard:
         self._runtimes = tuple(runtimes)
         self._disk = disk
         self._shown = read_notice(folder, disk=disk)
-        self._cleared: str | None = None
-        """The copy of personal tensors that no other lies beside any more; None until that was made sure."""
 
     @property
     def files(self) -> frozenset[str]:
@@ -174,15 +172,12 @@ class NoticeBoard:
             name_at_once=False,
         )
         self._shown = notice
-        if notice.personal == self._cleared:
-            return
         try:
             for name in self._disk.names(folder):
                 if name != notice.personal:
                     self._disk.remove(folder / name)
         except OSError as error:
             raise StorageError(f"cannot clear {folder}: {error.strerror}") from error
-        self._cleared = notice.personal
 
 
 def read_notice(folder: Path, *, disk: Disk = DISK) -> ModelNotice | None:
