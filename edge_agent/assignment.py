@@ -7,6 +7,7 @@ the device wait, which anybody who can publish could do, but nothing in it is ac
 
 import hashlib
 import logging
+import os
 import random
 import secrets
 from collections.abc import Callable
@@ -48,6 +49,7 @@ __all__ = ["Assignment"]
 
 FOREVER = 86400.0
 _PREPARED = "prepared"
+_PACKAGES = str(Path(msgpack.__file__ or "").parents[1])
 _log = logging.getLogger("lichen.agent")
 
 
@@ -346,7 +348,7 @@ class Assignment:
 
     def _preparation(self, manifest: TaskManifest) -> bytes:
         """What the golden steps were run on: the artifact, the runtimes asked for, the packages here."""
-        packages = Path(msgpack.__file__ or "").parents[1].stat().st_mtime_ns
+        packages = os.stat(_PACKAGES).st_mtime_ns
         runtimes = ",".join(self._configuration.runtimes)
         return manifest.artifact.sha256 + f" {AGENT_VERSION} {packages} {runtimes} ".encode()
 

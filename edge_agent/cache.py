@@ -52,11 +52,11 @@ class Cache:
 
     def weights(self, ref: BlobRef) -> Path:
         """Where the blob of these weights is, once it is here."""
-        return self._blobs / ref.sha256.hex()
+        return _inside(self._blobs, ref.sha256.hex())
 
     def artifact(self, ref: BlobRef) -> Path:
         """The folder of the artifact whose ``manifest.json`` is ``ref``."""
-        return self._artifacts / ref.sha256.hex()
+        return _inside(self._artifacts, ref.sha256.hex())
 
     def missing(self, task: TaskManifest) -> Mapping[Path, BlobRef]:
         """What must still be fetched for this task, and where to; empty when all is here.
@@ -78,7 +78,7 @@ class Cache:
             self._whole = wanted
             return {}
         folder = self.artifact(task.artifact)
-        sealed, arriving = folder / MANIFEST_NAME, folder / _ARRIVING
+        sealed, arriving = _inside(folder, MANIFEST_NAME), _inside(folder, _ARRIVING)
         if self._is_sound(sealed, task.artifact):
             manifest_path = sealed
         elif self._is_sound(arriving, task.artifact):
@@ -89,7 +89,7 @@ class Cache:
             manifest_path = None
         if manifest_path is not None:
             needed = _needed(self._disk.read(manifest_path), self._runtimes)
-            goals |= {folder / name: ref for name, ref in needed.items()}
+            goals |= {_inside(folder, name): ref for name, ref in needed.items()}
         goals = {path: ref for path, ref in goals.items() if not self._is_sound(path, ref)}
         if manifest_path == arriving and not any(path.parent == folder for path in goals):
             # The name by which others open the artifact comes last: it says that all of it is here.
@@ -178,6 +178,12 @@ def files_for_a_device(manifest: ArtifactManifest, runtimes: Sequence[str] = ())
     }
 
 
+@functools.lru_cache(maxsize=256)
+def _inside(folder: Path, name: str) -> Path:
+    """A path of the cache; asked at every turn, and by many agents where they share a process."""
+    return folder / name
+
+
 def _belongs(name: str, keep: set[str]) -> bool:
     """Whether a file is one to keep, or a part of one on its way."""
-    return any(name == kept or name.startswith(f".{kept}.") for kept in keep)
+    return name in keep or (name.startswith(".") and name[1:].partition(".")[0] in keep)

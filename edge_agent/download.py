@@ -55,7 +55,6 @@ class Download:
         self.restarts = 0
         self._ref = ref
         self._disk = disk
-        self._part = path.with_name(f".{path.name}.part")
         self._list: Download | None = None
         self._missing: dict[int, None] = {}
         if ref.chunk_list is not None:
@@ -63,6 +62,10 @@ class Download:
             self._resolve()
         else:
             self._look()
+
+    @property
+    def _part(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.part")
 
     @property
     def complete(self) -> bool:

@@ -8,6 +8,7 @@ checkpoint      where a long training is                     run/            wha
 quarantine/     stores that were damaged
 """
 
+import functools
 import json
 import os
 import secrets
@@ -75,32 +76,32 @@ class StateFolder:
     @property
     def samples(self) -> Path:
         """Where samples are unless the configuration says otherwise."""
-        return self.path / "samples.db"
+        return _inside(self.path, "samples.db")
 
     @property
     def blobs(self) -> Path:
         """Downloads, one file per blob."""
-        return self.path / "blobs"
+        return _inside(self.path, "blobs")
 
     @property
     def artifacts(self) -> Path:
         """Training artifacts, one folder each."""
-        return self.path / "artifacts"
+        return _inside(self.path, "artifacts")
 
     @property
     def personal(self) -> Path:
         """Copies of the personal tensors, for apps."""
-        return self.path / PERSONAL_FOLDER
+        return _inside(self.path, PERSONAL_FOLDER)
 
     @property
     def checkpoint(self) -> Path:
         """Where a long training leaves its state."""
-        return self.path / "checkpoint"
+        return _inside(self.path, "checkpoint")
 
     @property
     def run(self) -> Path:
         """Files that may vanish: the status."""
-        return self.path / "run"
+        return _inside(self.path, "run")
 
     def open_outbox(self, *, max_bytes: int, max_age_s: float, clock: Clock) -> Outbox:
         """Open the outbox. Where it is damaged it is set aside; then, and where it is gone, this folder
@@ -208,3 +209,9 @@ class StateFolder:
         self.quarantined.append(
             f"{path.name} was damaged ({reason}) and is now quarantine/{path.name}.{mark}"
         )
+
+
+@functools.lru_cache(maxsize=64)
+def _inside(folder: Path, name: str) -> Path:
+    """A path of a state folder; asked at every turn, and by many agents where they share a process."""
+    return folder / name

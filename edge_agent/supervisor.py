@@ -353,6 +353,8 @@ class Supervisor:
 
     def _say(self) -> None:
         """One line for each change of what we do."""
+        if not _log.isEnabledFor(logging.INFO):
+            return
         reason = self.idle_reason
         line = f"{self.state}: {reason}" if reason else self.state
         if reason.startswith(self.state):

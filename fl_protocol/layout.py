@@ -83,6 +83,10 @@ class TensorLayout:
         alone = self if len(weights) == len(self.tensors) else TensorLayout(weights)
         object.__setattr__(self, "weights", alone)
 
+    def __hash__(self) -> int:
+        # Layouts are keys of caches that are asked at every update; to hash all tensors would be most of it.
+        return hash(self.fingerprint)
+
     @classmethod
     def of(cls, entries: Iterable[Entry]) -> "TensorLayout":
         """Build a layout; entries are ``(name, shape)``, of buffers ``(name, shape, "buffer")``.

@@ -26,6 +26,7 @@ _HOMES = {
     "export": "broker_coordinator.command",
     "fleet": "broker_coordinator.fleet.command",
     "models": "models.zoo.command",
+    "new": "hil.simulate.project",
     "simulate": "hil.simulate.command",
     "status": "broker_coordinator.command",
     "versions": "broker_coordinator.command",
@@ -43,7 +44,7 @@ class LazyCommands(click.Group):
         """The command behind a word."""
         if cmd_name not in _HOMES:
             return None
-        if cmd_name == "models":
+        if cmd_name in ("models", "simulate"):
             # Before NumPy is loaded: products this small take twice the processor time on more threads.
             for library in ("OPENBLAS", "OMP", "MKL"):
                 os.environ.setdefault(f"{library}_NUM_THREADS", "1")

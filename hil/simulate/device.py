@@ -1,5 +1,6 @@
 """A virtual device: the agent's own supervisor, outbox and files, switched on and off on a virtual clock."""
 
+import functools
 import math
 import sys
 from collections.abc import Callable
@@ -40,7 +41,6 @@ class VirtualDevice:
 
     __slots__ = (
         "_clock",
-        "_disk",
         "_entropy",
         "_fleet",
         "_incarnation",
@@ -52,6 +52,7 @@ class VirtualDevice:
         "_supervisor",
         "_transport",
         "_wake_at",
+        "disk",
         "has_power",
         "losses",
         "name",
@@ -80,7 +81,8 @@ class VirtualDevice:
         self._clock = fleet.clock
         self._link = link
         self._step_s, self._start_s = step_s, start_s
-        self._disk = MemoryDisk(fleet.contents)
+        self.disk = MemoryDisk(fleet.contents)
+        """What it keeps, on or off."""
         self._entropy = Entropy(fleet.seed, self.name)
         self._incarnation = b""
         self._supervisor: Supervisor | None = None
@@ -105,7 +107,7 @@ class VirtualDevice:
         fleet = self._fleet
         configuration = replace(fleet.agent_configuration, device=self.name)
         presence = Presence(FleetTopics(configuration.fleet), self.name, entropy=self._entropy)
-        folder = StateFolder(DEVICE_FOLDER, disk=self._disk, entropy=self._entropy)
+        folder = StateFolder(DEVICE_FOLDER, disk=self.disk, entropy=self._entropy)
         self._incarnation = folder.incarnation
         self._outbox = Outbox(
             fleet.outboxes,
@@ -131,7 +133,7 @@ class VirtualDevice:
             outbox=self._outbox,
             make_worker=self._worker,
             machine=fleet.machine,
-            disk=self._disk,
+            disk=self.disk,
             count=self._count,
             status=fleet.status,
             chance=chance_of(fleet.seed, self.name),
@@ -158,8 +160,9 @@ class VirtualDevice:
             self.switch_on()
 
     def _stir(self) -> None:
-        """Something came: look at it soon."""
-        self._wake(self._clock.monotonic() + TURN_S)
+        """Something came: look at it soon. Without power nobody does, nor at the connection's end."""
+        if self._supervisor is not None:
+            self._wake(self._clock.monotonic() + TURN_S)
 
     def _wake(self, at: float) -> None:
         if at < self._wake_at:
@@ -204,7 +207,7 @@ class VirtualDevice:
 
     def _train(self, job: TrainJob) -> Result:
         fleet = self._fleet
-        published = self._disk.read(Path(job.weights_path))
+        published = self.disk.read(_path(job.weights_path))
         trainer = fleet.trainer_of(self.number)
         result = fleet.trainings.train(
             job, published, self.samples, trainer, most_steps=self._most_steps(job)
@@ -216,6 +219,9 @@ class VirtualDevice:
 
     def _count(self, _: Path) -> tuple[int, int]:
         return self.samples.training, self.samples.held_out
+
+
+_path = functools.lru_cache(maxsize=16)(Path)
 
 
 class NoStatus:

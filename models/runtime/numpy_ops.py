@@ -4,7 +4,7 @@ Arithmetic, products and reductions stand here; importing this module enters all
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -135,17 +135,17 @@ def _reduction(function: Callable[..., Any]) -> Kernel:
         if axes is None or axes.size == 0:
             if attributes.get("noop_with_empty_axes"):
                 return x
-            over: Sequence[int] = range(x.ndim)
+            over = None
         else:
-            over = [int(axis) for axis in axes]
-        return np.asarray(function(x, axis=tuple(over), keepdims=bool(attributes.get("keepdims", 1))))
+            over = tuple(axes.tolist())
+        return np.asarray(function(x, axis=over, keepdims=bool(attributes.get("keepdims", 1))))
 
     return reduce
 
 
-KERNELS["ReduceMax"] = _reduction(np.max)
+KERNELS["ReduceMax"] = _reduction(np.maximum.reduce)
 KERNELS["ReduceMean"] = _reduction(np.mean)
-KERNELS["ReduceSum"] = _reduction(np.sum)
+KERNELS["ReduceSum"] = _reduction(np.add.reduce)
 
 
 @kernel("Softmax")

@@ -5,9 +5,8 @@ precision it is what golden steps are recorded with.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,8 @@ from models.runtime.session import Array, GraphRunner, GraphSession, Session
 __all__ = ["NumpyGraph", "NumpyRuntime"]
 
 _ONNX_FLOAT, _ONNX_DOUBLE = 1, 11
+_LEFT_OUT = ""
+"""The name of an optional input that a node leaves out."""
 # What a kernel raises on arrays or attributes that do not fit each other.
 _MISFITS = (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError, MemoryError)
 
@@ -52,13 +53,12 @@ class NumpyRuntime:
             raise ArtifactError(f"{file}: {error}") from None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Call:
+class _Call(NamedTuple):
     """One operator, its names resolved to places; ``done_with`` is what nobody reads afterwards."""
 
     node: Node
     function: Callable[..., Array]
-    reads: tuple[int | None, ...]
+    reads: tuple[int, ...]
     writes: int
     done_with: tuple[int, ...]
 
@@ -75,11 +75,11 @@ class NumpyGraph:
         self._precision = np.dtype(precision)
         self._places: dict[str, int] = {}
         constants = {name: self._widen(array) for name, array in graph.constants.items()}
-        for name in [value.name for value in graph.inputs] + list(constants):
+        for name in [value.name for value in graph.inputs] + list(constants) + [_LEFT_OUT]:
             if name in self._places:
                 raise ArtifactError(f"the value {name!r} is defined twice")
             self._places[name] = len(self._places)
-        self._start: list[Array | None] = [None] * len(graph.inputs) + list(constants.values())
+        self._start: list[Array | None] = [*[None] * len(graph.inputs), *constants.values(), None]
         resolved = [self._resolve(node) for node in graph.nodes]
         try:
             self._outputs = [(value.name, self._places[value.name]) for value in graph.outputs]
@@ -98,14 +98,12 @@ class NumpyGraph:
         for place, declared in enumerate(self._inputs):
             values[place] = self._widen(_checked(declared, feeds.get(declared.name)))
         with np.errstate(all="ignore"):
-            for call in self._calls:
+            for node, function, reads, writes, done_with in self._calls:
                 try:
-                    values[call.writes] = call.function(
-                        *[None if place is None else values[place] for place in call.reads]
-                    )
+                    values[writes] = function(*[values[place] for place in reads])
                 except _MISFITS as error:
-                    raise ArtifactError(f"node {call.node.name!r} ({call.node.op}): {error}") from None
-                for place in call.done_with:
+                    raise ArtifactError(f"node {node.name!r} ({node.op}): {error}") from None
+                for place in done_with:
                     values[place] = None
         return {name: np.asarray(values[place]) for name, place in self._outputs}
 
@@ -117,7 +115,7 @@ class NumpyGraph:
                 hint="train with the onnx runtime here: pip install 'lichen[onnx]'",
             )
         try:
-            reads = tuple(self._places[name] if name else None for name in node.inputs)
+            reads = tuple(self._places[name] for name in node.inputs)
         except KeyError as missing:
             raise ArtifactError(f"node {node.name!r} reads {missing} before anything computes it") from None
         if len(node.outputs) != 1 or node.outputs[0] in self._places:
@@ -132,7 +130,7 @@ class NumpyGraph:
         kept = set(range(len(self._start))) | {place for _, place in self._outputs}
         ended: list[_Call] = []
         for call in reversed(calls):
-            done_with = {place for place in call.reads if place is not None and place not in kept}
+            done_with = {place for place in call.reads if place not in kept}
             kept |= done_with
             ended.append(
                 _Call(
@@ -155,6 +153,8 @@ class NumpyGraph:
 
 
 def _checked(declared: Value, array: NDArray[Any] | None) -> NDArray[Any]:
+    if array is not None and array.shape == declared.shape and array.dtype == declared.dtype:
+        return array
     if array is None:
         raise ArtifactError(f"the graph needs the input {declared.name!r}, which was not given")
     wide = declared.dtype == np.float32 and array.dtype == np.float64

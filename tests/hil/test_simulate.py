@@ -183,6 +183,21 @@ def test_a_device_without_power_keeps_its_outbox(artifact, tmp_path):
     assert len({next(iter(incarnations)) for incarnations in seen.values()}) == len(seen)
 
 
+def test_a_device_that_comes_back_goes_on(artifact):
+    """One after the other has power, twice: no version is made but of devices that were off before."""
+
+    class Turns:
+        def windows(self, device, seed):
+            return iter([(100.0 * device, 100.0 * (device + 1)), (1000.0 + 100.0 * device, float("inf"))])
+
+    buffer = {"size": 4, "flush_after_s": 5000.0}
+    result = run(
+        artifact, count=4, versions=2, fleet={"buffer": buffer}, availability=Turns(), longest_s=4000.0
+    )
+    assert result.versions == 2
+    assert result.accepted == 8
+
+
 def replace_window(options):
     """The same, with shorter windows."""
     return {**options, "availability": {"kind": "lognormal", "on_s": 20.0, "off_s": 10.0}}
