@@ -49,7 +49,7 @@ class MqttTransport:
     attempts are drawn from ``[0, d]`` with d doubling from 1 to 120 s (full jitter), or to 900 s where
     the broker refuses for good; d is 1 s again after a connection that was of use. Tokens name their
     connection too: one of an older connection has no effect. ``many`` is a connection of our own in
-    place of paho's, where it is not over websockets: for thousands of messages a second, in 2 MiB less memory.
+    place of paho's, where it is not over websockets: for thousands of messages a second, and 2 MiB smaller.
 
     Raises:
         ConfigError: a TLS file that cannot be read.
