@@ -59,7 +59,7 @@ def test_the_supervisor_of_an_agent_loads_nothing_heavy(tmp_path):
         fleet.stop()
     assert fleet.agent_status("dev-00")["updates"]["done"] >= 2
     loaded = {name.partition(".")[0] for name in json.loads((tmp_path / "modules.json").read_text())}
-    assert {"edge_agent", "fl_protocol", "paho", "sqlite3"} <= loaded
+    assert {"edge_agent", "fl_protocol", "sqlite3"} <= loaded
     assert loaded & NOT_IN_THE_SUPERVISOR == set()
 
 
