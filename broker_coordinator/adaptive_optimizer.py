@@ -85,35 +85,21 @@ class Adam:
     def step(self, master: Floats, slots: Slots, aggregate: Floats) -> tuple[Floats, Slots]:
         """One step."""
         mean = _mixed(slots["m"], aggregate, self.beta1)
-        energy = _mixed(slots["v"], np.multiply(aggregate, aggregate), self.beta2)
+        energy = self._energy(slots["v"], np.multiply(aggregate, aggregate))
         return _moved(master, mean, energy, self.lr, self.tau), {"m": mean, "v": energy}
+
+    def _energy(self, old: Floats, squares: Floats) -> Floats:
+        return _mixed(old, squares, self.beta2)
 
 
 @dataclass(frozen=True, slots=True)
-class Yogi:
+class Yogi(Adam):
     """``v = v - (1 - beta2) d^2 sign(v - d^2)``, then as ``Adagrad``."""
 
-    lr: float = 0.02
-    beta1: float = 0.9
-    beta2: float = 0.99
-    tau: float = 1e-3
-
-    def __post_init__(self) -> None:
-        _check(beta1=self.beta1, beta2=self.beta2)
-        _check_tau(self.tau)
-
-    @property
-    def slots(self) -> tuple[str, ...]:
-        """``m`` and ``v``."""
-        return ("m", "v")
-
-    def step(self, master: Floats, slots: Slots, aggregate: Floats) -> tuple[Floats, Slots]:
-        """One step."""
-        mean = _mixed(slots["m"], aggregate, self.beta1)
-        squares = np.multiply(aggregate, aggregate)
-        change = np.multiply(squares, np.sign(np.subtract(slots["v"], squares)))
-        energy = np.subtract(slots["v"], np.multiply(change, np.float32(1 - self.beta2)))
-        return _moved(master, mean, energy, self.lr, self.tau), {"m": mean, "v": energy}
+    def _energy(self, old: Floats, squares: Floats) -> Floats:
+        change = np.multiply(squares, np.sign(np.subtract(old, squares)))
+        energy: Floats = np.subtract(old, np.multiply(change, np.float32(1 - self.beta2)))
+        return energy
 
 
 def _mixed(old: Floats, new: Floats, beta: float) -> Floats:

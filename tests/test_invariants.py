@@ -23,6 +23,7 @@ NOT_IN_THE_SUPERVISOR = {
     "numpy",
     "onnx",
     "onnxruntime",
+    "paho",
     "rich",
 }
 PATIENCE_S = 60.0
