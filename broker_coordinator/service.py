@@ -70,7 +70,6 @@ def run_coordinator(configuration: FleetConfiguration, *, insecure: bool = False
                 manual_ack=True,
                 keepalive_s=KEEPALIVE_S,
                 window=PUBLISH_WINDOW,
-                many=True,
                 tls=configuration.tls.files,
             ),
             clock=SystemClock(),

@@ -29,7 +29,6 @@ def build_agent(configuration: AgentConfiguration, folder: StateFolder) -> Super
         will=presence.will,
         keepalive_s=configuration.keepalive_s,
         tls=configuration.tls,
-        many=True,
     )
     outbox = folder.open_outbox(
         max_bytes=configuration.outbox.max_bytes, max_age_s=configuration.outbox.max_age_s, clock=clock

@@ -48,8 +48,8 @@ class MqttTransport:
     ``clean`` and ``manual_ack`` as in MQTT; ``window`` bounds publishes under way. Delays between
     attempts are drawn from ``[0, d]`` with d doubling from 1 to 120 s (full jitter), or to 900 s where
     the broker refuses for good; d is 1 s again after a connection that was of use. Tokens name their
-    connection too: one of an older connection has no effect. ``many`` is a connection of our own in
-    place of paho's, where it is not over websockets: for thousands of messages a second, and 2 MiB smaller.
+    connection too: one of an older connection has no effect. The connection is our own, for
+    thousands of messages a second and 2 MiB smaller than paho's; over websockets, or if ``paho``, it is that.
 
     Raises:
         ConfigError: a TLS file that cannot be read.
@@ -66,7 +66,7 @@ class MqttTransport:
         keepalive_s: int = 600,
         window: int = 16,
         tls: TlsFiles | None = None,
-        many: bool = False,
+        paho: bool = False,
     ) -> None:
         self._address = address
         self._client_id = client_id
@@ -74,17 +74,17 @@ class MqttTransport:
         self._manual_ack = manual_ack
         self._keepalive_s = keepalive_s
         self._trust = Trust(tls or TlsFiles()) if address.tls else None
-        many = many and not address.scheme.startswith("ws")
+        paho = paho or address.scheme.startswith("ws")
         self._terms = ConnectionTerms(
             address=address,
             client_id=client_id,
             clean=clean,
             manual_ack=manual_ack,
             keepalive_s=keepalive_s,
-            window=window if many else min(window, PAHO_WINDOW),
+            window=min(window, PAHO_WINDOW) if paho else window,
             trust=self._trust,
         )
-        self._connect = _connector(many=many)
+        self._connect = _connector(paho=paho)
         self._receive: Callable[[TransportEvent], None] = lambda event: None
         self._stopping = False
         self._renewed = False
@@ -244,12 +244,12 @@ class MqttTransport:
             _log.exception("the receiver of broker events failed on %s", type(event).__name__)
 
 
-def _connector(*, many: bool) -> Callable[[ConnectionTerms, int], BrokerConnection]:
+def _connector(*, paho: bool) -> Callable[[ConnectionTerms, int], BrokerConnection]:
     """The kind of connection; what is not used is not loaded."""
-    if many:
-        from fl_io.stream_connection import StreamConnection
+    if paho:
+        from fl_io.paho_connection import PahoConnection
 
-        return StreamConnection
-    from fl_io.paho_connection import PahoConnection
+        return PahoConnection
+    from fl_io.stream_connection import StreamConnection
 
-    return PahoConnection
+    return StreamConnection

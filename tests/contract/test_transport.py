@@ -127,7 +127,7 @@ class MqttBench:
     def peer(self, client_id: str, **options) -> Peer:
         """A transport that is not started yet."""
         transport = MqttTransport(
-            BrokerAddress.parse(self.process.url), client_id, many=self._many, **options
+            BrokerAddress.parse(self.process.url), client_id, paho=not self._many, **options
         )
         peer = Peer(transport, self._pause.wait)
         self.peers.append(peer)

@@ -22,7 +22,7 @@ PATIENCE_S = 20.0
 @pytest.fixture(params=["paho", "many"], autouse=True)
 def kind(request, monkeypatch):
     """Which connection a transport has."""
-    transport = functools.partial(MqttTransport, many=request.param == "many")
+    transport = functools.partial(MqttTransport, paho=request.param != "many")
     monkeypatch.setitem(globals(), "MqttTransport", transport)
     return request.param
 

@@ -47,7 +47,7 @@ def broker_that_says(*words: bytes):
 def transport_to(url, **options):
     """A transport that is started, and its events."""
     events: queue.SimpleQueue = queue.SimpleQueue()
-    transport = MqttTransport(BrokerAddress.parse(url), "one", many=True, **options)
+    transport = MqttTransport(BrokerAddress.parse(url), "one", **options)
     transport.start(events.put)
     try:
         yield transport, lambda: events.get(timeout=PATIENCE_S)

@@ -38,7 +38,7 @@ def first_word(request, tmp_path, broker_of, authority):
                 BrokerAddress.parse(f"mqtts://127.0.0.1:{port}"),
                 "dated",
                 tls=TlsFiles(ca=ca),
-                many=request.param,
+                paho=not request.param,
             )
             transport.start(events.put)
             try:

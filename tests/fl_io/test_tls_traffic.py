@@ -103,8 +103,8 @@ def arrived(events):
 @pytest.mark.parametrize("sizes", [[20] * SMALL, [LARGE_BYTES] * LARGE], ids=["small", "large"])
 def test_all_that_is_sent_comes_in_order_and_whole(connect, many, sizes):
     """Thousands of receipts in one write, and chunks far beyond a TLS record and the socket's room."""
-    sender, sent_events = connect("sender", many=many[0], window=500)
-    reader, read_events = connect("reader", many=many[1], window=500, manual_ack=True)
+    sender, sent_events = connect("sender", paho=not many[0], window=500)
+    reader, read_events = connect("reader", paho=not many[1], window=500, manual_ack=True)
     is_open(reader, read_events)
     received = exchange(sender, sent_events, reader, read_events, sizes)
     assert [topic for topic, _ in received] == [f"to/{number}" for number in range(len(sizes))]
@@ -113,7 +113,7 @@ def test_all_that_is_sent_comes_in_order_and_whole(connect, many, sizes):
 
 def test_both_directions_at_once_do_not_stand_in_each_others_way(connect):
     """A writer whose socket is full must go on reading, or broker and client wait for each other for ever."""
-    transport, events = connect("alone", many=True, window=500)
+    transport, events = connect("alone", window=500)
     is_open(transport, events)
     received = exchange(transport, events, transport, events, [LARGE_BYTES] * LARGE)
     assert received == [(f"to/{number}", content(number, LARGE_BYTES)) for number in range(LARGE)]
@@ -122,7 +122,7 @@ def test_both_directions_at_once_do_not_stand_in_each_others_way(connect):
 @pytest.mark.parametrize("many", [False, True], ids=["device", "coordinator"])
 def test_a_connection_that_is_renewed_in_the_middle_of_a_message_starts_clean(connect, many):
     """Half a record is left on the old one; nothing of it gets into the new one."""
-    transport, events = connect("renewed", many=many, window=500)
+    transport, events = connect("renewed", paho=not many, window=500)
     for number in range(8):
         transport.publish(f"to/{number}", content(number, LARGE_BYTES))
     transport.renew()
