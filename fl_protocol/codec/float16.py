@@ -13,6 +13,7 @@ from fl_protocol.codec.bounds import (
     check_values,
     fitting_vector,
 )
+from fl_protocol.codec.float_values import widened_all, widened_pieces
 from fl_protocol.codec.segments import longest_segment, segments
 from fl_protocol.codec.spec import CodecSpec
 from fl_protocol.codec.update_codec import Piece, blank_payload, norm_of_pieces
@@ -71,12 +72,7 @@ class Float16:
 
     def pieces(self, payload: bytes, layout: TensorLayout, seed: bytes) -> Iterator[Piece]:
         """Widen segment by segment; the seed is not used."""
-        encoded = np.frombuffer(payload, "<f2")
-        piece = np.empty(longest_segment(layout), np.float32)
-        for segment in segments(layout):
-            values = piece[: segment.size]
-            np.copyto(values, encoded[segment.start : segment.start + segment.size])
-            yield segment.start, values
+        return widened_pieces(payload, layout, "<f2")
 
     def check_all(self, payloads: Sequence[bytes], layout: TensorLayout) -> None:
         """Check one after the other."""
@@ -87,5 +83,4 @@ class Float16:
         self, payloads: Sequence[bytes], layout: TensorLayout, seeds: Sequence[bytes]
     ) -> npt.NDArray[np.float32]:
         """Widen all payloads; the seeds are not used."""
-        values = np.frombuffer(b"".join(payloads), "<f2").reshape(len(payloads), layout.size)
-        return values.astype(np.float32)
+        return widened_all(payloads, layout, "<f2")

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fl_protocol.codec.bounds import check_length, check_values, fitting_vector
-from fl_protocol.codec.segments import longest_segment, segments
+from fl_protocol.codec.float_values import widened_all, widened_pieces
 from fl_protocol.codec.spec import CodecSpec
 from fl_protocol.codec.update_codec import Piece, norm_of_pieces
 from fl_protocol.layout import TensorLayout
@@ -54,12 +54,7 @@ class Float32:
 
     def pieces(self, payload: bytes, layout: TensorLayout, seed: bytes) -> Iterator[Piece]:
         """Copy segment by segment."""
-        encoded = np.frombuffer(payload, "<f4")
-        piece = np.empty(longest_segment(layout), np.float32)
-        for segment in segments(layout):
-            values = piece[: segment.size]
-            np.copyto(values, encoded[segment.start : segment.start + segment.size])
-            yield segment.start, values
+        return widened_pieces(payload, layout, "<f4")
 
     def check_all(self, payloads: Sequence[bytes], layout: TensorLayout) -> None:
         """Check one after the other."""
@@ -70,5 +65,4 @@ class Float32:
         self, payloads: Sequence[bytes], layout: TensorLayout, seeds: Sequence[bytes]
     ) -> npt.NDArray[np.float32]:
         """Copy all payloads; the seeds are not used."""
-        values = np.frombuffer(b"".join(payloads), "<f4").reshape(len(payloads), layout.size)
-        return values.astype(np.float32)
+        return widened_all(payloads, layout, "<f4")
