@@ -1,8 +1,6 @@
 """Which aggregators there are by name, and those that users write, by ``module:Class``."""
 
-import importlib
 import os
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -11,6 +9,7 @@ from broker_coordinator.calibration_rule import CachedCalibration
 from broker_coordinator.coordinate_median import CoordinateMedian
 from broker_coordinator.krum import Krum
 from broker_coordinator.trimmed_mean import TrimmedMean
+from fl_io.users_code import made
 from fl_protocol.errors import AggregatorError, ConfigError
 
 __all__ = ["AGGREGATORS", "AnyAggregator", "aggregator_for", "fault_of", "is_users"]
@@ -53,29 +52,17 @@ def aggregator_for(name: str, options: Mapping[str, Any] | None = None) -> AnyAg
 
 
 def _users(name: str) -> AnyAggregator:
-    module, _, called = name.partition(":")
-    folder = os.getcwd()
-    if folder not in sys.path:
-        sys.path.append(folder)  # last, so that a folder called models or tests hides nothing
-    try:
-        made: Any = getattr(importlib.import_module(module), called)()
-    except MemoryError:
-        raise
-    except Exception as error:  # whatever a user's module raises as it is loaded is our caller's news
-        raise ConfigError(
-            f"the aggregator {name!r} cannot be made: {type(error).__name__}: {error}",
-            hint=f"python looks for it on its own path (PYTHONPATH), then in {folder}",
-        ) from error
-    holds = getattr(made, "holds_updates", None)
+    rule: Any = made(name, what="aggregator", folder=os.getcwd())
+    holds = getattr(rule, "holds_updates", None)
     if not isinstance(holds, bool):
         raise ConfigError(f"the aggregator {name!r} has no holds_updates: set it to False (or True)")
-    missing = [method for method in _METHODS[holds] if not callable(getattr(made, method, None))]
+    missing = [method for method in _METHODS[holds] if not callable(getattr(rule, method, None))]
     if missing:
         raise ConfigError(
             f"the aggregator {name!r} has no {', '.join(missing)}",
             hint=f"with holds_updates = {holds} it needs {', '.join(_METHODS[holds])}",
         )
-    found: AnyAggregator = made
+    found: AnyAggregator = rule
     return found
 
 

@@ -4,9 +4,7 @@ A trainer never sees codec, network or files. It gets the published weights and 
 returns its own weights; the agent makes the delta, counts examples and encodes.
 """
 
-import importlib
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, runtime_checkable
@@ -15,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.sample_form import Array
+from fl_io.users_code import made
 from fl_protocol.errors import ConfigError
 from fl_protocol.plan import TrainingPlan
 
@@ -144,20 +143,7 @@ def load_trainer(name: str, folder: str = "") -> Trainer:
         ConfigError: no such module or class, one that fails as it is made, or one that is no trainer.
         MemoryError: its packages take more memory than there is.
     """
-    module_name, _, class_name = name.partition(":")
-    if not module_name or not class_name:
-        raise ConfigError(f"{name!r} names no trainer", hint="write trainer = module:Class")
-    if folder and folder not in sys.path:
-        sys.path.append(folder)  # last, so that a folder called models or tests hides nothing
-    try:
-        made: object = getattr(importlib.import_module(module_name), class_name)()
-    except MemoryError:
-        raise
-    except Exception as error:  # whatever a user's module raises as it is loaded is our caller's news
-        raise ConfigError(
-            f"the trainer {name!r} cannot be made: {type(error).__name__}: {error}",
-            hint=f"python looks for it in {folder or 'its own path'} and needs its packages installed",
-        ) from error
-    if not isinstance(made, Trainer):
+    trainer: object = made(name, what="trainer", folder=folder)
+    if not isinstance(trainer, Trainer):
         raise ConfigError(f"{name!r} is no trainer", hint="a trainer has the methods train and evaluate")
-    return made
+    return trainer

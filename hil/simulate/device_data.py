@@ -4,11 +4,9 @@ Drawn by class as in Hsu, Qi, Brown: Measuring the Effects of Non-Identical Data
 Visual Classification (2019).
 """
 
-import importlib
 import itertools
 import re
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.sample_form import as_stored
+from fl_io.users_code import imported
 from fl_protocol.errors import ConfigError, LayoutError
 from hil.partition import BY_USER, concentration, partition
 from hil.simulate.device_stream import generator
@@ -26,7 +25,6 @@ __all__ = [
     "Dealt",
     "DeviceSamplesOf",
     "Drawn",
-    "imported",
     "own_devices",
     "partitioned",
     "slow_hold_classes",
@@ -220,7 +218,7 @@ def own_devices(name: str, devices: int, seed: int, *, folder: str = "") -> Sequ
     Raises:
         ConfigError: no such function, one that fails, or yields something else than so many pairs of arrays.
     """
-    function = imported(name, folder)
+    function = imported(name, what="function", folder=folder)
     try:
         made = list(itertools.islice(iter(function(devices, seed)), devices + 1))
     except MemoryError:
@@ -236,31 +234,6 @@ def own_devices(name: str, devices: int, seed: int, *, folder: str = "") -> Sequ
         if shape != shapes[0]:
             raise ConfigError(f"{name}: rows of device {device} are {shape}, those of device 0 {shapes[0]}")
     return samples
-
-
-def imported(name: str, folder: str) -> Callable[..., Any]:
-    """The function or class ``module:name``; the module is looked for on Python's path, else in ``folder``.
-
-    Raises:
-        ConfigError: there is none, its module cannot be loaded, or it cannot be called.
-    """
-    module_name, _, function_name = name.partition(":")
-    if not module_name or not function_name:
-        raise ConfigError(f"{name!r} names no function", hint="write module:function")
-    if folder and folder not in sys.path:
-        sys.path.append(folder)  # last, so that a folder called models or tests hides nothing
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except MemoryError:
-        raise
-    except Exception as error:  # as above
-        raise ConfigError(
-            f"{name!r} cannot be loaded: {type(error).__name__}: {error}",
-            hint=f"python looks for it in {folder or 'its own path'} and needs its packages installed",
-        ) from error
-    if not callable(function):
-        raise ConfigError(f"{name!r} is no function", hint="write module:function")
-    return function  # type: ignore[no-any-return]
 
 
 def _pair(name: str, device: int, pair: Any) -> Samples:

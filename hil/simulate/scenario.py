@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_io.configuration import check_configuration
+from fl_io.users_code import imported
 from fl_protocol.errors import ConfigError
 from hil.simulate.device_class import DeviceClass, drawn
-from hil.simulate.device_data import DeviceSamplesOf, imported, own_devices, partitioned
+from hil.simulate.device_data import DeviceSamplesOf, own_devices, partitioned
 from hil.simulate.result import SimulationResult
 from hil.simulate.simulation import Progress, simulate
 from hil.simulate.simulation import classes_from as _classes_from
@@ -166,7 +167,7 @@ def run_scenario(
         attack=tables.get("attack"),
         dropout=keys.dropout,
         away_s=keys.away_s,
-        trainer=imported(keys.trainer, folder) if keys.trainer else None,
+        trainer=imported(keys.trainer, what="trainer", folder=folder) if keys.trainer else None,
         target=keys.target or None,
         longest_s=keys.longest_days * 86400.0,
         runtimes=keys.runtimes,
@@ -226,7 +227,7 @@ def _slow(classes: Sequence[DeviceClass], keys: Scenario) -> NDArray[np.bool_]:
 
 
 def _own_evaluation(name: str, folder: str) -> tuple[Any, Any]:
-    function = imported(name, folder)
+    function = imported(name, what="function", folder=folder)
     try:
         x, y = function()
     except MemoryError:
