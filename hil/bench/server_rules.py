@@ -3,7 +3,6 @@ one bit, through the codec, the appraisal and the fold of a coordinator; no proc
 """
 
 import argparse
-import hashlib
 import json
 import statistics
 import sys
@@ -13,16 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from broker_coordinator.appraisal import Appraisal, appraise
 from broker_coordinator.compatibility import AGGREGATOR_OPTIONS, OPTIMIZER_OPTIONS, USUAL_LR
 from broker_coordinator.fold import Fold
-from broker_coordinator.records import AcceptedUpdate
 from broker_coordinator.rules import FoldRules
 from broker_coordinator.version_state import VersionState
-from fl_protocol.codec import codec_for, codec_seed
 from fl_protocol.layout import TensorLayout
-from fl_protocol.update import UpdateHeader, update_hash
 from fl_protocol.version import VersionId
+from hil.bench.direct_fold import fold_delta
 from hil.partition import partition
 from models.zoo import digits
 
@@ -73,7 +69,6 @@ def _accuracy(rules: FoldRules, attackers: int, versions: int, seed: int, device
     train, held_out = digits.split(seed)
     shares = partition(train.y, devices, scheme="dirichlet:1.0", seed=seed)
     state = VersionState.initial(_initial(seed), fingerprint=LAYOUT.fingerprint)
-    codec = codec_for(rules.codec)
     for _ in range(versions):
         base = VersionId(epoch=1, number=state.number, digest=state.digest()[:16])
         fold = Fold(rules, state)
@@ -83,36 +78,16 @@ def _accuracy(rules: FoldRules, attackers: int, versions: int, seed: int, device
             if device < attackers:
                 delta *= np.float32(-10)
             update_id = rng.bytes(16)
-            payload = codec.encode(delta, LAYOUT, codec_seed(update_id))
-            header = UpdateHeader(
-                incarnation=bytes(8),
+            fold_delta(
+                fold,
+                delta,
+                rules=rules,
+                state=state,
                 base=base,
-                codec=rules.codec,
-                size=len(payload),
-                sha256=hashlib.sha256(payload).digest(),
-                fingerprint=LAYOUT.fingerprint,
-                num_examples=len(rows),
-                steps_done=1,
-                steps_planned=1,
-            )
-            verdict = appraise(update_id, header, payload, device=str(device), state=state, rules=rules)
-            assert isinstance(verdict, Appraisal), verdict
-            fold.add(
-                AcceptedUpdate(
-                    accept_seq=device + 1,
-                    update_id=update_id,
-                    device=str(device),
-                    hash=update_hash(update_id, header),
-                    header=header.pack(),
-                    base=(base.epoch, base.number),
-                    payload=payload,
-                    weight=verdict.weight,
-                    scale=verdict.scale,
-                    norm=verdict.norm,
-                    staleness=verdict.staleness,
-                    state="waiting",
-                ),
-                payload,
+                device=device,
+                update_id=update_id,
+                sequence=device + 1,
+                examples=len(rows),
             )
         state = fold.close()
     scores = _forward(state.master, held_out.x.reshape(len(held_out.x), -1))[1]

@@ -20,16 +20,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from broker_coordinator.appraisal import Appraisal, appraise
 from broker_coordinator.configuration import BufferTable, FleetConfiguration, SelectionTable
 from broker_coordinator.fold import Fold
-from broker_coordinator.records import AcceptedUpdate, Lease
+from broker_coordinator.records import Lease
 from broker_coordinator.rules import FoldRules
 from broker_coordinator.version_state import VersionState
-from fl_protocol.codec import codec_for, codec_seed
 from fl_protocol.layout import TensorLayout
-from fl_protocol.update import UpdateHeader, update_hash
 from fl_protocol.version import VersionId
+from hil.bench.direct_fold import fold_delta
 from hil.partition import partition
 from models.zoo import digits
 
@@ -85,7 +83,6 @@ class _Server:
         )
         self.state = VersionState.initial(first, fingerprint=LAYOUT.fingerprint)
         self._score = score
-        self._codec = codec_for(self.rules.codec)
         self._sequence = 0
         self.staleness = 0
         self.accuracies: list[float] = []
@@ -103,37 +100,16 @@ class _Server:
         """An update arrives."""
         self._sequence += 1
         update_id = hashlib.sha256(b"%d %d" % (device, self._sequence)).digest()[:16]
-        payload = self._codec.encode(delta, LAYOUT, codec_seed(update_id))
-        header = UpdateHeader(
-            incarnation=bytes(8),
+        self.staleness += fold_delta(
+            self._fold,
+            delta,
+            rules=self.rules,
+            state=self.state,
             base=base,
-            codec=self.rules.codec,
-            size=len(payload),
-            sha256=hashlib.sha256(payload).digest(),
-            fingerprint=LAYOUT.fingerprint,
-            num_examples=examples,
-            steps_done=1,
-            steps_planned=1,
-        )
-        verdict = appraise(update_id, header, payload, device=f"{device}", state=self.state, rules=self.rules)
-        assert isinstance(verdict, Appraisal), verdict
-        self.staleness += verdict.staleness
-        self._fold.add(
-            AcceptedUpdate(
-                accept_seq=self._sequence,
-                update_id=update_id,
-                device=f"{device}",
-                hash=update_hash(update_id, header),
-                header=header.pack(),
-                base=(base.epoch, base.number),
-                payload=payload,
-                weight=verdict.weight,
-                scale=verdict.scale,
-                norm=verdict.norm,
-                staleness=verdict.staleness,
-                state="waiting",
-            ),
-            payload,
+            device=device,
+            update_id=update_id,
+            sequence=self._sequence,
+            examples=examples,
         )
 
     def close(self) -> None:
