@@ -57,11 +57,14 @@ class LinkEmulator:
     All methods may be called from any thread, and have worked when they return.
     """
 
-    def __init__(self, profile: LinkProfile, *, upstream: tuple[str, int], seed: int = 0) -> None:
+    def __init__(
+        self, profile: LinkProfile, *, upstream: tuple[str, int], seed: int = 0, listen: str = "127.0.0.1"
+    ) -> None:
         self.profile = profile
         self.port = 0
         """Where devices connect to; 0 before the start."""
         self._upstream = upstream
+        self._listen_on = listen
         self._random = random.Random(seed)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -106,6 +109,21 @@ class LinkEmulator:
     def resume(self) -> None:
         """End a blackout; what had been sent meanwhile arrives."""
         self._there(self._open.set)
+
+    def change(self, profile: LinkProfile) -> None:
+        """Be a link like this from now on, for connections that stand too; it ends a blackout."""
+
+        def change() -> None:
+            for task in self._tasks:
+                task.cancel()
+            self._tasks.clear()
+            self.profile = profile
+            for connection in self._connections:
+                connection.hurry()
+            self._open.set()
+            self._begin()
+
+        self._there(change)
 
     def reset(self) -> None:
         """Reset every connection, at both ends."""
@@ -153,8 +171,12 @@ class LinkEmulator:
 
     async def _listen(self) -> None:
         self._open.set()
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, self._listen_on, 0)
         self.port = self._server.sockets[0].getsockname()[1]
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin what recurs."""
         if self.profile.reset_every_s:
             self._tasks.append(asyncio.create_task(self._reset_now_and_then(self.profile.reset_every_s)))
         if self.profile.outage is not None:
@@ -208,6 +230,10 @@ class LinkEmulator:
                 self._reset()
             self._open.set()
 
+    def line(self, way: int) -> LinkDirection:
+        """What a direction is like now: ``way`` 0 goes up."""
+        return self.profile.down if way else self.profile.up
+
     def draw(self) -> float:
         """The next random number in [0, 1) of this link's seed."""
         return self._random.random()
@@ -237,20 +263,19 @@ class _Connection:
         self._link = link
         self._ends = (near, far)
         self._forgotten = False
+        self._queues = (_Queue(), _Queue())
         self._pumps: list[asyncio.Task[None]] = []
         self.ended = asyncio.Event()
 
     async def run(self) -> None:
         """Carry both directions until both are closed or the connection is reset."""
         (near_in, near_out), (far_in, far_out) = self._ends
-        profile = self._link.profile
         for _, writer in self._ends:
             writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        ways = [(0, profile.up, near_in, far_out), (1, profile.down, far_in, near_out)]
-        queues = (_Queue(), _Queue())
-        for way, line, reader, writer in ways:
-            queue = queues[way]
-            self._pumps.append(asyncio.create_task(self._take(way, line, reader, queue)))
+        ways = [(0, near_in, far_out), (1, far_in, near_out)]
+        for way, reader, writer in ways:
+            queue = self._queues[way]
+            self._pumps.append(asyncio.create_task(self._take(way, reader, queue)))
             self._pumps.append(asyncio.create_task(self._deliver(way, queue, writer)))
         try:
             await asyncio.gather(*self._pumps)
@@ -261,7 +286,7 @@ class _Connection:
             for _, writer in self._ends:
                 _abort(writer)
             now = asyncio.get_running_loop().time()
-            for way, queue in enumerate(queues):
+            for way, queue in enumerate(self._queues):
                 self._link.sent(way, queue.under_way(now))
             self.ended.set()
 
@@ -270,26 +295,29 @@ class _Connection:
         for pump in self._pumps:
             pump.cancel()
 
+    def hurry(self) -> None:
+        """Let what is on its way arrive now: the line that held it is no more."""
+        for queue in self._queues:
+            queue.hurry(asyncio.get_running_loop().time())
+
     def forget(self) -> None:
         """Swallow everything from now on."""
         self._forgotten = True
 
-    async def _take(
-        self, way: int, line: LinkDirection, reader: asyncio.StreamReader, queue: "_Queue"
-    ) -> None:
+    async def _take(self, way: int, reader: asyncio.StreamReader, queue: "_Queue") -> None:
         clock = asyncio.get_running_loop().time
-        free_at = arrives_at = 0.0
         while True:
             content = await reader.read(_PACKET_BYTES)
-            free_at = max(free_at, clock())
+            line = self._link.line(way)
+            queue.free_at = max(queue.free_at, clock())
             if line.rate_kbps:
-                free_at += len(content) * 8 / (line.rate_kbps * 1000)
+                queue.free_at += len(content) * 8 / (line.rate_kbps * 1000)
             late = (line.delay_ms + line.jitter_ms * self._link.draw()) / 1000
             if line.loss and self._link.draw() < line.loss:
                 late += max(_LEAST_RETRANSMISSION_S, 4 * line.delay_ms / 1000)
                 self._link.sent(way, len(content))
-            arrives_at = max(arrives_at, free_at + late)  # TCP: what comes later waits
-            await queue.put(arrives_at, free_at, content)
+            queue.arrives_at = max(queue.arrives_at, queue.free_at + late)  # TCP: what comes later waits
+            await queue.put(queue.arrives_at, queue.free_at, content)
             if not content:
                 return
 
@@ -316,6 +344,8 @@ class _Queue:
     """What is on its way in one direction: at most ``_WINDOW_BYTES``."""
 
     def __init__(self) -> None:
+        self.free_at = self.arrives_at = 0.0
+        """When the line is free again, and when what was put last arrives."""
         self._packets: deque[tuple[float, float, bytes]] = deque()
         self._size = 0
         self._changed = asyncio.Condition()
@@ -327,6 +357,13 @@ class _Queue:
             self._packets.append((due, left, content))
             self._size += len(content)
             self._changed.notify_all()
+
+    def hurry(self, now: float) -> None:
+        """Let everything be due at once."""
+        self.free_at = self.arrives_at = now
+        self._packets = deque(
+            (min(due, now), min(left, now), content) for due, left, content in self._packets
+        )
 
     async def first(self) -> tuple[float, bytes]:
         """What arrives next, and when."""

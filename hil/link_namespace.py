@@ -79,6 +79,7 @@ class NamespaceLink:
         self._thread: threading.Thread | None = None
         self._away = False
         self._ways: list[_Way] = []
+        self._outage: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> "NamespaceLink":
         return self.start()
@@ -125,6 +126,17 @@ class NamespaceLink:
         """End a blackout."""
         self._there(lambda: self._set_away(False))
 
+    def change(self, profile: LinkProfile) -> None:
+        """Be a link like this from now on; it ends a blackout."""
+
+        def change() -> None:
+            self.profile, self._away = profile, False
+            for way, line in zip(self._ways, (profile.up, profile.down), strict=True):
+                way.change(line)
+            self._await_outage()
+
+        self._there(change)
+
     @property
     def counts(self) -> PacketCounts:
         """What has entered the link so far."""
@@ -159,9 +171,15 @@ class NamespaceLink:
             way = _Way(self._loop, line, source, sink, draw=self._random.random, away=lambda: self._away)
             self._ways.append(way)
             self._loop.add_reader(source, way.read)
-        outage = profile.outage
+        self._await_outage()
+
+    def _await_outage(self) -> None:
+        assert self._loop is not None
+        if self._outage is not None:
+            self._outage.cancel()
+        outage = self.profile.outage
         if outage is not None:
-            self._loop.call_later(outage.every_s - outage.lasting_s, self._go_away)
+            self._outage = self._loop.call_later(outage.every_s - outage.lasting_s, self._go_away)
 
     def _detach(self) -> None:
         assert self._loop is not None
@@ -188,14 +206,11 @@ class NamespaceLink:
         assert self._loop is not None
         assert self.profile.outage is not None
         self._away = True
-        self._loop.call_later(self.profile.outage.lasting_s, self._come_back)
+        self._outage = self._loop.call_later(self.profile.outage.lasting_s, self._come_back)
 
     def _come_back(self) -> None:
-        assert self._loop is not None
-        outage = self.profile.outage
-        assert outage is not None
         self._away = False
-        self._loop.call_later(outage.every_s - outage.lasting_s, self._go_away)
+        self._await_outage()
 
     def _there(self, work: Callable[[], T]) -> T:
         async def call() -> T:
@@ -226,6 +241,11 @@ class _Way:
         self._source, self._sink = source, sink
         self._draw, self._away = draw, away
         self._queued = 0
+        self._free_at = self._arrives_at = 0.0
+
+    def change(self, line: LinkDirection) -> None:
+        """Be a line like this from now on; what is on its way arrives when it would have."""
+        self._line = line
         self._free_at = self._arrives_at = 0.0
 
     def read(self) -> None:

@@ -24,6 +24,7 @@ from fl_io.mqtt import BrokerAddress, reachable
 from fl_protocol.errors import ConfigError
 from hil.lineup import Lineup, Seat, draw_up, graphs_for
 from hil.processes import ManagedProcess
+from hil.toml_text import overlaid, toml_text
 from hil.workload import Samples, Workload, own_workload, zoo_workload
 from models.runtime import fixed_rows, open_session
 
@@ -232,7 +233,7 @@ class LocalFleet:
                 "runtimes": [seat.runtime],
             },
         }
-        (state.parent / "agent.toml").write_text(_toml(_overlaid(tables, self.options.agent_settings)))
+        (state.parent / "agent.toml").write_text(toml_text(overlaid(tables, self.options.agent_settings)))
 
     def _fleet_toml(self) -> str:
         top = {
@@ -251,24 +252,7 @@ class LocalFleet:
             "plan": self._plan(),
             "buffer": {"size": size, "flush_after_s": FLUSH_AFTER_S},
         }
-        return _toml(_overlaid(tables, self.options.settings))
-
-
-def _overlaid(
-    tables: Mapping[str, Mapping[str, Any]], others: Mapping[str, Mapping[str, Any]]
-) -> Mapping[str, Mapping[str, Any]]:
-    """Tables of a configuration, with the keys of others added or replaced; ``""`` is the top."""
-    return {name: {**tables.get(name, {}), **others.get(name, {})} for name in {**tables, **others}}
-
-
-def _toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
-    lines = []
-    for name, table in tables.items():
-        lines += [f"[{name}]"] if name else []
-        # JSON's texts, numbers, booleans and lists are TOML's too.
-        lines += [f"{key} = {json.dumps(value)}" for key, value in table.items()]
-        lines.append("")
-    return "\n".join(lines)
+        return toml_text(overlaid(tables, self.options.settings))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fl_protocol.errors import LichenError
 
-__all__ = ["ManagedProcess"]
+__all__ = ["ManagedProcess", "children", "descendants"]
 
 STOP_TIMEOUT_S = 10.0
 _PR_SET_PDEATHSIG = 1
@@ -65,6 +65,17 @@ class ManagedProcess:
             self._child.kill()
             self._child.wait(STOP_TIMEOUT_S)
 
+    def kill_family(self) -> None:
+        """kill -9 of it and of all that descends from it, in sessions of their own too; wait for its end."""
+        family = [self.pid, *descendants(self.pid)] if self.running else []
+        for pid in family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.kill()
+        until = time.monotonic() + STOP_TIMEOUT_S
+        while any(_alive(pid) for pid in family) and time.monotonic() < until:
+            time.sleep(0.01)
+
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> int | None:
         """SIGTERM, a bounded wait, then kill -9; the exit code."""
         self.signal(signal.SIGTERM)
@@ -100,6 +111,31 @@ class ManagedProcess:
         if not self.log.exists():
             return ""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started (Linux)."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            found += [int(child) for child in (thread / "children").read_text().split()]
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process has started, those that they have started, and so on (Linux)."""
+    found = children(pid)
+    for child in found:
+        found += children(child)
+    return found
+
+
+def _alive(pid: int) -> bool:
+    try:
+        # What nobody has collected yet is dead all the same.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def _die_with_parent() -> None:

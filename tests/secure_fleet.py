@@ -8,7 +8,6 @@ import queue
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from fl_io.mqtt import BrokerAddress, MqttTransport, TlsFiles
 from fl_protocol.transport import Connected, Delivered, Disconnected, Received
+from hil.mosquitto import free_ports, mosquitto_program
 from hil.processes import ManagedProcess
 
 if TYPE_CHECKING:  # every test loads this module; few need what is heavy
@@ -30,17 +30,6 @@ if TYPE_CHECKING:  # every test loads this module; few need what is heavy
 __all__ = ["Client", "SecureFleet", "mosquitto_program"]
 
 PATIENCE_S = 60.0
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 class Client:
@@ -260,13 +249,6 @@ class SecureFleet:
         process.start()
         self.processes[name] = process
         return process
-
-
-def mosquitto_program() -> str:
-    """Where it is; Debian installs it where an ordinary user's PATH does not look."""
-    program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
-    assert program is not None
-    return program
 
 
 def _json(path: Path) -> dict:

@@ -2,21 +2,20 @@
 
 import os
 import pwd
-import shutil
 import signal
 import socket
 import time
 from pathlib import Path
 
 from broker_coordinator.embedded_broker import EmbeddedBroker
-from fl_protocol.errors import ConfigError, TransportError
+from fl_protocol.errors import TransportError
+from hil.mosquitto import free_ports, mosquitto_program
 from hil.processes import ManagedProcess
 
 __all__ = ["AmqttBroker", "BreakableBroker", "MosquittoBroker", "broker_of"]
 
 SIZE_LIMIT_BYTES = 256 << 10
 START_S = 15.0
-_SYSTEM_FOLDERS = "/usr/sbin:/usr/local/sbin"
 _RIGHTS = {
     "": "topic readwrite #\n",
     "up": "topic read #\n" + "".join(f"topic write fl1/+/{t}/#\n" for t in ("down", "task", "blob", "state"))
@@ -35,15 +34,11 @@ class MosquittoBroker:
     adjustable = True
 
     def __init__(self, folder: Path) -> None:
-        program = shutil.which("mosquitto") or shutil.which("mosquitto", path=_SYSTEM_FOLDERS)
-        if program is None:
-            raise ConfigError("mosquitto is not installed", hint="apt install mosquitto, or --broker amqtt")
+        program = mosquitto_program()
         self._folder = folder
         self._store = folder / "store"
         self._store.mkdir(parents=True, exist_ok=True)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        (self.port,) = free_ports(1)
         self._limit = SIZE_LIMIT_BYTES
         self._write()
         self.process = ManagedProcess(

@@ -18,11 +18,11 @@ from typing import TypeVar
 from broker_coordinator.audit import audit
 from fl_protocol.errors import LichenError
 from hil.chaos.damage import AGENT_FILES, COORDINATOR_FILES, damage, pick
-from hil.chaos.fleet import FILLER, ChaosFleet, children
+from hil.chaos.fleet import FILLER, ChaosFleet
 from hil.chaos.operator import Operator
 from hil.chaos.schedule import COORDINATOR, KINDS, Fault
 from hil.chaos.witness import Witness, rows_of
-from hil.processes import ManagedProcess
+from hil.processes import ManagedProcess, children
 
 __all__ = ["FAULTS", "Harm", "NotHere"]
 

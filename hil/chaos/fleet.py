@@ -22,7 +22,7 @@ from hil.chaos.schedule import COORDINATOR
 from hil.link import LinkEmulator
 from hil.link_profile import LinkProfile
 from hil.local_fleet import FleetOptions, LocalFleet
-from hil.processes import ManagedProcess
+from hil.processes import ManagedProcess, children
 
 __all__ = ["FLEET", "ChaosFleet"]
 
@@ -270,15 +270,6 @@ def copy_store(source: Path, copy: Path) -> None:
         ignore=shutil.ignore_patterns("lock", "run", FILLER, "*-shm", ".*"),
         dirs_exist_ok=True,
     )
-
-
-def children(pid: int) -> list[int]:
-    """The processes that a process has started."""
-    found: list[int] = []
-    with contextlib.suppress(OSError):
-        for thread in Path(f"/proc/{pid}/task").iterdir():
-            found += [int(child) for child in (thread / "children").read_text().split()]
-    return found
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
