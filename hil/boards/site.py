@@ -41,6 +41,7 @@ _HIDDEN = 256
 _EPOCHS = 60
 """A training that lasts for seconds, so that a power cut can meet it."""
 _LEAST_KEEPALIVE_S = 10
+_KEPT_VERSIONS = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,6 +265,8 @@ class Site:
             "update": {"codec": self.options.codec},
             # One device fills no buffer: a version closes when this has passed, with what has come.
             "buffer": {"size": 4, "min_updates": 1, "flush_after_s": self.options.flush_after_s},
+            # An audit counts what is kept.
+            "retention": {"versions": _KEPT_VERSIONS},
         }
         for name, table in self.options.settings.items():
             tables[name] = {**tables.get(name, {}), **table}

@@ -7,6 +7,7 @@ A small C library is preloaded; libfaketime would do, were it not that under it 
 import shutil
 import struct
 import subprocess
+import time
 from pathlib import Path
 
 __all__ = ["MovableClock", "build_shim"]
@@ -40,5 +41,12 @@ class MovableClock:
 
     def move(self, years: float) -> None:
         """Let it be ``years`` off the machine's clock from now on."""
+        self._shift(int(years * YEAR_S))
+
+    def move_to(self, unix_s: float) -> None:
+        """Let it be ``unix_s`` seconds after 1970 now, and go on from there."""
+        self._shift(int(unix_s - time.time()))
+
+    def _shift(self, seconds: int) -> None:
         with self._file.open("r+b") as stream:  # in place: the process has it mapped
-            stream.write(struct.pack("q", int(years * YEAR_S)))
+            stream.write(struct.pack("q", seconds))

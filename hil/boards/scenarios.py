@@ -1,0 +1,264 @@
+"""The scenarios: what happens to a device in the field, the same for every board.
+
+Each is a function of a board that is off, or on and well, and of a site that serves. It breaks one thing,
+sees the device go on, and ends with the books: every update that the device ever made is folded into a
+version exactly once. What it waits for is said, and bounded.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from hil.boards.board import CUT, Board, BoardFailure
+from hil.boards.site import Site
+
+__all__ = ["SCENARIOS", "Scenario", "balance", "needs"]
+
+Scenario = Callable[[Board, Site], None]
+
+JOIN_S = 60.0
+TRAIN_S = 120.0
+NOTICE_S = 90.0
+"""Until somebody sees that the other one is gone: one and a half keep-alives, and the next try to connect."""
+DELIVER_S = 120.0
+FOLD_S = 60.0
+SLOW_LINK = "nb-iot"
+_ATTEMPTS = 5
+"""A power cut is to meet a device in the middle of something, and may come too late."""
+_IN_2099 = 4_070_908_800.0
+
+SCENARIOS: dict[str, Scenario] = {}
+_NEEDS: dict[str, str] = {}
+
+
+def needs(scenario: Scenario) -> str:
+    """The ability that a scenario asks of a board; empty if none."""
+    return _NEEDS.get(scenario.__name__, "")
+
+
+def _scenario(ability: str = "") -> Callable[[Scenario], Scenario]:
+    def enter(scenario: Scenario) -> Scenario:
+        SCENARIOS[scenario.__name__] = scenario
+        if ability:
+            _NEEDS[scenario.__name__] = ability
+        return scenario
+
+    return enter
+
+
+@_scenario()
+def join(board: Board, site: Site) -> None:
+    """Switched on, the device comes on line, and the coordinator knows it."""
+    board.start()
+    _wait(site, board, "the device is connected", lambda: board.status().get("connected"), JOIN_S)
+    _wait(site, board, "the coordinator sees it", lambda: site.status().get("devices_online"), JOIN_S)
+    balance(board, site)
+
+
+@_scenario()
+def train(board: Board, site: Site) -> None:
+    """It trains, its update is folded, and it trains on the version that was made of it."""
+    _on(board, site)
+    _folds(board, site, 2)
+    balance(board, site)
+
+
+@_scenario("power")
+def power_cut_in_training(board: Board, site: Site) -> None:
+    """Power fails while it trains: nothing of that was promised, and the next start trains again."""
+    _on(board, site)
+    for _ in range(_ATTEMPTS):
+        _wait(site, board, "it trains", lambda: _trains(board), TRAIN_S)
+        before = _created(board)
+        board.cut_power()
+        board.start()
+        _wait(site, board, "it is back", lambda: board.status().get("running"), JOIN_S)
+        if _created(board) == before:
+            break
+    else:
+        raise BoardFailure(
+            f"power was never cut within a training, in {_ATTEMPTS} attempts",
+            hint="let it train longer: epochs",
+        )
+    _folds(board, site, 1)
+    balance(board, site)
+
+
+@_scenario("power")
+def power_cut_in_upload(board: Board, site: Site) -> None:
+    """Power fails while an update is on its way over a slow link: it is sent again, and counted once."""
+    _on(board, site)
+    for _ in range(_ATTEMPTS):
+        _wait(site, board, "it trains", lambda: _trains(board), TRAIN_S)
+        board.link(SLOW_LINK)
+        _wait(site, board, "an update is on its way", lambda: _sends(board), TRAIN_S)
+        board.cut_power()
+        board.start()
+        _wait(site, board, "it is back", lambda: board.status().get("running"), JOIN_S)
+        cut = bool(_waiting(board))
+        board.link("lan")
+        if cut:
+            break
+    else:
+        raise BoardFailure(f"power was never cut within an upload, in {_ATTEMPTS} attempts")
+    _folds(board, site, 1)
+    balance(board, site)
+
+
+@_scenario("link")
+def link_away(board: Board, site: Site) -> None:
+    """Its link carries nothing for a while: it trains on, and delivers when the link is back."""
+    _on(board, site)
+    _wait(site, board, "it trains", lambda: _trains(board), TRAIN_S)
+    board.link(CUT)
+    _wait(site, board, "an update waits in the outbox", lambda: _waiting(board), TRAIN_S)
+    board.link("lan")
+    _folds(board, site, 1)
+    balance(board, site)
+
+
+@_scenario()
+def broker_away(board: Board, site: Site) -> None:
+    """The broker is gone for a while, with all that it kept: what was made meanwhile comes later."""
+    _on(board, site)
+    _wait(site, board, "it trains", lambda: _trains(board), TRAIN_S)
+    site.stop_broker()
+    _wait(
+        site,
+        board,
+        "it sees that the broker is gone",
+        lambda: not board.status().get("connected", True),
+        NOTICE_S,
+    )
+    site.start_broker()
+    _folds(board, site, 1)
+    balance(board, site)
+
+
+@_scenario()
+def coordinator_away(board: Board, site: Site) -> None:
+    """The coordinator is killed, and is away for a while: an update waits on the device until it is back."""
+    _on(board, site)
+    _wait(site, board, "it trains", lambda: _trains(board), TRAIN_S)
+    site.kill_coordinator()
+    _wait(site, board, "an update waits in the outbox", lambda: _waiting(board), TRAIN_S)
+    site.start_coordinator()
+    _folds(board, site, 1)
+    balance(board, site)
+
+
+@_scenario("disk")
+def full_disk(board: Board, site: Site) -> None:
+    """Its disk is full: it says so, loses nothing that it had promised, and goes on when there is room."""
+    _on(board, site)
+    _folds(board, site, 1)
+    board.fill_disk()
+    try:
+        _wait(site, board, "it says that its disk is full", lambda: _says_full(board), TRAIN_S)
+    finally:
+        board.free_disk()
+    _folds(board, site, 1)
+    balance(board, site)
+
+
+@_scenario("clock")
+def wrong_clock(board: Board, site: Site) -> None:
+    """It boots in 1970, and its clock jumps to 2099 while it works: nothing is ordered by the wall clock."""
+    _off(board)
+    board.set_clock(0.0)
+    try:
+        _on(board, site)
+        _folds(board, site, 1)
+        board.set_clock(_IN_2099)
+        _folds(board, site, 1)
+    finally:
+        board.set_clock(time.time())
+    balance(board, site)
+
+
+def balance(board: Board, site: Site) -> None:
+    """Let the device deliver what it has, switch it off, and audit: the journal balances, every version is
+    made again bit for bit, and every update that the device ever made is folded exactly once.
+
+    Raises:
+        BoardFailure: it is not so.
+    """
+    for _ in range(_ATTEMPTS):
+        _wait(site, board, "its outbox is empty", lambda: _waiting(board) == 0, DELIVER_S)
+        board.stop()
+        # Between that and the end it may have finished one more.
+        report = _audit(board, site)
+        if not report["outbox"]:
+            break
+        board.start()
+        _wait(site, board, "it is back", lambda: board.status().get("connected"), JOIN_S)
+    accepted = report["accepted"]
+    _wait(site, board, "every accepted update is folded", lambda: site.folded() >= accepted, FOLD_S)
+    report = _audit(board, site)
+    if not report["balanced"]:
+        raise BoardFailure("the books do not balance", hint="; ".join(report["faults"]))
+    made, done, folded = (report[name] for name in ("created", "done", "folded"))
+    if report["agents"] and not made == done == folded:
+        raise BoardFailure(
+            f"{made} updates were made, {done} are done, {folded} are folded",
+            hint=f"lichen audit {site.state}",
+        )
+
+
+def _audit(board: Board, site: Site) -> dict[str, Any]:
+    books = board.books()
+    return site.audit(*([books] if books is not None else []))
+
+
+def _on(board: Board, site: Site) -> None:
+    """See that it is on and connected."""
+    if not board.status().get("running"):
+        board.start()
+    _wait(site, board, "the device is connected", lambda: board.status().get("connected"), JOIN_S)
+
+
+def _off(board: Board) -> None:
+    if board.status().get("running"):
+        board.stop()
+
+
+def _folds(board: Board, site: Site, count: int) -> None:
+    """Wait until so many more updates are folded."""
+    target = site.folded() + count
+    _wait(
+        site,
+        board,
+        f"update {target} is folded",
+        lambda: site.folded() >= target,
+        count * (TRAIN_S + DELIVER_S),
+    )
+
+
+def _trains(board: Board) -> bool:
+    return bool(board.status().get("worker", {}).get("job") == "train")
+
+
+def _sends(board: Board) -> bool:
+    return bool(board.status().get("state") == "uploading" and _waiting(board))
+
+
+def _created(board: Board) -> int:
+    return int(board.status().get("updates", {}).get("created", 0))
+
+
+def _waiting(board: Board) -> int | None:
+    """Updates in its outbox; None where it does not say."""
+    count = board.status().get("outbox", {}).get("count")
+    return None if count is None else int(count)
+
+
+def _says_full(board: Board) -> bool:
+    said = f"{board.status().get('idle_reason', '')} {board.logs()}"
+    return "No space" in said or "disk is full" in said or "disk or database is full" in said
+
+
+def _wait(site: Site, board: Board, what: str, holds: Callable[[], object], within_s: float) -> None:
+    def why() -> str:
+        return f"{board.device} says {board.status()}; its last words: {board.logs()[-1500:]}"
+
+    site.until(f"{board.device}: {what}", holds, within_s=within_s * board.slowness, why=why)
