@@ -80,7 +80,7 @@ class PacketLine:
             self._link.change(load_profile(profile))
 
     def enter(self, words: Sequence[str]) -> list[str]:
-        """In the namespace, with /sys as it is (`ip netns exec` has another): an agent reads its limits there."""
+        """In the namespace; with /sys as it is, unlike `ip netns exec`: an agent reads its limits there."""
         return ["nsenter", f"--net={_NAMESPACES}/{self._link.namespace}", *words]
 
     def close(self) -> None:

@@ -22,9 +22,11 @@ NOTICE_S = 90.0
 """Until somebody sees that the other one is gone: one and a half keep-alives, and the next try to connect."""
 DELIVER_S = 120.0
 FOLD_S = 60.0
-SLOW_LINK = "nb-iot"
+SLOW_LINK = "satellite"
 _ATTEMPTS = 5
 """A power cut is to meet a device in the middle of something, and may come too late."""
+_ONE_MESSAGE = 48 << 10
+"""An update up to about this size travels within its header."""
 _IN_2099 = 4_070_908_800.0
 
 SCENARIOS: dict[str, Scenario] = {}
@@ -49,6 +51,7 @@ def _scenario(ability: str = "") -> Callable[[Scenario], Scenario]:
 @_scenario()
 def join(board: Board, site: Site) -> None:
     """Switched on, the device comes on line, and the coordinator knows it."""
+    _off(board)
     board.start()
     _wait(site, board, "the device is connected", lambda: board.status().get("connected"), JOIN_S)
     _wait(site, board, "the coordinator sees it", lambda: site.status().get("devices_online"), JOIN_S)
@@ -91,7 +94,7 @@ def power_cut_in_upload(board: Board, site: Site) -> None:
     for _ in range(_ATTEMPTS):
         _wait(site, board, "it trains", lambda: _trains(board), TRAIN_S)
         board.link(SLOW_LINK)
-        _wait(site, board, "an update is on its way", lambda: _sends(board), TRAIN_S)
+        _wait(site, board, "an update is on its way", lambda: _sends(board, site), TRAIN_S)
         board.cut_power()
         board.start()
         _wait(site, board, "it is back", lambda: board.status().get("running"), JOIN_S)
@@ -238,8 +241,12 @@ def _trains(board: Board) -> bool:
     return bool(board.status().get("worker", {}).get("job") == "train")
 
 
-def _sends(board: Board) -> bool:
-    return bool(board.status().get("state") == "uploading" and _waiting(board))
+def _sends(board: Board, site: Site) -> bool:
+    """Whether an update is on its way; one that travels in chunks, in part."""
+    status = board.status()
+    if status.get("state") != "uploading" or not status["outbox"]["count"]:
+        return False
+    return bool(status["outbox"]["bytes"] <= _ONE_MESSAGE or site.under_way())
 
 
 def _created(board: Board) -> int:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from broker_coordinator.fleet.folder import FleetFolder, FleetPlan
+from broker_coordinator.sqlite_store import SqliteStore
 from hil.boards.board import BoardFailure
 from hil.boards.patience import Patience
 from hil.mosquitto import free_ports, mosquitto_program
@@ -36,11 +37,10 @@ START_S = 30.0
 COMMAND_S = 60.0
 _SHARES = 8
 """The samples are dealt into so many parts; devices take one each, by turns."""
-_HIDDEN = 256
-"""77 KB as float32: an update of the digits travels in chunks, and a power cut can meet it half-way."""
-_EPOCHS = 60
-"""A training that lasts for seconds, so that a power cut can meet it."""
+_HIDDEN = 1024
+"""307 KB as float32: an update of the digits travels in chunks, and a power cut can meet it half-way."""
 _LEAST_KEEPALIVE_S = 10
+_EPOCHS = 1200
 _KEPT_VERSIONS = 100_000
 
 
@@ -51,11 +51,14 @@ class SiteOptions:
     ``artifact`` and ``samples`` (an npz of ``x`` and ``y``) are your own; without them it is the zoo's
     digits. ``listen`` is the address that the broker listens on, ``hosts`` are the names and addresses by
     which boards reach this machine: they stand in the broker's certificate, as ``127.0.0.1`` always does.
+    ``epochs`` are what a training takes, None: 1200 passes over the digits, about two seconds on a desktop,
+    so that a power cut can meet it, and the usual number with an artifact of your own.
     ``settings`` replaces or adds tables of fleet.toml, ``runtimes`` goes into every agent.toml.
     """
 
     artifact: Path | None = None
     samples: Path | None = None
+    epochs: int | None = None
     codec: str = "float32"
     runtimes: tuple[str, ...] = ("onnx", "numpy")
     flush_after_s: float = 2.0
@@ -219,6 +222,14 @@ class Site:
         """Updates that are folded into versions, of all devices, as the running coordinator says."""
         return int(self.status().get("updates_folded", 0))
 
+    def under_way(self) -> int:
+        """Updates of which a part has come, and not all: their chunks are on the coordinator's disk."""
+        store = SqliteStore.open(self.state, read_only=True)
+        try:
+            return sum(1 for upload in store.uploads() if upload.ranges)
+        finally:
+            store.close()
+
     def versions(self) -> list[dict[str, Any]]:
         """What ``lichen versions --json`` prints."""
         body: list[dict[str, Any]] = self._lichen("versions", str(self.state), "--json")
@@ -258,8 +269,9 @@ class Site:
         held_out: Samples = self.workload.held_out
         np.savez_compressed(self.fleet / "held_out.npz", x=held_out.x, y=held_out.y)
         plan = dict(self.workload.plan)
-        if self.options.artifact is None:
-            plan["epochs"] = _EPOCHS
+        epochs = self.options.epochs or (_EPOCHS if self.options.artifact is None else None)
+        if epochs is not None:
+            plan["epochs"] = epochs
         tables: dict[str, dict[str, Any]] = {
             "plan": plan,
             "update": {"codec": self.options.codec},
