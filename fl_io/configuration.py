@@ -1,8 +1,9 @@
 """Configuration files: TOML into frozen dataclasses, every fault found at once, with file and line.
 
 A field's type is its rule: ``bool``, ``int``, ``float`` (an integer will do), ``str``, ``Path`` (relative to
-the file's folder), ``tuple[str, ...]``, ``X | None``, or another such dataclass for a table. A field
-without a default must be there; a key without a field is a fault.
+the file's folder), ``tuple[str, ...]``, ``X | None``, another such dataclass for a table, or a ``Mapping`` from ``str`` to such
+dataclasses for a table of tables with names of the user's. A field without a default must be there; a key
+without a field is a fault.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ import re
 import tomllib
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -94,6 +96,11 @@ class _Reading:
             if isinstance(value, dict):
                 return self.table(hint, value, where)
             return self._fault(where, "must be a table")
+        if typing.get_origin(hint) is Mapping:
+            kind = typing.get_args(hint)[1]
+            if isinstance(value, dict) and all(isinstance(table, dict) for table in value.values()):
+                return {name: self.table(kind, table, (*where, name)) for name, table in value.items()}
+            return self._fault(where, "must be a table of tables")
         if typing.get_origin(hint) is tuple:
             if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
                 return tuple(value)

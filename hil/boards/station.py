@@ -1,0 +1,177 @@
+"""Stations: a board of a kind, with the site that it reports to.
+
+Kinds: ``process``, ``netns``, ``qemu``, ``ssh`` (every board that is listed in boards.toml), ``ssh:NAME``
+(one of them), and ``pi_zero``, a process in a network namespace where that is possible, held to the memory
+and the one core of a small device.
+"""
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+
+from fl_protocol.errors import ConfigError, LichenError
+from hil.boards.board import Board
+from hil.boards.confinement import PI_ZERO_BYTES, UNCONFINED, Confinement, confine
+from hil.boards.line import Line, PacketLine
+from hil.boards.process_board import ProcessBoard
+from hil.boards.site import Site, SiteOptions
+from hil.boards.ssh_inventory import read_inventory
+from hil.link_namespace import NamespaceLink
+from hil.link_profile import LinkProfile
+from hil.mosquitto import mosquitto_program
+
+__all__ = ["KINDS", "Station", "expand", "open_station", "unavailable"]
+
+KINDS = ("process", "netns", "qemu", "ssh", "pi_zero")
+_SSH = "ssh:"
+_QEMU_HOME = "hil.boards.qemu_board"
+_QEMU_HOST = "10.0.2.2"
+"""This machine, in the eyes of a guest of QEMU's user network."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Station:
+    """A site, and the one board that belongs to it."""
+
+    kind: str
+    site: Site
+    board: Board
+
+    def settle(self) -> None:
+        """Let everything be well again, whatever came before: site up, link good, room on the disk, the right
+        time. The board stays on or off."""
+        self.site.start()
+        abilities = self.board.abilities
+        if "link" in abilities:
+            self.board.link("lan")
+        if "disk" in abilities:
+            self.board.free_disk()
+        if "clock" in abilities:
+            self.board.set_clock(time.time())
+        with contextlib.suppress(LichenError):
+            self.board.status()  # a board whose agent has ended by itself says so once
+
+
+def expand(kinds: Sequence[str], boards_file: Path) -> list[str]:
+    """Kinds as they were asked for, each once; ``ssh`` becomes one for each board that is listed, ``all``
+    each kind that can be had here.
+
+    Raises:
+        ConfigError: no such kind, or nothing is listed.
+    """
+    found: list[str] = []
+    for kind in kinds:
+        if kind == "all":
+            here = [known for known in KINDS if not unavailable(known, boards_file)]
+            found += [name for known in here for name in _each(known, boards_file)]
+        elif kind in KINDS or kind.startswith(_SSH):
+            found += _each(kind, boards_file)
+        else:
+            known = ", ".join((*KINDS, f"{_SSH}NAME", "all"))
+            raise ConfigError(f"no board is called {kind!r}", hint=f"there are {known}")
+    return list(dict.fromkeys(found))
+
+
+def unavailable(kind: str, boards_file: Path) -> str:
+    """Why there can be no board of this kind here; empty if there can."""
+    try:
+        mosquitto_program()
+        if kind.startswith("ssh"):
+            if not read_inventory(boards_file).boards:
+                return f"{boards_file} lists no board"
+        elif kind == "netns" and (os.geteuid() != 0 or not Path("/dev/net/tun").exists()):
+            return "it needs root and /dev/net/tun"
+        elif kind == "qemu":
+            return _qemu_lacks()
+        elif kind == "pi_zero" and shutil.which("taskset") is None:
+            return "it needs taskset"
+    except ConfigError as error:
+        return str(error).partition("\n")[0]
+    return ""
+
+
+@contextlib.contextmanager
+def open_station(
+    kind: str,
+    folder: Path,
+    options: SiteOptions,
+    *,
+    boards_file: Path,
+    say: Callable[[str], None],
+) -> Iterator[Station]:
+    """Make site and board in ``folder``; at the end both are gone but for their files.
+
+    Raises:
+        ConfigError: there can be none of this kind here.
+        BoardFailure: site or board do not start.
+    """
+    if reason := unavailable(kind, boards_file):
+        raise ConfigError(f"no board of kind {kind} here: {reason}")
+    with contextlib.ExitStack() as stack:
+        if kind in ("process", "netns", "pi_zero"):
+            yield stack.enter_context(_local(kind, folder, options, say))
+        elif kind == "qemu":
+            site = stack.enter_context(Site(folder / "site", _reached_as(options, _QEMU_HOST), say))
+            site.start()
+            board: Board = import_module(_QEMU_HOME).QemuBoard("qemu", site, folder / "board")
+            stack.callback(board.close)
+            yield Station(kind=kind, site=site, board=board)
+        else:
+            from hil.boards.ssh_board import SshBoard
+
+            inventory = read_inventory(boards_file)
+            entry = inventory.board(kind.removeprefix(_SSH))
+            # Boards reach the relay of their link, and the relay reaches the broker on loopback.
+            reached = _reached_as(options, inventory.site.host)
+            site = stack.enter_context(Site(folder / "site", reached, say))
+            site.start()
+            place = inventory.site
+            name = kind.removeprefix(_SSH)
+            board = SshBoard(entry, site, folder / "board", device=name, host=place.host, listen=place.listen)
+            stack.callback(board.close)
+            yield Station(kind=kind, site=site, board=board)
+
+
+@contextlib.contextmanager
+def _local(kind: str, folder: Path, options: SiteOptions, say: Callable[[str], None]) -> Iterator[Station]:
+    """A process, in a namespace and held in where its kind asks for it."""
+    packets = kind == "netns" or (kind == "pi_zero" and not unavailable("netns", folder))
+    link = NamespaceLink(LinkProfile()) if packets else None
+    confinement: Confinement = confine(PI_ZERO_BYTES) if kind == "pi_zero" else UNCONFINED
+    if link is not None:
+        options = _reached_as(options, link.address)
+    with contextlib.ExitStack() as stack:
+        site = stack.enter_context(Site(folder / "site", options, say))
+        site.start()
+        line: Line | None = PacketLine(site.port, link) if link is not None else None
+        board = ProcessBoard(kind, site, folder / "board", line=line, confinement=confinement)
+        stack.callback(board.close)
+        if confinement.how != UNCONFINED.how:
+            say(f"{kind} is held by {confinement.how}")
+        yield Station(kind=kind, site=site, board=board)
+
+
+def _each(kind: str, boards_file: Path) -> list[str]:
+    if kind != "ssh":
+        return [kind]
+    names = list(read_inventory(boards_file).boards)
+    if not names:
+        raise ConfigError(f"{boards_file} lists no board", hint="docs/guide-hil.md shows how one is listed")
+    return [f"{_SSH}{name}" for name in names]
+
+
+def _reached_as(options: SiteOptions, host: str) -> SiteOptions:
+    return replace(options, hosts=tuple(dict.fromkeys((*options.hosts, host))))
+
+
+def _qemu_lacks() -> str:
+    try:
+        import_module(_QEMU_HOME)
+    except ModuleNotFoundError:
+        return "this installation has no emulated board"
+    return "" if shutil.which("qemu-system-aarch64") else "qemu-system-aarch64 is not installed"
