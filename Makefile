@@ -8,7 +8,7 @@ TFLITE_VENV := .venv-tflite
 FRAMEWORKS_VENV := .venv-frameworks
 JOBS ?= 2
 
-.PHONY: setup demo demo-mixed test test-frameworks test-tflite test-aarch64 test-releases check bench chaos soak zoo format clean
+.PHONY: hil setup demo demo-mixed test test-frameworks test-tflite test-aarch64 test-releases check bench chaos soak zoo format clean
 
 setup: $(VENV)/.ready
 
@@ -80,6 +80,12 @@ bench: setup
 chaos: setup
 	$(BIN)/python -m pytest -q -m slow >&2
 	$(BIN)/python -m hil.chaos --minutes 3 $(ARGS)
+
+# Every scenario on boards: processes and network namespaces unless BOARDS="process qemu" names others; each kind
+# in a process of its own. Network namespaces need root. ARGS="--boards-file FILE" lists the boards of ssh.
+BOARDS ?= $(if $(filter 0,$(shell id -u)),process netns,process)
+hil: setup
+	$(BIN)/python -m pytest hil/boards $(BOARDS:%=--board %) -n $(words $(BOARDS)) --dist loadgroup --hil-report hil-report.html $(ARGS)
 
 # The same for an hour, again and again, each time with another seed, until one does not balance.
 soak: setup

@@ -1,9 +1,9 @@
 """Configuration files: TOML into frozen dataclasses, every fault found at once, with file and line.
 
 A field's type is its rule: ``bool``, ``int``, ``float`` (an integer will do), ``str``, ``Path`` (relative to
-the file's folder), ``tuple[str, ...]``, ``X | None``, another such dataclass for a table, or a ``Mapping`` from ``str`` to such
-dataclasses for a table of tables with names of the user's. A field without a default must be there; a key
-without a field is a fault.
+the file's folder), ``tuple[str, ...]``, ``X | None``, another such dataclass for a table, or a ``Mapping``
+from ``str`` to such dataclasses for a table of tables with names of the user's. A field without a default
+must be there; a key without a field is a fault.
 """
 
 import dataclasses

@@ -189,7 +189,7 @@ class SshBoard:
         if entry.payload is not None:
             self._say(f"{self.device}: the payload is installed")
             self._remote("rm -rf payload && mkdir payload")
-            strip = "tar -xzf - -C payload"
+            strip = "tar -xJf - -C payload"
             self._remote(strip, given=entry.payload.read_bytes(), timeout_s=INSTALL_S)
             inside = self._remote(
                 "cd payload && ls -d */lichen-agent lichen-agent 2>/dev/null | head -1"

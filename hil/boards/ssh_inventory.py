@@ -6,7 +6,7 @@ listen = "0.0.0.0"                     # where their way to the broker begins
 
 [boards.pi-07]
 ssh = "pi@192.168.1.23"
-payload = "payload-aarch64.tar.gz"     # from `lichen fleet bundle`
+payload = "payload-aarch64.tar.xz"     # from `lichen fleet bundle`
 power_off = "uhubctl -l 1-1 -p 2 -a off"
 power_on = "uhubctl -l 1-1 -p 2 -a on"
 """

@@ -67,9 +67,7 @@ def ssh_boards(tmp_path):
         # A shell that is asked to end all of a session, the worker's own session included.
         kill = f"for p in $(cat {folder}/agent.pid); do pkill -KILL -P $p; kill -KILL -$p; done"
         file.write_text(
-            "[boards.desk]\n"
-            f'ssh = "{getpass.getuser()}@127.0.0.1"\n'
-            f"options = {options!r}\n".replace("'", '"')
+            f'[boards.desk]\nssh = "{getpass.getuser()}@127.0.0.1"\noptions = {options!r}\n'.replace("'", '"')
             + f'agent = "{sys.executable} -m edge_agent"\n'
             f'python = "{sys.executable}"\n'
             f'folder = "{folder}"\n'
