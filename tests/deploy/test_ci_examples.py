@@ -1,0 +1,43 @@
+"""The examples for people's own CI say what this release understands."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+EXAMPLES = Path(__file__).parents[2] / "deploy" / "ci"
+
+
+def commands(name: str) -> list[str]:
+    """The shell lines of an example."""
+    body = yaml.safe_load((EXAMPLES / name).read_text())
+    if name == "github-actions.yml":
+        # YAML 1.1 reads the word `on` as true.
+        assert body[True] == ["push", "pull_request"]
+        return [step["run"] for step in body["jobs"]["boards"]["steps"] if "run" in step]
+    return [*body["boards"]["before_script"], *body["boards"]["script"]]
+
+
+@pytest.mark.parametrize("name", ["github-actions.yml", "gitlab-ci.yml"])
+def test_an_example_runs_boards_and_keeps_their_page(name, request):
+    """Each option of its pytest line is one that pytest and the plug-in know, and the page is kept."""
+    text = (EXAMPLES / name).read_text()
+    line = next(line for line in commands(name) if "--board" in line)
+    words = shlex.split(line)
+    asked = {word for word in words if word.startswith("--")}
+    known = {word for option in request.config._parser._anonymous.options for word in option.names()}
+    for group in request.config._parser._groups:
+        known |= {word for option in group.options for word in option.names()}
+    assert asked <= known, asked - known
+    kept = words[words.index("--hil-report") + 1]
+    assert len(re.findall(re.escape(kept), text)) == 2
+
+
+@pytest.mark.parametrize("name", ["github-actions.yml", "gitlab-ci.yml"])
+def test_an_example_installs_what_it_uses(name):
+    """mosquitto, pytest, and the extras of coordinator and runtime."""
+    said = "\n".join(commands(name))
+    assert "mosquitto" in said
+    assert '"lichen[onnx,coordinator]" pytest' in said
