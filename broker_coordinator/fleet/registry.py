@@ -15,7 +15,7 @@ from fl_io.disk import write_file
 from fl_protocol.errors import ConfigError, StorageError
 from fl_protocol.topics import valid_name
 
-__all__ = ["EnrolledDevice", "OwnCertificate", "Registry", "read_registry", "write_registry"]
+__all__ = ["EnrolledDevice", "Registry", "read_registry", "write_registry"]
 
 _FORMAT = "lichen-registry/1"
 
@@ -33,23 +33,13 @@ class EnrolledDevice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OwnCertificate:
-    """A certificate of the fleet's own; ``expires`` is empty where it does not."""
-
-    serial: str
-    expires: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Registry:
-    """All devices by name. ``void`` are the revoked serials, with when; ``edition`` grows by each change.
-    ``own`` are the certificates of the fleet itself, its broker's and its coordinator's, by their names."""
+    """All devices by name. ``void`` are the revoked serials, with when; ``edition`` grows by each change."""
 
     fleet: str
     edition: int = 0
     devices: Mapping[str, EnrolledDevice] = field(default_factory=dict)
     void: Mapping[str, str] = field(default_factory=dict)
-    own: Mapping[str, "OwnCertificate"] = field(default_factory=dict)
 
     @property
     def active(self) -> frozenset[str]:
@@ -59,20 +49,11 @@ class Registry:
     @property
     def ends(self) -> dict[str, float]:
         """When certificates that are in use end, in seconds since 1970; those that never do are left out."""
-        texts = {name: certificate.expires for name, certificate in self.own.items()}
-        texts |= {name: self.devices[name].expires for name in self.active}
         return {
-            name: datetime.datetime.fromisoformat(text).timestamp()
-            for name, text in sorted(texts.items())
-            if text
+            name: datetime.datetime.fromisoformat(device.expires).timestamp()
+            for name, device in self.devices.items()
+            if device.expires and not device.revoked
         }
-
-    def issued(self, name: str, certificate: "OwnCertificate", when: str) -> "Registry":
-        """With a new certificate of the fleet's own; the one before is void."""
-        old = self.own.get(name)
-        void = self.void if old is None else {**self.void, old.serial: when}
-        own = {**self.own, name: certificate}
-        return replace(self, edition=self.edition + 1, own=own, void=void)
 
     def enrolled(self, device: EnrolledDevice) -> "Registry":
         """With a device added; the certificate that it had is void."""
@@ -120,7 +101,6 @@ def write_registry(path: Path, registry: Registry) -> None:
         "edition": registry.edition,
         "devices": [asdict(device) for device in registry.devices.values()],
         "void": dict(registry.void),
-        "own": {name: asdict(certificate) for name, certificate in registry.own.items()},
     }
     write_file(path, (json.dumps(body, indent=1) + "\n").encode(), purpose="fleet.registry", mode=0o644)
 
@@ -140,5 +120,4 @@ def _registry(body: Any) -> Registry:
         edition=int(body["edition"]),
         devices={device.device: device for device in devices},
         void={str(serial): str(when) for serial, when in body["void"].items()},
-        own={str(name): OwnCertificate(**entry) for name, entry in body.get("own", {}).items()},
     )
