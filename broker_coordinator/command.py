@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from broker_coordinator.configuration import FleetConfiguration, read_fleet
+from broker_coordinator.configuration import FleetConfiguration, HttpTable, read_fleet
 from broker_coordinator.sqlite_store import SqliteStore
 from fl_protocol.errors import ConfigError, LichenError, StorageError
 
@@ -46,9 +46,15 @@ def coordinator() -> None:
 @_fleet_file
 @click.option("--broker", help="auto, auto:PORT, mosquitto, amqtt, or mqtt(s)://, ws(s)://host.")
 @click.option("--insecure", is_flag=True, help="Run without TLS: for trials, on a network you trust.")
+@click.option("--http", metavar="HOST:PORT", help="Where metrics and health are served.")
 @click.option("--stop-after-versions", type=click.IntRange(min=1), help="End when version N is out.")
 def run_command(
-    *, fleet_file: Path, broker: str | None, insecure: bool, stop_after_versions: int | None
+    *,
+    fleet_file: Path,
+    broker: str | None,
+    insecure: bool,
+    http: str | None,
+    stop_after_versions: int | None,
 ) -> None:
     """Coordinate the fleet of FLEET.toml until stopped."""
     from broker_coordinator.service import run_coordinator
@@ -58,6 +64,8 @@ def run_command(
     changes: dict[str, Any] = {}
     if broker is not None:
         changes["broker"] = broker
+    if http is not None:
+        changes["http"] = _http(http)
     if stop_after_versions is not None:
         changes["stop_after_versions"] = stop_after_versions
     run_coordinator(dataclasses.replace(configuration, **changes), insecure=insecure)
@@ -290,6 +298,13 @@ def _recovery_lines(done: "Recovery") -> Iterator[str]:
     yield "  lichen audit --agents DIR counts them as given up, for the devices whose folders you name"
 
 
+def _http(address: str) -> HttpTable:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise click.BadParameter(f"{address!r} is not HOST:PORT, as 127.0.0.1:9641", param_hint="--http")
+    return HttpTable(host=host, port=int(port))
+
+
 def _state(given: Path | None) -> Path:
     """The state folder: as given, or that of ./fleet.toml."""
     if given is not None:
@@ -354,6 +369,9 @@ def _identity_lines(body: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "enrolled", f"{body['devices_enrolled']:,} devices"
     if body.get("registry_fault"):
         yield "registry", f"{body['registry_fault']}; the one read last holds on"
+    for name, days in body.get("certificates_expiring", {}).items():
+        ends = f"ends in {days} days" if days >= 0 else "has ended"
+        yield "certificate", f"{name}'s {ends}: lichen fleet enroll {name} --renew"
     if body.get("doubled"):
         shown = ", ".join(f"{name} ({count:,} times)" for name, count in body["doubled"].items())
         yield "two live devices", f"share one identity: {shown}; see lichen devices"

@@ -276,6 +276,7 @@ class Coordinator:
             insecure=self._insecure,
             devices_enrolled=self._enrolment.enrolled,
             registry_fault=self._enrolment.fault,
+            certificates_expiring=self._enrolment.expiring(self._clock.wall()),
             doubled={double.device: double.count for double in self._store.doubles()},
             bytes_sent=traffic.sent,
             bytes_received=traffic.received,

@@ -29,10 +29,10 @@ from edge_agent.safe_mode import SafeMode
 from edge_agent.sample_count import CountSamples, count_samples
 from edge_agent.state_folder import StateFolder
 from edge_agent.status import StatusFile, StatusSink, counts_body
-from edge_agent.watchdog import Watchdog
 from edge_agent.wear import Wear
 from fl_io.crash import crash_point
 from fl_io.disk import DISK, Disk
+from fl_io.watchdog import Watchdog
 from fl_protocol.clock import Clock
 from fl_protocol.errors import LichenError, StorageError
 from fl_protocol.signed import COMMAND_CONTEXT

@@ -1,7 +1,7 @@
-"""The watchdog: tells systemd that the agent is ready, and that all of it is alive (``sd_notify(3)``).
+"""The watchdog: tells systemd that a program is ready, and that all of it is alive (``sd_notify(3)``).
 
 systemd kills a service that does not say ``WATCHDOG=1`` in time, and starts it anew. Here the main loop
-says so, and only while nothing else of the agent is past its own deadline: a network thread that hangs in
+says so, and only while nothing else of the program is past its own deadline: a network thread that hangs in
 a socket or a worker that never ends is as bad as a loop that stands still.
 """
 
@@ -56,7 +56,7 @@ class Watchdog:
         self._checks.append(check)
 
     def ready(self) -> None:
-        """The agent has started."""
+        """It has started."""
         self._notifier.say("READY=1")
 
     def stopping(self) -> None:

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from edge_agent.watchdog import Notifier, Watchdog
+from fl_io.watchdog import Notifier, Watchdog
 from fl_protocol.clock import ManualClock
 
 
