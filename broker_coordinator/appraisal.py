@@ -73,7 +73,13 @@ def appraise_all(
     Raises:
         AggregatorError: the rule cannot weigh an update for a reason that is its own.
     """
-    appraiser = _Appraiser(state, rules)
+    with np.errstate(over="ignore"):
+        return _appraised(candidates, _Appraiser(state, rules), rules)
+
+
+def _appraised(
+    candidates: Sequence[Candidate], appraiser: "_Appraiser", rules: FoldRules
+) -> list[Appraisal | Refusal]:
     size = rules.layout.size
     if size > SEGMENT_ELEMENTS or any(each.header.codec != rules.codec for each in candidates):
         kept = MOST_KEPT // size
@@ -98,7 +104,8 @@ def appraise(
 ) -> Appraisal | Refusal:
     """See ``appraise_all``; for one update. ``keep`` keeps its decoded values."""
     alone = _Alone(device=device, update_id=update_id, header=header, payload=payload)
-    return _Appraiser(state, rules).alone(alone, keep=keep)
+    with np.errstate(over="ignore"):
+        return _Appraiser(state, rules).alone(alone, keep=keep)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,8 +172,7 @@ class _Appraiser:
         if header.num_examples > rules.max_examples:
             header = replace(header, num_examples=rules.max_examples)
         try:
-            with np.errstate(over="ignore"):
-                weight = np.float32(self._aggregator.weigh(header, context))
+            weight = np.float32(self._aggregator.weigh(header, context))
         except KeyError as error:
             # The rule asks for a metric that this device does not report: that is the update's fault.
             return Refusal(reason="malformed", message=f"the aggregator cannot weigh it: {error!r}")
