@@ -20,15 +20,14 @@ from broker_coordinator.rules import FoldRules
 from broker_coordinator.scalars import to_raw
 from broker_coordinator.version_state import VersionState
 from fl_protocol.codec import HIGHEST_BUFFER, SEGMENT_ELEMENTS, Piece, UpdateCodec, codec_for, codec_seed
-from fl_protocol.codec.segments import segments
-from fl_protocol.codec.update_codec import norm_of_pieces
+from fl_protocol.codec.update_codec import joined, norm_of_pieces, whole_pieces
 from fl_protocol.errors import CodecError
 from fl_protocol.layout import TensorLayout
 from fl_protocol.update import UpdateHeader
 
 __all__ = ["MOST_KEPT", "Appraisal", "Candidate", "appraise", "appraise_all", "cached_codec"]
 
-MOST_KEPT = 1 << 20
+MOST_KEPT = 1 << 21
 """float32 values that one batch keeps from appraisal to fold; updates beyond them are decoded twice."""
 _DECODED_TOGETHER = 1 << 18
 """float32 values that are decoded at once: a megabyte, and twice that for their norms."""
@@ -74,7 +73,13 @@ def appraise_all(
     Raises:
         AggregatorError: the rule cannot weigh an update for a reason that is its own.
     """
-    appraiser = _Appraiser(state, rules)
+    with np.errstate(over="ignore"):
+        return _appraised(candidates, _Appraiser(state, rules), rules)
+
+
+def _appraised(
+    candidates: Sequence[Candidate], appraiser: "_Appraiser", rules: FoldRules
+) -> list[Appraisal | Refusal]:
     size = rules.layout.size
     if size > SEGMENT_ELEMENTS or any(each.header.codec != rules.codec for each in candidates):
         kept = MOST_KEPT // size
@@ -99,7 +104,8 @@ def appraise(
 ) -> Appraisal | Refusal:
     """See ``appraise_all``; for one update. ``keep`` keeps its decoded values."""
     alone = _Alone(device=device, update_id=update_id, header=header, payload=payload)
-    return _Appraiser(state, rules).alone(alone, keep=keep)
+    with np.errstate(over="ignore"):
+        return _Appraiser(state, rules).alone(alone, keep=keep)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +140,7 @@ class _Appraiser:
             decoded = codec.pieces(payload, layout, seed)
             pieces = [(start, values.copy()) for start, values in decoded]
             norm = norm_of_pieces(piece for piece in pieces if piece[0] < layout.weight_size)
+            pieces = list(joined(pieces, layout))
         else:
             norm = codec.norm(payload, layout, seed)
         return self._weigh(candidate, norm, pieces)
@@ -150,9 +157,8 @@ class _Appraiser:
         decoded = codec.decode_all(payloads, layout, [codec_seed(each.update_id) for each in candidates])
         weights = decoded[:, : layout.weight_size].astype(np.float64)
         norms = np.sqrt(np.einsum("ij,ij->i", weights, weights)).astype(np.float32)
-        cuts = [slice(cut.start, cut.start + cut.size) for cut in segments(layout)]
         return [
-            self._weigh(each, norm, [(cut.start, row[cut]) for cut in cuts] if keep else None)
+            self._weigh(each, norm, list(whole_pieces(row, layout)) if keep else None)
             for each, norm, row in zip(candidates, norms, decoded, strict=True)
         ]
 
@@ -166,8 +172,7 @@ class _Appraiser:
         if header.num_examples > rules.max_examples:
             header = replace(header, num_examples=rules.max_examples)
         try:
-            with np.errstate(over="ignore"):
-                weight = np.float32(self._aggregator.weigh(header, context))
+            weight = np.float32(self._aggregator.weigh(header, context))
         except KeyError as error:
             # The rule asks for a metric that this device does not report: that is the update's fault.
             return Refusal(reason="malformed", message=f"the aggregator cannot weigh it: {error!r}")

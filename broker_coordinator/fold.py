@@ -26,6 +26,7 @@ from broker_coordinator.scalars import from_raw
 from broker_coordinator.store import Journal
 from broker_coordinator.version_state import VersionState
 from fl_protocol.codec import Piece, codec_seed
+from fl_protocol.codec.update_codec import joined
 from fl_protocol.errors import AggregatorError, CodecError, LayoutError, StorageError
 from fl_protocol.update import UpdateHeader
 
@@ -54,8 +55,7 @@ class Fold:
         self._count = 0
         # Sums over updates of weight, weight times scale, and weight times staleness.
         self._weight = self._step = self._staleness = 0.0
-        self._norms: deque[np.float32] = deque(maxlen=rules.clip.window)
-        self._witnesses: deque[int] = deque(maxlen=rules.clip.window)
+        self._newest: deque[tuple[bytes, str]] = deque(maxlen=rules.clip.window)
         self.touched = False
         """Whether an ``add`` failed after it had begun to add: this fold is worthless then."""
 
@@ -77,10 +77,12 @@ class Fold:
             raise CodecError("the payload is not the one that was accepted: the disk has changed it")
         codec = cached_codec(header.codec)
         codec.check(payload, self._rules.layout)
-        self.add_decoded(update, codec.pieces(payload, self._rules.layout, codec_seed(update.update_id)))
+        pieces = codec.pieces(payload, self._rules.layout, codec_seed(update.update_id))
+        self.add_decoded(update, joined(pieces, self._rules.layout))
 
     def add_decoded(self, update: AcceptedUpdate, pieces: Iterable[Piece]) -> None:
-        """Fold one update whose payload was checked and decoded; the pieces are used up.
+        """Fold one update whose payload was checked and decoded; the pieces, as ``joined`` gives them, are
+        used up.
 
         Raises:
             CodecError: an earlier update broke off.
@@ -92,7 +94,8 @@ class Fold:
             raise CodecError("an earlier update broke off in this fold")
         self.touched = True
         self._sums.begin(update)
-        self._statistics.begin(update.base[1], np.float32(weight * scale))
+        if self._state.buffer_size:
+            self._statistics.begin(update.base[1], np.float32(weight * scale))
         for start, values in pieces:
             if start >= self._weights:
                 self._statistics.accumulate(start - self._weights, values)
@@ -105,8 +108,7 @@ class Fold:
         self._weight += float(weight)
         self._step += float(weight) * float(scale)
         self._staleness += float(weight) * update.staleness
-        self._norms.append(from_raw(update.norm))
-        self._witnesses.append(witness_of(update.device))
+        self._newest.append((update.norm, update.device))
 
     def close(self) -> VersionState:
         """The next version's state; the fold is used up.
@@ -127,7 +129,12 @@ class Fold:
         master = np.concatenate([weights, buffers]) if len(buffers) else weights
         if not all(np.isfinite(vector).all() for vector in (master, *moved.values())):
             raise CodecError("the fold of these updates is not finite")
-        norms, witnesses = extended(self._state, self._norms, self._witnesses, self._rules.clip)
+        norms, witnesses = extended(
+            self._state,
+            [from_raw(norm) for norm, _ in self._newest],
+            [witness_of(device) for _, device in self._newest],
+            self._rules.clip,
+        )
         return VersionState(
             epoch=self._state.epoch,
             number=self._state.number + 1,

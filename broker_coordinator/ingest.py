@@ -54,7 +54,9 @@ class Batch:
     """What one commit leads to, once it is made.
 
     ``candidates`` are updates found acceptable and not appraised yet, ``bases`` their devices and bases.
-    ``decoded`` holds by ``accept_seq`` the pieces of updates that were decoded to be appraised.
+    ``decoded`` holds by ``accept_seq`` the pieces of updates that were decoded to be appraised, ``packed``
+    by id the headers as the journal keeps them, ``known_bases`` whether versions are known: none becomes so
+    within a commit.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -63,6 +65,8 @@ class Batch:
     bases: set[tuple[str, VersionId]] = field(default_factory=set)
     accepted: list[AcceptedUpdate] = field(default_factory=list)
     decoded: dict[int, Sequence[Piece]] = field(default_factory=dict)
+    packed: dict[bytes, bytes] = field(default_factory=dict)
+    known_bases: dict[VersionId, bool] = field(default_factory=dict)
     uploads: dict[bytes, Upload] = field(default_factory=dict)
     written: list[tuple[bytes, int, int]] = field(default_factory=list)
     finished: list[tuple[str, bytes]] = field(default_factory=list)
@@ -227,15 +231,19 @@ class Ingest:
         if (device, header.base) in batch.bases:
             # Only the journal says whether its sibling counts.
             self._take_in(batch, state)
+        base_known = batch.known_bases.get(header.base)
+        if base_known is None:
+            base_known = batch.known_bases[header.base] = self._store.base_known(header.base)
+        packed = batch.packed[update_id] = header.pack()
         return BeginArrived(
             device=device,
             update_id=update_id,
             header=header,
-            hash=update_hash(update_id, header),
+            hash=update_hash(update_id, packed),
             payload=content,
             known=self._store.outcome(update_id),
             counted=self._store.counted(device, header.base),
-            base_known=self._store.base_known(header.base),
+            base_known=base_known,
             upload=self._upload(batch, update_id),
             uploads_open=self._open_uploads[device],
             admitted=self._admits(device),
@@ -369,7 +377,9 @@ class Ingest:
                 reason=verdict.reason,
             )
             self._refuse(refusal, batch, state)
-        updates = [_new_update(action, appraisal) for action, appraisal in good]
+        updates = [
+            _new_update(action, batch.packed[action.update_id], appraisal) for action, appraisal in good
+        ]
         receipt = Receipt(state="done", epoch=state.epoch, term=state.term).pack()
         for (action, appraisal), update, accept_seq in zip(
             good, updates, self._store.accept_all(updates), strict=True
@@ -417,12 +427,12 @@ class Ingest:
         batch.answers.append((self._topics.receipt(device, update_id), receipt.pack()))
 
 
-def _new_update(action: Accept, appraisal: Appraisal) -> NewUpdate:
+def _new_update(action: Accept, packed: bytes, appraisal: Appraisal) -> NewUpdate:
     return NewUpdate(
         update_id=action.update_id,
         device=action.device,
         hash=action.hash,
-        header=action.header.pack(),
+        header=packed,
         base=action.header.base,
         size=len(action.payload),
         payload=action.payload if len(action.payload) <= ROW_BYTES else None,

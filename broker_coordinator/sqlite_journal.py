@@ -42,11 +42,12 @@ class SqliteJournal:
 
     def outcome(self, update_id: bytes) -> Outcome | None:
         """The terminal word on an update id."""
-        row = self._database.row("SELECT hash FROM updates WHERE update_id = ?", (update_id,))
-        if row is not None:
-            return Outcome(hash=row[0], state="done")
-        row = self._database.row("SELECT hash, reason FROM refusals WHERE update_id = ?", (update_id,))
-        return Outcome(hash=row[0], state="refused", reason=row[1]) if row is not None else None
+        row = self._database.row(
+            "SELECT hash, 'done', '' FROM updates WHERE update_id = ?1 UNION ALL"
+            " SELECT hash, 'refused', reason FROM refusals WHERE update_id = ?1",
+            (update_id,),
+        )
+        return Outcome(hash=row[0], state=row[1], reason=row[2]) if row is not None else None
 
     def counted(self, device: str, base: VersionId) -> bool:
         """Whether the device counted for that base."""

@@ -8,10 +8,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fl_protocol.codec.segments import SEGMENT_ELEMENTS
 from fl_protocol.codec.spec import CodecSpec
 from fl_protocol.layout import TensorLayout
 
-__all__ = ["Piece", "UpdateCodec", "blank_payload", "decode", "norm_of_pieces"]
+__all__ = ["Piece", "UpdateCodec", "blank_payload", "decode", "joined", "norm_of_pieces", "whole_pieces"]
 
 Piece = tuple[int, npt.NDArray[np.float32]]
 """``(start, values)``: elements ``[start, start + len(values))`` of the flat vector."""
@@ -91,6 +92,25 @@ def decode(codec: UpdateCodec, payload: bytes, layout: TensorLayout, seed: bytes
     for start, values in codec.pieces(payload, layout, seed):
         decoded[start : start + len(values)] = values
     return decoded
+
+
+def joined(pieces: Iterable[Piece], layout: TensorLayout) -> Iterator[Piece]:
+    """The pieces of one update; those of a model of at most 65,536 elements put together, one of its weights
+    and one of its buffers: there a call costs more than the numbers."""
+    if layout.size > SEGMENT_ELEMENTS:
+        yield from pieces
+        return
+    whole = np.empty(layout.size, np.float32)
+    for start, values in pieces:
+        whole[start : start + len(values)] = values
+    yield from whole_pieces(whole, layout)
+
+
+def whole_pieces(vector: npt.NDArray[np.float32], layout: TensorLayout) -> Iterator[Piece]:
+    """A decoded update as ``joined`` gives it: float32[n], not copied."""
+    yield 0, vector[: layout.weight_size]
+    if layout.buffer_size:
+        yield layout.weight_size, vector[layout.weight_size :]
 
 
 def norm_of_pieces(pieces: Iterable[Piece]) -> np.float32:

@@ -294,3 +294,28 @@ def test_rebuilding_reads_the_journal_only(history):
     history.take(2)
     state = history.open.state
     assert OpenVersion(history.store, history.rules, state, through_seq=0).count == 2
+
+
+def test_a_rule_is_given_the_same_pieces_live_and_replayed(history, monkeypatch):
+    """A user's rule may depend on where pieces begin: a small model is one, however it came to be decoded."""
+    seen: dict[str, list[tuple[int, int]]] = {"kept": [], "again": []}
+    update = history.next()
+    row = history.accept(update)
+    appraisal = appraise(
+        update.update_id,
+        update.header,
+        update.payload,
+        device=update.device,
+        state=history.open.state,
+        rules=history.rules,
+        keep=True,
+    )
+    for name, pieces in seen.items():
+        fold = Fold(history.rules, history.open.state)
+        monkeypatch.setattr(
+            fold._sums,
+            "put",
+            lambda start, values, weight, pieces=pieces: pieces.append((start, len(values))),
+        )
+        fold.add_decoded(row, appraisal.pieces) if name == "kept" else fold.add(row, update.payload)
+    assert seen["kept"] == seen["again"] == [(0, history.rules.layout.weight_size)]
