@@ -98,7 +98,7 @@ def encoded_case(codec, name, tensors, every=1):
 def scaled_payload(codec, layout, scales, name):
     """A payload made by hand: the given scales, then octets that look random and are never -128."""
     head = struct.pack(f"<{len(scales)}f", *scales)
-    return head + octets_of(name, codec_for(codec).size(layout) - len(head)).replace(b"\x80", b"\x7f")
+    return head + octets_of(name, codec_for(codec).largest(layout) - len(head)).replace(b"\x80", b"\x7f")
 
 
 def refused_case(name, tensors, payload):
