@@ -236,7 +236,7 @@ def bits_of(octets):
 
 
 def decode_sparse(sizes, bits, keep, payload):
-    """Section 6a."""
+    """Section 9."""
     parts = segments_of(sizes)
     if len(payload) < 9 * len(parts) or len(payload) > most_of_sparse(parts, bits, keep):
         raise Refused("shorter than the table, or longer than the bound")
@@ -277,7 +277,7 @@ def decode_sparse(sizes, bits, keep, payload):
 
 
 def most_of_sparse(parts, bits, keep):
-    """Section 6a: the longest payload."""
+    """Section 9: the longest payload."""
     total = 0
     for size in parts:
         count = min(size, math.ceil(keep * size))
