@@ -122,7 +122,8 @@ class Ingest:
         self._clock = clock
         self._ask_evidence = ask_evidence
         self._admits = admits
-        self._payload_size = codec_for(model.rules.codec).size(model.rules.layout)
+        codec = codec_for(model.rules.codec)
+        self._payload_size, self._payload_exact = codec.largest(model.rules.layout), codec.exact
         self._uploading: dict[bytes, str] = {}
         self._open_uploads: Counter[str] = Counter()
         self.recall()
@@ -145,6 +146,7 @@ class Ingest:
             codec=self._model.rules.codec,
             fingerprint=self._model.rules.layout.fingerprint,
             payload_size=self._payload_size,
+            payload_exact=self._payload_exact,
         )
 
     def receive(self, batch: Batch, state: TaskState, topic: BeginTopic | ChunkTopic, payload: bytes) -> None:

@@ -56,7 +56,17 @@ class Eden:
         """True: errors average out over seeds."""
         return True
 
-    def size(self, layout: TensorLayout) -> int:
+    @property
+    def exact(self) -> bool:
+        """True: what is kept is drawn from the seed, and so many blocks there are."""
+        return True
+
+    @property
+    def feedback(self) -> bool:
+        """False: nothing is left out for good."""
+        return False
+
+    def largest(self, layout: TensorLayout) -> int:
         """Four bytes per block, then ``bits`` bits per element of each block."""
         scales, octets = payload_parts(layout, self.keep)
         return 4 * scales + self.bits * octets
@@ -158,7 +168,7 @@ class Eden:
         """Rotate the codes of all payloads back together, run by run, and scale them."""
         decoded = np.zeros((len(payloads), layout.size), np.float32)
         count, octets = payload_parts(layout, self.keep)
-        received = np.frombuffer(b"".join(payloads), np.uint8).reshape(len(payloads), self.size(layout))
+        received = np.frombuffer(b"".join(payloads), np.uint8).reshape(len(payloads), self.largest(layout))
         scales = np.ascontiguousarray(received[:, : 4 * count]).view("<f4")
         codes = received[:, 4 * count :]
         # every span has whole words of signs, so that one draw gives those of all spans

@@ -21,8 +21,8 @@ Piece = tuple[int, npt.NDArray[np.float32]]
 class UpdateCodec(Protocol):
     """Turns the delta of a model update into payload bytes and back.
 
-    A payload's length follows from codec and layout alone. Decoding gives the same bits on every
-    machine; encoding need not. Codecs hold no state between updates.
+    Decoding gives the same bits on every machine; encoding need not. Codecs hold no state between updates:
+    where one asks for ``feedback``, its caller keeps what a payload leaves out.
     """
 
     @property
@@ -33,8 +33,16 @@ class UpdateCodec(Protocol):
     def unbiased(self) -> bool:
         """Whether the expectation of the decoded update, over seeds, is the delta."""
 
-    def size(self, layout: TensorLayout) -> int:
-        """Exact payload length in bytes."""
+    @property
+    def exact(self) -> bool:
+        """Whether every payload has the length ``largest``; else the length depends on its content."""
+
+    @property
+    def feedback(self) -> bool:
+        """Whether the delta less what was decoded is to be added to the device's next delta."""
+
+    def largest(self, layout: TensorLayout) -> int:
+        """The most bytes that a payload may have."""
 
     def encode(self, delta: npt.NDArray[np.float32], layout: TensorLayout, seed: bytes) -> bytes:
         """Encode float32[n]; ``seed`` is the update's :func:`codec_seed`.

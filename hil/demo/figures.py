@@ -78,7 +78,7 @@ def collect(fleet: LocalFleet, moments: Sequence[Moment], seconds: float) -> Fig
     manifest = artifact.manifest
     layout = manifest.layout
     raw_bytes = FLOAT32_BYTES * layout.size
-    payload_bytes = codec_for(fleet.options.codec).size(layout)
+    payload_bytes = codec_for(fleet.options.codec).largest(layout)
     journal = _journal(fleet, moments, statuses)
     newest = journal.versions[-1] if journal.versions else None
     per_update = bytes_up / books.accepted if books.accepted and bytes_up else None

@@ -195,6 +195,28 @@ def test_a_large_update_opens_an_upload():
     assert word(decide(state, crowded)) == ("later", "busy")
 
 
+@pytest.mark.parametrize(
+    ("size", "exact", "reason"),
+    [
+        (LARGE + 1, True, "oversize"),
+        (LARGE - 1, True, "codec"),
+        (LARGE + 1, False, "oversize"),
+        (0, False, "codec"),
+    ],
+)
+def test_a_size_that_the_codec_never_makes_is_refused(size, exact, reason):
+    """Before a byte of it is asked for; of a codec without one length, what is beyond its bounds."""
+    state = replace(STATE, payload_size=LARGE, payload_exact=exact)
+    assert word(decide(state, begin(head=header(size=size), payload=None))) == ("refused", reason)
+
+
+def test_a_codec_without_one_length_may_send_less():
+    """The upload is as long as its header says."""
+    state = replace(STATE, payload_size=LARGE, payload_exact=False)
+    _, invited = decide(state, begin(head=header(size=LARGE - 1), payload=None))
+    assert invited == Invite(device="d", update_id=U, missing=ByteRanges.of([(0, LARGE - 1)]))
+
+
 def test_an_upload_goes_on_where_it_was():
     """What is durable is not asked for again; with nothing missing it is finished."""
     state = replace(STATE, payload_size=LARGE)
