@@ -133,6 +133,7 @@ class VirtualDevice:
             outbox=self._outbox,
             make_worker=self._worker,
             machine=fleet.machine,
+            limits=fleet.limits,
             disk=self.disk,
             count=self._count,
             status=fleet.status,

@@ -12,6 +12,7 @@ from broker_coordinator.configuration import FleetConfiguration
 from broker_coordinator.coordinator import Coordinator
 from broker_coordinator.keys import KEY_FILE, open_key
 from broker_coordinator.sqlite_store import SqliteStore
+from edge_agent.limits import read_limits
 from edge_agent.outbox import IN_MEMORY, OutboxFile
 from edge_agent.trainer import Trainer
 from fl_io.disk import RealDisk
@@ -107,6 +108,7 @@ class VirtualFleet:
         self.outboxes = OutboxFile(Path(IN_MEMORY))
         self.trainings = Trainings(artifact, clock=self.clock, runtimes=runtimes, stacked=stacked)
         self.machine = QuietMachine()
+        self.limits = read_limits()
         self.status = NoStatus()
         self.history: list[Moment] = []
         self.turns = 0
