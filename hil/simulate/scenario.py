@@ -63,6 +63,7 @@ class Scenario:
     away_s: float = 60.0
     trainer: str = ""
     runtimes: tuple[str, ...] = tuple(PREFERENCE)
+    stacked: bool = False
     summary: str = ""
 
     def __post_init__(self) -> None:
@@ -171,6 +172,7 @@ def run_scenario(
         target=keys.target or None,
         longest_s=keys.longest_days * 86400.0,
         runtimes=keys.runtimes,
+        stacked=keys.stacked,
         name=written.name,
         state=state,
         progress=progress,

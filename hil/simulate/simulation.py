@@ -67,6 +67,7 @@ def simulate(
     target: float | None = None,
     longest_s: float = LONGEST_S,
     runtimes: Sequence[str] = PREFERENCE,
+    stacked: bool = False,
     name: str = "simulation",
     state: Path | str | None = None,
     progress: Progress | None = None,
@@ -84,12 +85,20 @@ def simulate(
     the modules of their names make, or take; ``dropout`` is the share of trainings in which the device's
     power fails, for ``away_s``. ``trainer`` makes what trains on each device in place of the artifact's own
     graph. The run ends early once a measured accuracy is at ``target``, or after ``longest_s`` virtual
-    seconds. Paths in tables are relative to the file ``base``, which errors name too.
+    seconds. ``stacked`` computes trainings of the same version together, and in NumPy, whatever ``runtimes``
+    says: several times as fast for small models, and the same to the rounding of float32. Paths in tables are
+    relative to the file ``base``, which errors name too.
 
     Raises:
         ConfigError: settings that do not exist or do not go together.
         ArtifactError, RuntimeUnavailable: the artifact is damaged, or nothing here can run it.
     """
+    if stacked:
+        if trainer is not None:
+            raise ConfigError(
+                "a trainer of your own cannot be stacked", hint="leave stacked out: only graphs can"
+            )
+        runtimes = ("numpy",)
     if count < 1 or versions < 1:
         raise ConfigError(f"{count} devices, {versions} versions", hint="at least one of each")
     opened = artifact if isinstance(artifact, TrainingArtifact) else TrainingArtifact.open(artifact)
@@ -117,6 +126,7 @@ def simulate(
             evaluate=measure,
             make_trainer=_trainers(attack, trainer, seed),
             dropout=Dropout(probability=dropout, away_s=away_s) if dropout else None,
+            stacked=stacked,
         )
         try:
             if len(whole.devices) != count:
