@@ -18,6 +18,7 @@ from hil.bench.ingest import ingest
 from hil.bench.links import links
 from hil.bench.load import load
 from hil.bench.page import page
+from hil.bench.to_target import target
 from hil.bench.training import training
 from hil.bench.zoo import zoo
 
@@ -30,9 +31,13 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument(
         "--only",
         action="append",
-        choices=["demo", "traffic", "footprint", "ingest", "load", "links", "zoo", "training", "codec"],
+        choices=[
+            *("demo", "traffic", "footprint", "ingest", "load", "links", "zoo", "training", "codec"),
+            "target",
+        ],
     )
     parser.add_argument("--seeds", type=int, default=10, help="demos of the section demo")
+    parser.add_argument("--target-seeds", type=int, default=5, help="runs of each cell of the section target")
     parser.add_argument("--updates", type=int, default=100_000, help="updates of the section ingest")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where benchmarks.json and .md lie")
     options = parser.parse_args(words)
@@ -46,6 +51,7 @@ def main(words: list[str] | None = None) -> int:
         "zoo": zoo,
         "training": training,
         "codec": codec,
+        "target": lambda: target(options.docs / "benchmarks-target.jsonl", options.target_seeds),
     }
     book = options.docs / "benchmarks.json"
     figures: dict[str, Any] = json.loads(book.read_text()) if book.exists() else {}
