@@ -1,7 +1,7 @@
 """The runs of the bench ``target``: every codec with every way to aggregate, on digits and on motion.
 
-The fleet is the scenario ``heavy-tail``: a hundred devices, step times lognormal with sigma 1.5, the scenario's
-plan and K (half of it, and two thirds of its learning rate, on motion); nothing is set for one cell alone.
+The fleet is the scenario ``heavy-tail``: a hundred devices, step times lognormal with sigma 1.5, the
+scenario's plan and K (half of it, and two thirds of its learning rate, on motion); nothing is set for one cell alone.
 Runs are kept, a line each, so that a bench that was interrupted goes on where it was.
 """
 
@@ -87,7 +87,7 @@ class Cell:
 
 
 def motion_devices(devices: int, seed: int) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """Each device is a person's, ten people in turn; it draws of the first four fifths of their recordings."""
+    """Each device is a person's, ten people in turn: samples of the first four fifths of their recordings."""
     known, _ = motion.split_in_time()
     samples = Samples(x=known.x, y=known.y)
     dealt = ByUser(samples=samples, users=known.person, devices=devices, per_device=PER_DEVICE, seed=seed)

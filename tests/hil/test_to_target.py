@@ -1,4 +1,4 @@
-"""The bench of targets: ratios are taken where both runs got there, and a run that is kept is not made again."""
+"""The bench of targets: ratios are of runs that got there, and a run that is kept is not made again."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def _cell(aggregation: str, codec: str) -> Cell:
 
 
 def test_a_codec_is_compared_where_each_reached_what_float32_ends_at():
-    """Thirty times smaller updates, and twice as many of them until there: fifteen times fewer bytes."""
+    """Thirty times smaller updates, and six times as many of them until there: a fifth of the bytes."""
     fast, slow = [0.9] * 12, [0.5] * 3 + [0.9] * 9
     curves = {
         _cell("rounds, all", "float32"): _curve(fast, payload=3000, seconds=50.0),
