@@ -1,7 +1,7 @@
 """The bench ``hard_fleets``: a tenth of a fleet attacks, or rare classes are on slow devices alone.
 
-Attackers: the scenario ``attackers`` under each aggregator. Rare classes: ``heavy-tail`` with the digits 8 and 9
-on its slower half alone, where whoever counts fast devices oftener learns them late.
+Attackers: the scenario ``attackers`` under each aggregator. Rare classes: ``heavy-tail`` with the digits 8
+and 9 on its slower half alone, where whoever counts fast devices oftener learns them late.
 """
 
 import statistics

@@ -91,7 +91,7 @@ class LearningCurve:
         return tuple(sum(part) / len(part) for part in parts)
 
     def _end(self, name: str) -> float:
-        values = [getattr(point, name) for point in self.points]
+        values: list[float] = [getattr(point, name) for point in self.points]
         last = values[-max(1, len(values) // 4) :]
         return sum(last) / len(last)
 

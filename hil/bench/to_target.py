@@ -57,8 +57,8 @@ def _row(curves: Curves, runs: Sequence[Cell]) -> dict[str, Any]:
     for cell in runs:
         reference = curves.get(replace(cell, codec="float32"))
         if reference is not None:
-            goal = reference.level - SLACK
-            pairs.append((reference.reached(goal), curves[cell].reached(goal)))
+            own = reference.level - SLACK
+            pairs.append((reference.reached(own), curves[cell].reached(own)))
     both = [(there, here) for there, here in pairs if there is not None and here is not None]
     times = [
         point.virtual_s

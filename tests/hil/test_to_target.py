@@ -30,7 +30,7 @@ def _cell(aggregation: str, codec: str) -> Cell:
     return Cell(workload="digits", aggregation=aggregation, codec=codec, seed=0)
 
 
-def test_a_codec_is_compared_where_each_reached_what_float32_ends_at():
+def test_a_codec_is_compared_where_each_reached_what_float32_ends_at() -> None:
     """Thirty times smaller updates, and six times as many of them until there: a fifth of the bytes."""
     fast, slow = [0.9] * 12, [0.5] * 3 + [0.9] * 9
     curves = {
@@ -51,7 +51,7 @@ def test_a_codec_is_compared_where_each_reached_what_float32_ends_at():
     assert "`sparse`" in target_section(figures)
 
 
-def test_a_run_that_never_gets_there_counts_in_no_ratio():
+def test_a_run_that_never_gets_there_counts_in_no_ratio() -> None:
     """It is told by the number of seeds that did."""
     curves = {
         _cell("fedbuff", "float32"): _curve([0.9] * 8, payload=3000, seconds=5.0),
@@ -61,7 +61,7 @@ def test_a_run_that_never_gets_there_counts_in_no_ratio():
     assert (row["reached"], row["seeds"], row["payload"]) == (0, 1, None)
 
 
-def test_a_run_that_is_kept_is_read_and_not_made_again(tmp_path: Path):
+def test_a_run_that_is_kept_is_read_and_not_made_again(tmp_path: Path) -> None:
     """A bench that was interrupted goes on where it was; a codec that is not there is left out."""
     cell, curve = _cell("fedbuff", "float32"), _curve([0.9] * 4, payload=3000, seconds=5.0)
     book = tmp_path / "runs.jsonl"
