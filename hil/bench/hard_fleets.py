@@ -59,8 +59,8 @@ Norms are clipped unless it is said.
 | --- | --- | --- |
 {attackers}
 
-Then `heavy-tail`, where the slower half of the devices alone has the digits 8 and 9. *At {seconds:.0f} s*: of the
-last point until the virtual time at which the first run of FedBuff ended.
+Then `heavy-tail`, where the slower half of the devices alone has the digits 8 and 9. *At
+{seconds:.0f} s*: of the last point until the virtual time at which the first run of FedBuff ended.
 
 | aggregation | accuracy | worst class | worst class at {seconds:.0f} s | virtual s |
 | --- | --- | --- | --- | --- |

@@ -1,8 +1,8 @@
 """The runs of the bench ``target``: every codec with every way to aggregate, on digits and on motion.
 
 The fleet is the scenario ``heavy-tail``: a hundred devices, step times lognormal with sigma 1.5, the
-scenario's plan and K (half of it, and two thirds of its learning rate, on motion); nothing is set for one cell alone.
-Runs are kept, a line each, so that a bench that was interrupted goes on where it was.
+scenario's plan and K (half of it, and two thirds of its learning rate, on motion); nothing is set for one
+cell alone. Runs are kept, a line each, so that a bench that was interrupted goes on where it was.
 """
 
 import json

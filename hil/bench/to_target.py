@@ -30,7 +30,10 @@ def target_figures(curves: Curves) -> dict[str, Any]:
     """Rows by workload, aggregation and codec, and how many times as long as ``fedbuff`` others took."""
     return {
         "updates": UPDATES,
-        "left_out": [codec for codec in CODECS if all(cell.codec != codec for cell in curves)],
+        "left_out": [
+            *(name for name in WORKLOADS if all(cell.workload != name for cell in curves)),
+            *(codec for codec in CODECS if all(cell.codec != codec for cell in curves)),
+        ],
         "rows": [
             _row(curves, runs)
             for workload in WORKLOADS
