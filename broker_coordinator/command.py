@@ -16,11 +16,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from broker_coordinator.configuration import FleetConfiguration, HttpTable, read_fleet
-from broker_coordinator.sqlite_store import SqliteStore
+from broker_coordinator.storage.sqlite_store import SqliteStore
 from fl_protocol.errors import ConfigError, LichenError, StorageError
 
 if TYPE_CHECKING:
-    from broker_coordinator.recovery import Recovery
+    from broker_coordinator.books.recovery import Recovery
 
 __all__ = ["audit", "backup", "coordinator", "devices", "export", "status", "versions"]
 
@@ -77,8 +77,8 @@ def run_command(
 @_as_json
 def recover_command(*, fleet_file: Path, force: bool, as_json: bool) -> None:
     """Open a new epoch after a restored backup: what came after the backup is given up."""
+    from broker_coordinator.books.recovery import recover
     from broker_coordinator.office import locked
-    from broker_coordinator.recovery import recover
 
     state = read_fleet(fleet_file).state
     with locked(state), _opened(state, write=True) as store:
@@ -219,7 +219,7 @@ def versions(*, state_dir: Path | None, limit: int, as_json: bool) -> None:
 @_as_json
 def export(*, state_dir: Path | None, number: int | None, out: Path, published: bool, as_json: bool) -> None:
     """Write a version's weights, one array for each parameter."""
-    from broker_coordinator.export import export_version
+    from broker_coordinator.books.export import export_version
 
     state = _state(state_dir)
     with _opened(state) as store:
@@ -252,7 +252,7 @@ def export(*, state_dir: Path | None, number: int | None, out: Path, published: 
 @_as_json
 def audit(*, state_dir: Path | None, agents: Sequence[Path], as_json: bool) -> None:
     """Check that every update was counted once, and every version can be made again bit for bit."""
-    from broker_coordinator.audit import audit as audit_state
+    from broker_coordinator.books.audit import audit as audit_state
 
     report = audit_state(_state(state_dir), [folder for given in agents for folder in _agent_states(given)])
     body = report.to_json()
@@ -278,7 +278,7 @@ def audit(*, state_dir: Path | None, agents: Sequence[Path], as_json: bool) -> N
 @_as_json
 def backup(*, state_dir: Path | None, out: Path, as_json: bool) -> None:
     """Copy the state, consistently, while the coordinator runs. The copy holds its private key."""
-    from broker_coordinator.backup import back_up
+    from broker_coordinator.books.backup import back_up
 
     done = back_up(_state(state_dir), out.absolute())
     if as_json:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 
-from broker_coordinator.records import Outcome, Upload
+from broker_coordinator.storage.records import Outcome, Upload
 from fl_protocol.layout import FINGERPRINT_BYTES
 from fl_protocol.ranges import MAX_RANGES, ByteRanges
 from fl_protocol.receipt import Receipt

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from broker_coordinator.appraisal import Appraisal, appraise_all
+from broker_coordinator.aggregation.appraisal import Appraisal, appraise_all
 from broker_coordinator.credit import CreditWindow
 from broker_coordinator.decide import (
     Accept,
@@ -31,9 +31,9 @@ from broker_coordinator.decide import (
 )
 from broker_coordinator.global_model import GlobalModel
 from broker_coordinator.outgoing import Outgoing
-from broker_coordinator.records import AcceptedUpdate, NewUpdate, Upload
-from broker_coordinator.store import Store
-from broker_coordinator.uploads import ROW_BYTES, PayloadFiles
+from broker_coordinator.storage.records import AcceptedUpdate, NewUpdate, Upload
+from broker_coordinator.storage.store import Store
+from broker_coordinator.storage.uploads import ROW_BYTES, PayloadFiles
 from fl_io.crash import crash_point
 from fl_protocol.clock import Clock
 from fl_protocol.codec import Piece, codec_for

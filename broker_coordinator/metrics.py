@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from broker_coordinator.records import RuntimeCounts
+from broker_coordinator.storage.records import RuntimeCounts
 
 __all__ = ["Figures", "metric_families"]
 

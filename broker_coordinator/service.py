@@ -18,7 +18,7 @@ from broker_coordinator.http import HttpServer
 from broker_coordinator.keys import Signing, open_key
 from broker_coordinator.metrics import Figures
 from broker_coordinator.office import challenge, locked
-from broker_coordinator.sqlite_store import SqliteStore
+from broker_coordinator.storage.sqlite_store import SqliteStore
 from fl_io.clock import SystemClock
 from fl_io.mqtt import BrokerAddress, MqttTransport
 from fl_io.watchdog import Notifier, Watchdog

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from broker_coordinator.audit import audit
+from broker_coordinator.books.audit import audit
 from broker_coordinator.evaluation import Evaluation, caveat_of
-from broker_coordinator.records import RuntimeCounts
-from broker_coordinator.sqlite_store import SqliteStore
+from broker_coordinator.storage.records import RuntimeCounts
+from broker_coordinator.storage.sqlite_store import SqliteStore
 from fl_protocol.codec import codec_for
 from fl_protocol.update import UpdateHeader
 from hil.demo.course import Moment

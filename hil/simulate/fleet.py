@@ -11,7 +11,7 @@ from broker_coordinator.assessment import Evaluate
 from broker_coordinator.configuration import FleetConfiguration
 from broker_coordinator.coordinator import Coordinator
 from broker_coordinator.keys import KEY_FILE, open_key
-from broker_coordinator.sqlite_store import SqliteStore
+from broker_coordinator.storage.sqlite_store import SqliteStore
 from edge_agent.limits import read_limits
 from edge_agent.outbox import IN_MEMORY, OutboxFile
 from edge_agent.trainer import Trainer

@@ -2,7 +2,7 @@
 
 import pytest
 
-from broker_coordinator.aggregator_registry import AGGREGATORS, aggregator_for
+from broker_coordinator.aggregation.aggregator_registry import AGGREGATORS, aggregator_for
 from broker_coordinator.compatibility import AGGREGATOR_OPTIONS
 from broker_coordinator.configuration import read_fleet
 from fl_protocol.errors import ConfigError

@@ -26,7 +26,7 @@ from broker_coordinator.decide import (
     TaskState,
     decide,
 )
-from broker_coordinator.records import Outcome, Upload
+from broker_coordinator.storage.records import Outcome, Upload
 from fl_protocol.ranges import ByteRanges
 from fl_protocol.update import UpdateHeader, update_hash
 from fl_protocol.version import VersionId

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from broker_coordinator.audit import audit
+from broker_coordinator.books.audit import audit
 from fl_protocol.errors import ConfigError
 from hil.simulate.command import simulate
 from hil.simulate.scenario import READY, read_scenario, run_scenario

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lichen
-from broker_coordinator.audit import audit
+from broker_coordinator.books.audit import audit
 from edge_agent.trainer import TrainingResult
 from fl_protocol.errors import ConfigError
 from hil.simulate import simulation

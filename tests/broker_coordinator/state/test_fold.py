@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from broker_coordinator import aggregator, aggregator_registry
-from broker_coordinator.appraisal import appraise
-from broker_coordinator.fold import Fold, OpenVersion
-from broker_coordinator.records import AcceptedUpdate
-from broker_coordinator.rules import ClipRule, DampingRule
-from broker_coordinator.scalars import from_raw, to_raw
-from broker_coordinator.version_state import VersionState
+from broker_coordinator.aggregation import aggregator, aggregator_registry
+from broker_coordinator.aggregation.appraisal import appraise
+from broker_coordinator.aggregation.fold import Fold, OpenVersion
+from broker_coordinator.aggregation.rules import ClipRule, DampingRule
+from broker_coordinator.aggregation.scalars import from_raw, to_raw
+from broker_coordinator.aggregation.version_state import VersionState
+from broker_coordinator.storage.records import AcceptedUpdate
 from fl_protocol.codec import codec_for, codec_seed, decode
 from fl_protocol.errors import AggregatorError, CodecError, LayoutError
 from fl_protocol.version import VersionId
