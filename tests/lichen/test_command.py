@@ -104,7 +104,10 @@ def test_listings_have_json():
 
 def test_both_commands_are_installed(tmp_path):
     """As scripts beside the interpreter, and as modules."""
-    scripts = {entry.name: entry.load() for entry in distribution("lichen").entry_points}
+    scripts = {
+        entry.name: entry.load()
+        for entry in distribution("lichen").entry_points.select(group="console_scripts")
+    }
     assert scripts == {"lichen": main, "lichen-agent": edge_agent.command.main}
     for command in ([BIN / "lichen"], [sys.executable, "-m", "lichen"]):
         told = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True, timeout=60)
