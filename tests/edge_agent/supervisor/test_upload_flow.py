@@ -190,6 +190,49 @@ def test_a_large_upload_resumes_where_the_coordinator_says(world):
     ]
 
 
+def test_after_a_break_chunks_are_small_until_an_update_is_through(make_world, monkeypatch):
+    """Of a chunk that is cut off, all is lost: 64 KiB each at first, 16 KiB after a break with some under way."""
+    world = make_world()
+    world.script.payload = bytes(i * 7 % 251 for i in range(4 * CHUNK))
+    have = {"ranges": ByteRanges()}
+
+    def answer(update_id, header, payload):
+        for offset, chunk in world.coordinator.chunks:
+            have["ranges"] = have["ranges"].add(offset, offset + len(chunk))
+        missing = have["ranges"].missing(header.size)
+        return world.coordinator.receipt(
+            "open" if missing else "done", missing=missing or ByteRanges(), credit=2 * CHUNK
+        )
+
+    world.coordinator.answer = answer
+    world.boot()
+    publish, sent = world.transport.publish, []
+
+    def publish_over_a_bad_link(topic, payload, **options):
+        token = publish(topic, payload, **options)
+        if "/chunk/" in topic:
+            sent.append(len(payload))
+            if len(sent) == 2:
+                world.transport.drop("the link broke under two chunks")
+        return token
+
+    monkeypatch.setattr(world.transport, "publish", publish_over_a_bad_link)
+    world.coordinator.publish_version(1)
+    world.advance(1)
+    assert sent == [CHUNK, CHUNK]
+    world.transport.reconnect()
+    world.advance(300)
+    assert world.outbox.counts().done == 1
+    assert set(sent[2:]) == {CHUNK // 4}
+    sent[:] = [0, 0]
+    world.coordinator.chunks.clear()
+    have["ranges"] = ByteRanges()
+    world.coordinator.publish_version(2)
+    world.advance(300)
+    assert world.outbox.counts().done == 2
+    assert set(sent[2:]) == {CHUNK}
+
+
 def test_no_credit_means_no_payload(world):
     """Even a small payload waits for credit when the coordinator has none to give."""
     world.coordinator.answer = lambda update_id, header, payload: world.coordinator.receipt(
