@@ -1,6 +1,6 @@
 """Stations: a board of a kind, with the site that it reports to.
 
-Kinds: ``process``, ``netns``, ``qemu``, ``ssh`` (every board that is listed in boards.toml), ``ssh:NAME``
+Kinds: ``process``, ``netns``, ``ssh`` (every board that is listed in boards.toml), ``ssh:NAME``
 (one of them), and ``pi_zero``, a process in a network namespace where that is possible, held to the memory
 and the one core of a small device.
 """
@@ -11,7 +11,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 
 from fl_protocol.errors import ConfigError, LichenError
@@ -27,11 +26,8 @@ from hil.mosquitto import mosquitto_program
 
 __all__ = ["KINDS", "Station", "expand", "open_station", "unavailable"]
 
-KINDS = ("process", "netns", "qemu", "ssh", "pi_zero")
+KINDS = ("process", "netns", "ssh", "pi_zero")
 _SSH = "ssh:"
-_QEMU_HOME = "hil.boards.qemu_board"
-_QEMU_HOST = "10.0.2.2"
-"""This machine, in the eyes of a guest of QEMU's user network."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +82,6 @@ def unavailable(kind: str, boards_file: Path) -> str:
                 return f"{boards_file} lists no board"
         elif kind == "netns" and (os.geteuid() != 0 or not Path("/dev/net/tun").exists()):
             return "it needs root and /dev/net/tun"
-        elif kind == "qemu":
-            return _qemu_lacks()
         elif kind == "pi_zero" and shutil.which("taskset") is None:
             return "it needs taskset"
     except ConfigError as error:
@@ -115,12 +109,6 @@ def open_station(
     with contextlib.ExitStack() as stack:
         if kind in ("process", "netns", "pi_zero"):
             yield stack.enter_context(_local(kind, folder, options, say))
-        elif kind == "qemu":
-            site = stack.enter_context(Site(folder / "site", _reached_as(options, _QEMU_HOST), say))
-            site.start()
-            board: Board = import_module(_QEMU_HOME).QemuBoard("qemu", site, folder / "board")
-            stack.callback(board.close)
-            yield Station(kind=kind, site=site, board=board)
         else:
             from hil.boards.ssh_board import SshBoard
 
@@ -167,11 +155,3 @@ def _each(kind: str, boards_file: Path) -> list[str]:
 
 def _reached_as(options: SiteOptions, host: str) -> SiteOptions:
     return replace(options, hosts=tuple(dict.fromkeys((*options.hosts, host))))
-
-
-def _qemu_lacks() -> str:
-    try:
-        import_module(_QEMU_HOME)
-    except ModuleNotFoundError:
-        return "this installation has no emulated board"
-    return "" if shutil.which("qemu-system-aarch64") else "qemu-system-aarch64 is not installed"

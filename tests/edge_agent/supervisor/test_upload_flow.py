@@ -191,7 +191,7 @@ def test_a_large_upload_resumes_where_the_coordinator_says(world):
 
 
 def test_after_a_break_chunks_are_small_until_an_update_is_through(make_world, monkeypatch):
-    """Of a chunk that is cut off, all is lost: 64 KiB each at first, 16 KiB after a break with some under way."""
+    """Of a chunk that is cut off, all is lost: 64 KiB each, but 16 KiB after a break with some under way."""
     world = make_world()
     world.script.payload = bytes(i * 7 % 251 for i in range(4 * CHUNK))
     have = {"ranges": ByteRanges()}
