@@ -190,12 +190,14 @@ def test_a_burst_decides_as_one_message_after_the_other_would(fleet_of):
     two.begin(*after)
     three.begin(first[0], replace(first[1], num_examples=3), first[2])
     four.begin(*last)
+    three.begin(last[0], replace(last[1], num_examples=3))
     fleet.settle()
     assert one.words(first[0]) == ["done", "done"]
     assert one.last(second[0]).reason == "already_counted"
     assert (two.last(broken[0]).reason, two.words(after[0])) == ("codec", ["done"])
     assert three.last(first[0]).reason == "conflict"
     assert four.words(last[0]) == ["done"]
+    assert three.last(last[0]).reason == "conflict"
     assert fleet.store.counts().accepted == 3
     assert audit(fleet.folder).balanced
 
