@@ -78,7 +78,7 @@ bench: setup
 # A fleet of real processes is broken for three minutes, and its books are read: docs/reliability.md. As root
 # its disks fill up too; with a C compiler its clocks jump. ARGS="--seed N" repeats a run.
 chaos: setup
-	$(BIN)/python -m pytest -q -m slow >&2
+	$(BIN)/python -m pytest -q -m slow -n $(JOBS) --dist loadfile >&2
 	$(BIN)/python -m hil.chaos --minutes 3 $(ARGS)
 
 # Every scenario on boards: processes and network namespaces unless BOARDS="process ssh" names others; each kind
