@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -14,6 +15,7 @@ from certificates import BrokerFiles, tls_mosquitto
 from secure_fleet import SecureFleet, mosquitto_program
 
 from broker_coordinator.fleet.authority import Authority
+from broker_coordinator.fleet.renewal import renew_broker, renew_devices
 from broker_coordinator.storage.sqlite_store import SqliteStore
 from fl_io.ed25519 import new_private_key, signer
 from fl_io.mqtt import TlsFiles
@@ -74,7 +76,7 @@ class TestTheDoor:
 
     def test_nobody_whose_certificate_expired(self, quiet):
         """An end that the operator set holds at the broker, which has a clock."""
-        ours = quiet.fleet._authority()
+        ours = quiet.fleet.authority()
         day = datetime.timedelta(days=1)
         now = datetime.datetime.now(datetime.UTC)
         assert quiet.client(quiet.issued("pi-01", ours, now + day)).admitted
@@ -103,6 +105,50 @@ class TestTheDoor:
             with tls_mosquitto(mosquitto_program(), tmp_path, pair, quiet.path / "ca.pem") as port:
                 assert not quiet.client(quiet.files("pi-01"), port=port).admitted
                 quiet.hang_up()
+
+
+class TestRenewal:
+    """mosquitto reads what was renewed, and nobody has to come to the door anew."""
+
+    def test_a_broker_under_another_name_takes_devices_while_it_runs(self, quiet):
+        """127.0.0.2 was no name of it; the connection under the old one stands."""
+        standing = quiet.device("mole")
+        assert not quiet.client(quiet.files("pi-01"), host="127.0.0.2").admitted
+        quiet.clients.pop().transport.stop()
+        assert renew_broker(quiet.fleet, add=["127.0.0.2"])[1].done
+        quiet.until(lambda: quiet.client(quiet.files("pi-01"), host="127.0.0.2").admitted)
+        standing.transport.subscribe([f"{TOPICS.prefix}down/mole/#"])
+        quiet.insider().say(TOPICS.command("mole"), b"fence")
+        assert standing.heard_until(TOPICS.command("mole")) == []
+
+    def test_a_broker_with_another_key_is_believed(self, quiet):
+        """And one who heeds the list of revocations believes the old certificate no longer."""
+        old = tuple(
+            shutil.copy(quiet.fleet.broker.path / f"broker.{part}", quiet.folder) for part in ("pem", "key")
+        )
+        stolen = BrokerFiles(certificate=old[0], key=old[1], serial=0)
+        assert renew_broker(quiet.fleet, new_key=True)[1].done
+        quiet.until(lambda: quiet.client(quiet.files("pi-01")).admitted)
+        heeding = quiet.folder / "ca-and-revoked.pem"
+        revoked = (quiet.fleet.broker.path / "revoked.pem").read_bytes()
+        heeding.write_bytes((quiet.path / "ca.pem").read_bytes() + revoked)
+        files = replace(quiet.files("pi-01"), ca=heeding)
+        assert quiet.client(files).admitted
+        with tls_mosquitto(mosquitto_program(), quiet.folder, stolen, quiet.path / "ca.pem") as port:
+            assert not quiet.client(files, port=port).admitted
+            quiet.hang_up()
+
+    def test_a_renewed_device_comes_with_either_certificate_until_it_is_revoked(self, quiet):
+        """The old one is good for the way that the new one has to go."""
+        quiet.fleet.enroll("late", days=10)
+        old = quiet.issued_copy("late")
+        renew_devices(quiet.fleet, ["late"], days=90)
+        for files in (old, quiet.files("late")):
+            quiet.until(lambda files=files: quiet.client(files).admitted)
+            quiet.hang_up()
+        quiet.fleet.revoke("late")
+        for files in (old, quiet.files("late")):
+            quiet.until(lambda files=files: not quiet.client(files).admitted)
 
 
 class TestTheRights:
