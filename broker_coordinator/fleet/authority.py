@@ -22,13 +22,13 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from fl_io.tls import FLEET_AUTHORITY
 from fl_protocol.errors import ConfigError
 
 __all__ = ["BEGINNING", "END", "Authority", "Issued", "broker_hosts", "serial_of"]
 
 BEGINNING = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 END = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
-_NAME = "fleet authority"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ class Authority:
         name = x509.Name(
             [
                 x509.NameAttribute(NameOID.ORGANIZATION_NAME, fleet),
-                x509.NameAttribute(NameOID.COMMON_NAME, _NAME),
+                x509.NameAttribute(NameOID.COMMON_NAME, FLEET_AUTHORITY),
             ]
         )
         certificate = (

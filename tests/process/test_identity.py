@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -27,6 +28,7 @@ from fl_protocol.task import TaskManifest
 from fl_protocol.topics import FleetTopics
 from fl_protocol.transport import Disconnected, Received
 from fl_protocol.update import UpdateHeader
+from hil.mosquitto import free_ports
 
 pytestmark = [pytest.mark.process, pytest.mark.mosquitto]
 
@@ -352,3 +354,49 @@ def test_the_supervisor_stays_small_under_mutual_tls(barn):
     barn.until(lambda: not supervisor.children())
     assert barn.agent_status("pi-00")["state"] == "waiting"
     assert supervisor.memory_info().rss <= 30 * MIB
+
+
+def test_a_wrong_fleet_in_agent_toml_is_named(barn):
+    """All else is right, the broker lets it in, and nothing would ever come: check and status say why."""
+    folder = barn.enroll("pi-00")
+    toml = folder / "agent.toml"
+    toml.write_text(toml.read_text().replace('fleet = "barn"', 'fleet = "bran"'))
+    barn.coordinate()
+    why = "ca.pem is the authority of fleet 'barn', but fleet in agent.toml is 'bran'"
+    words = [sys.executable, "-m", "edge_agent", "check", "--config", str(toml)]
+    alone = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert alone.returncode == 1, alone.stdout + alone.stderr
+    assert f"FAIL  fleet: {why}" in alone.stdout
+    assert "nobody is there under fleet 'bran'" in alone.stdout
+    barn.agent(folder)
+    barn.until(lambda: barn.agent_status("pi-00").get("idle_reason") == why)
+    beside = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert f"the running agent says: waiting, {why}" in beside.stdout
+
+
+def test_a_certificate_about_to_end_is_named_and_counted_until_it_is_renewed(barn):
+    """By status and metrics of a coordinator that runs; one that has ended too, others not."""
+    for device, days in (("soon", 10), ("later", 90), ("always", None)):
+        barn.fleet.enroll(device, days=days)
+    (port,) = free_ports(1)
+    barn.coordinate(settings=f"[http]\nport = {port}\n")
+
+    def counted():
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        return next(line for line in lines if line.startswith("lichen_certificates_expiring "))
+
+    assert barn.status()["certificates_expiring"] == {"soon": 9}
+    assert counted() == "lichen_certificates_expiring 1.0"
+    said = " ".join(barn.lichen("status").split())
+    assert "soon's ends in 9 days: lichen fleet renew soon" in said
+    assert "later" not in said
+    barn.lichen("fleet", "renew", "soon", "--days", "90")
+    barn.until(lambda: barn.status()["certificates_expiring"] == {})
+    barn.until(lambda: counted() == "lichen_certificates_expiring 0.0")
+    # As time goes by: an end that was set long ago.
+    registry = barn.fleet.registry
+    over = replace(registry.devices["later"], expires="2026-01-02T00:00:00+00:00")
+    barn.fleet.commit(registry.enrolled(replace(over, earlier=over.serials)))
+    barn.until(lambda: barn.status()["certificates_expiring"].get("later", 0) < 0)
+    assert "later's has ended" in " ".join(barn.lichen("status").split())
