@@ -3,6 +3,7 @@
 import datetime
 import json
 import os
+import ssl
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from broker_coordinator.fleet.authority import Authority
 from broker_coordinator.fleet.folder import FleetFolder, FleetPlan
 from broker_coordinator.fleet.renewal import renew_broker, renew_devices
+from fl_io.tls import TlsFiles, Trust
 from fl_protocol.errors import ConfigError, StorageError
 
 
@@ -198,6 +200,10 @@ def test_a_new_key_of_the_broker_voids_the_old_certificate(fleet):
     assert belong_together(fleet.broker.path / "broker.pem", fleet.broker.path / "broker.key")
     assert void(fleet) == {f"{before.serial_number:x}"}
     assert fleet.registry.active == {"pi-07", "pi-08"}
+    ca = fleet.path / "ca.pem"
+    ca.write_bytes(ca.read_bytes() + (fleet.broker.path / "revoked.pem").read_bytes())
+    renew_broker(fleet)  # as the guide has it: a list of revocations behind the authority
+    assert Trust(TlsFiles(ca=ca)).context.verify_flags & ssl.VERIFY_CRL_CHECK_LEAF
 
 
 def test_a_kill_between_the_brokers_two_files_is_mended_by_the_next_renewal(fleet):
