@@ -371,7 +371,7 @@ def _identity_lines(body: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "registry", f"{body['registry_fault']}; the one read last holds on"
     for name, days in body.get("certificates_expiring", {}).items():
         ends = f"ends in {days} days" if days >= 0 else "has ended"
-        yield "certificate", f"{name}'s {ends}: lichen fleet enroll {name} --renew"
+        yield "certificate", f"{name}'s {ends}: lichen fleet renew {name}"
     if body.get("doubled"):
         shown = ", ".join(f"{name} ({count:,} times)" for name, count in body["doubled"].items())
         yield "two live devices", f"share one identity: {shown}; see lichen devices"

@@ -16,6 +16,8 @@ FIRST_GET_S = 10.0
 LONGEST_GET_S = 6 * 3600.0
 LEAST_SPREAD_S = 2.0
 """A coordinator that comes back meets its fleet spread over this time, or over the task's own spread."""
+ALONE_AFTER_S = 30.0
+"""How long a coordinator may take to be heard of: longer than to answer the first question for a manifest."""
 REPEAT_S = 1.0
 LONGEST_SLEEP_S = 86400.0
 
@@ -49,6 +51,7 @@ class Attendance:
         self._chance = chance
         self._session: bytes | None = None
         self._met = False
+        self._alone_at = 0.0
         self._left = False
         self._birth_at: float | None = None
         self._get_at: float | None = None
@@ -58,12 +61,18 @@ class Attendance:
         """A new connection: subscribe before anything is asked, so that no answer is missed."""
         self.connected = True
         self._met = False
+        self._alone_at = self._clock.monotonic() + ALONE_AFTER_S
         self._left = without_task
         filters = self._topics.device_filters(self._device, self._task)
         task = self._topics.task(self._task)
         self._transport.subscribe([name for name in filters if name != task or not without_task])
         self._birth_at = self._clock.monotonic()
         self._ask_in(FIRST_GET_S)
+
+    @property
+    def alone(self) -> bool:
+        """Whether this connection, though it stands for a while, has brought no word of any coordinator."""
+        return self.connected and not self._met and self._clock.monotonic() >= self._alone_at
 
     def depart(self) -> None:
         """Say farewell: we go, and this is no broken connection."""
@@ -122,7 +131,8 @@ class Attendance:
             self._transport.publish(self._topics.get(self._device), GetRequest().pack())
             crash_point("agent.get")
             self._ask_in(min(2.0 * self._get_delay, LONGEST_GET_S))
-        asks = (self._birth_at, None if without_task else self._get_at)
+        alone_at = None if self._met or now >= self._alone_at else self._alone_at
+        asks = (self._birth_at, None if without_task else self._get_at, alone_at)
         return max(min((at - now for at in asks if at is not None), default=LONGEST_SLEEP_S), 0.0)
 
     def _ask_in(self, delay: float) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.agent import build_worker
+from edge_agent.belonging import foreign_authority, nobody_there
 from edge_agent.configuration import AgentConfiguration
 from edge_agent.gates import CLOCK_IS_SET_AFTER, LinuxMachine, shut_gate, surroundings
 from edge_agent.jobs import Job, JobFailed, Prepared, PrepareJob, Progress, Result
@@ -59,6 +60,8 @@ def check(configuration: AgentConfiguration) -> Iterator[Finding]:
     yield _clock()
     yield _state(configuration)
     yield _disk(configuration.state)
+    if configuration.tls.ca is not None:
+        yield _fleet(configuration)
     yield from _broker(configuration)
     yield _samples(configuration)
     yield _gates(configuration)
@@ -107,6 +110,19 @@ def _disk(state: Path) -> Finding:
     )
 
 
+def _fleet(configuration: AgentConfiguration) -> Finding:
+    try:
+        foreign = foreign_authority(configuration)
+    except LichenError as error:
+        return _failed("fleet", error)
+    return Finding(
+        name="fleet",
+        ok=not foreign,
+        detail=foreign or configuration.fleet,
+        hint="write its name there, or take agent.toml and certificates of one fleet",
+    )
+
+
 def _broker(configuration: AgentConfiguration) -> Iterator[Finding]:
     name = f"broker {configuration.address}"
     if configuration.tls.certificate is not None and _runs(configuration.state):
@@ -135,11 +151,12 @@ def _runs(state: Path) -> bool:
 
 def _as_the_agent_says(name: str, state: Path) -> Finding:
     """A broker that goes by the certificate's name would throw the running agent out for a check."""
-    says = read_status(state)["state"]
+    status = read_status(state)
+    says, why = status["state"], status.get("idle_reason")
     return Finding(
         name=name,
         ok=says != "offline",
-        detail=f"the running agent says: {says}",
+        detail=f"the running agent says: {says}{f', {why}' if why else ''}",
         hint="see its log; stop it and check again, to have connection and rights tried",
     )
 
@@ -165,12 +182,14 @@ def _rights(
         hint=f"give {device} the right to write {topics.prefix}up/{device}/#; "
         "without a coordinator there may be no proof",
     )
+    there = topics.coordinator in seen
+    detail = "no task has been published yet" if there else nobody_there(configuration.fleet)
     yield Finding(
         name="topics: read",
         ok=bool(seen & {answer, task, topics.coordinator}),
-        detail="the task is there" if seen & {answer, task} else "no task has been published yet",
-        hint=f"give {device} the right to read {topics.prefix}down/{device}/# , {task} and "
-        f"{topics.coordinator}, and start the coordinator",
+        detail="the task is there" if seen & {answer, task} else detail,
+        hint="compare fleet in agent.toml and in the coordinator's fleet.toml, start the coordinator, and "
+        f"give {device} the right to read {topics.prefix}down/{device}/# , {task} and {topics.coordinator}",
     )
 
 

@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable
 
 from edge_agent.attendance import Attendance
+from edge_agent.belonging import foreign_authority, nobody_there
 from edge_agent.configuration import AgentConfiguration
 from edge_agent.download import Downloads
 from edge_agent.lookout import Lookout
@@ -62,6 +63,7 @@ class Correspondence:
         self._incarnation = incarnation
         self._idle_reason = idle_reason
         self._topics = FleetTopics(configuration.fleet)
+        self._foreign = foreign_authority(configuration)
         self.attendance = Attendance(
             self._topics,
             device=device,
@@ -82,6 +84,15 @@ class Correspondence:
         )
         self.downloads = Downloads(self._topics, device, transport, clock, disk=disk, chance=chance)
         self.uploads = Uploads(self._topics, device, transport, clock, outbox, chance=chance)
+
+    @property
+    def missing_fleet(self) -> str:
+        """Why no task is to be expected under the fleet's name; empty where one came, or may come yet."""
+        if not self.attendance.connected or self.orders.manifest is not None or self.orders.distrust:
+            return ""
+        if self._foreign:
+            return self._foreign
+        return nobody_there(self._configuration.fleet) if self.attendance.alone else ""
 
     def take(self, event: TransportEvent) -> None:
         """Take an event of the connection. A message that breaks the protocol is counted, nothing else.

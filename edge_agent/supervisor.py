@@ -163,7 +163,7 @@ class Supervisor:
             if not self._correspondence.offline_reason:
                 return f"connecting to {self._configuration.address}"
             return f"not connected: {self._correspondence.offline_reason}"
-        return self._assignment.idle_reason
+        return self._correspondence.missing_fleet or self._assignment.idle_reason
 
     def start(self) -> None:
         """Begin to connect."""

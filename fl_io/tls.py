@@ -9,12 +9,17 @@ connects, and says so. Whoever may have a key of a certificate that expired need
 import math
 import ssl
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fl_protocol.errors import ConfigError
 
-__all__ = ["TlsFiles", "Trust"]
+__all__ = ["FLEET_AUTHORITY", "TlsFiles", "Trust", "fleets_of"]
+
+FLEET_AUTHORITY = "fleet authority"
+"""The common name of an authority that was made for one fleet; its organization is the fleet's name."""
 
 ASK_AGAIN_S = 3600.0
 """How long after a date was forgiven connections are made without looking at dates first."""
@@ -70,6 +75,28 @@ class Trust:
         self._date_error = error.verify_message
         self._forgiven_until = time.monotonic() + ASK_AGAIN_S
         return True
+
+
+def fleets_of(ca: Path) -> tuple[str, ...]:
+    """The fleets whose authorities are in a PEM file; other authorities are left out.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(str(ca))
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"TLS files cannot be used: {ca}: {error}") from None
+    names = [dict(_flat(certificate["subject"])) for certificate in context.get_ca_certs()]
+    fleets = [name.get("organizationName", "") for name in names if name.get("commonName") == FLEET_AUTHORITY]
+    return tuple(dict.fromkeys(filter(None, fleets)))
+
+
+def _flat(subject: Any) -> Iterator[tuple[str, str]]:
+    """A name as ``ssl`` gives it: a tuple of tuples of pairs."""
+    for part in subject:
+        yield from part
 
 
 def is_date_error(error: ssl.SSLCertVerificationError) -> bool:

@@ -35,11 +35,11 @@ PATIENCE_S = 60.0
 class Client:
     """An MQTT client that keeps what it hears; ``files`` are its credential."""
 
-    def __init__(self, port: int, name: str, files: TlsFiles) -> None:
+    def __init__(self, port: int, name: str, files: TlsFiles, host: str = "127.0.0.1") -> None:
         self._events: queue.Queue = queue.Queue()
         self._unread: deque = deque()
         self.transport = MqttTransport(
-            BrokerAddress.parse(f"mqtts://127.0.0.1:{port}"), name, keepalive_s=60, tls=files
+            BrokerAddress.parse(f"mqtts://{host}:{port}"), name, keepalive_s=60, tls=files
         )
         self.transport.start(self._events.put)
 
@@ -147,9 +147,11 @@ class SecureFleet:
         words = ["edge_agent", "run", "--config", str(folder / "agent.toml")]
         return self._start(name or folder.name, words)
 
-    def client(self, files: TlsFiles, name: str = "client", *, port: int | None = None) -> Client:
+    def client(
+        self, files: TlsFiles, name: str = "client", *, port: int | None = None, host: str = "127.0.0.1"
+    ) -> Client:
         """A client with a credential of its own."""
-        self.clients.append(Client(port or self.port, name, files))
+        self.clients.append(Client(port or self.port, name, files, host))
         return self.clients[-1]
 
     def device(self, device: str, name: str = "") -> Client:

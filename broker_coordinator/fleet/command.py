@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from broker_coordinator.flash.command import flash
 from broker_coordinator.fleet.bundle_command import bundle
 from broker_coordinator.fleet.folder import FleetFolder, FleetPlan
 from broker_coordinator.fleet.mosquitto import Notified
+from broker_coordinator.fleet.renew_command import renew
 
 __all__ = ["fleet"]
 
@@ -36,6 +38,7 @@ def fleet() -> None:
 
 fleet.add_command(bundle)
 fleet.add_command(flash)
+fleet.add_command(renew)
 
 
 @fleet.command("init", context_settings=HELP_OPTIONS)
@@ -136,15 +139,18 @@ def revoke_command(*, device: str, folder: Path) -> None:
 @_fleet
 @_as_json
 def list_command(*, folder: Path, as_json: bool) -> None:
-    """The devices that were enrolled."""
-    registry = FleetFolder(folder).registry
+    """The devices that were enrolled, and how many days their newest certificates have left."""
+    devices = FleetFolder(folder).registry.devices.values()
+    now = time.time()
     if as_json:
-        click.echo(json.dumps([asdict(device) for device in registry.devices.values()], indent=2))
+        listed = [{**device.body(), "days_left": device.days_left(now)} for device in devices]
+        click.echo(json.dumps(listed, indent=2))
         return
-    table = Table("device", "enrolled", "expires", "revoked", "serial", box=SIMPLE_HEAD)
-    for device in registry.devices.values():
-        expires = device.expires or "never"
-        table.add_row(device.device, device.enrolled, expires, device.revoked, device.serial[:16])
+    table = Table("device", "enrolled", "expires", "days left", "revoked", "serial", box=SIMPLE_HEAD)
+    for device in devices:
+        left = device.days_left(now)
+        expires, days = (device.expires, f"{left:,}") if left is not None else ("never", "")
+        table.add_row(device.device, device.enrolled, expires, days, device.revoked, device.serial[:16])
     Console().print(table)
 
 

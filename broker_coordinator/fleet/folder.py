@@ -164,8 +164,8 @@ class FleetFolder:
                 f"device {device[:80]!r}: a name is 1 to 64 of A-Z a-z 0-9 . _ - and begins with no dot"
             )
         folder = (out or self.path / "devices" / device).absolute()
-        with self._locked():
-            registry, authority = self.registry, self._authority()
+        with self.locked():
+            registry, authority = self.registry, self.authority()
             if device in registry.active and not renew:
                 raise StorageError(
                     f"{device} is enrolled already, since {registry.devices[device].enrolled}",
@@ -185,15 +185,14 @@ class FleetFolder:
             )
             # First of all it is known: a certificate that nobody knows of could never be revoked.
             registry = registry.enrolled(entry)
-            write_registry(self._registry, registry)
+            self.commit(registry)
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             _write(folder / "device.key", issued.key, secret=True)
             _write(folder / "device.pem", issued.certificate)
             _write(folder / "ca.pem", authority.certificate)
             if not (folder / "agent.toml").exists():
                 _write(folder / "agent.toml", self._agent_toml(device, state).encode())
-            _write_derived(self.broker, authority, registry)
-            notified = notify_broker(self.broker, self._identity.reload)
+            notified = self.announce(registry, authority)
         return Credential(
             device=device, path=folder, serial=entry.serial, expires=entry.expires, notified=notified
         )
@@ -204,19 +203,28 @@ class FleetFolder:
         Raises:
             StorageError: there is no such device, or the disk refuses.
         """
-        with self._locked():
-            registry, authority = self.registry, self._authority()
+        with self.locked():
+            registry, authority = self.registry, self.authority()
             if device not in registry.devices:
                 raise StorageError(
                     f"{device} was never enrolled here", hint="lichen fleet list shows who was"
                 )
             if device in registry.active:
                 registry = registry.revoked(device, _text(datetime.datetime.now(datetime.UTC)))
-                write_registry(self._registry, registry)
-            _write_derived(self.broker, authority, registry)
-            return notify_broker(self.broker, self._identity.reload)
+                self.commit(registry)
+            return self.announce(registry, authority)
 
-    def _authority(self) -> Authority:
+    def commit(self, registry: Registry) -> None:
+        """Put another registry in the place of this one; raises StorageError."""
+        write_registry(self._registry, registry)
+
+    def announce(self, registry: Registry, authority: Authority) -> Notified:
+        """Write what follows from the registry, and have the broker read all its files again."""
+        _write_derived(self.broker, authority, registry)
+        return notify_broker(self.broker, self._identity.reload)
+
+    def authority(self) -> Authority:
+        """Who signs; raises ConfigError, StorageError."""
         try:
             return Authority.read(
                 (self.path / "ca.pem").read_bytes(), (self.path / "private" / "ca.key").read_bytes()
@@ -238,7 +246,8 @@ class FleetFolder:
         return f"{_toml(values)}\n[tls]\n{_toml(tls)}"
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
+        """Hold every other operation off; raises StorageError."""
         try:
             descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:

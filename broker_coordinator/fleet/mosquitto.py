@@ -146,7 +146,7 @@ def notify_broker(folder: BrokerFolder, command: str) -> Notified:
     return Notified(
         done=False,
         sentence=f"no mosquitto runs here from {folder.path}: if it runs elsewhere, give it"
-        f" {folder.rights.name} and {folder.revocations.name}, and kill -HUP it"
+        f" {folder.rights.name}, {folder.revocations.name} and broker.pem, and kill -HUP it"
         " (or name a command that does: reload under [identity] in fleet.toml)",
     )
 

@@ -6,6 +6,7 @@ written anew from it, and a running coordinator reads it to know whom to take.
 
 import datetime
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,19 +18,41 @@ from fl_protocol.topics import valid_name
 
 __all__ = ["EnrolledDevice", "Registry", "read_registry", "write_registry"]
 
+_DAY_S = 86400.0
 _FORMAT = "lichen-registry/1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnrolledDevice:
     """A device that was enrolled. Times are ISO 8601 in UTC, for people to read; ``serial`` is that of its
-    newest certificate, in hex; ``expires`` and ``revoked`` are empty where it does not and is not."""
+    newest certificate, in hex; ``expires`` and ``revoked`` are empty where it does not and is not.
+    ``earlier`` are those of certificates for the same key that hold on until their own end."""
 
     device: str
     serial: str
     enrolled: str
     expires: str = ""
     revoked: str = ""
+    earlier: tuple[str, ...] = ()
+
+    @property
+    def serials(self) -> tuple[str, ...]:
+        """All that are in use."""
+        return (self.serial, *self.earlier)
+
+    def days_left(self, now: float) -> int | None:
+        """Whole days from ``now`` (seconds since 1970) to the end of its newest certificate, below 0 if that
+        is over; None where it has no end."""
+        if not self.expires:
+            return None
+        return math.floor((datetime.datetime.fromisoformat(self.expires).timestamp() - now) / _DAY_S)
+
+    def body(self) -> dict[str, Any]:
+        """As JSON has it. What most do not have is left out: releases before it read the others."""
+        body = asdict(self)
+        if not self.earlier:
+            del body["earlier"]
+        return body
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +79,11 @@ class Registry:
         }
 
     def enrolled(self, device: EnrolledDevice) -> "Registry":
-        """With a device added; the certificate that it had is void."""
+        """With a device added; the certificates that it had are void, but for its ``earlier``."""
         old = self.devices.get(device.device)
-        void = self.void if old is None else {**self.void, old.serial: old.revoked or device.enrolled}
+        gone = () if old is None else [serial for serial in old.serials if serial not in device.earlier]
+        when = device.enrolled if old is None else old.revoked or device.enrolled
+        void = {**self.void, **dict.fromkeys(gone, when)}
         devices = {**self.devices, device.device: device}
         return replace(self, edition=self.edition + 1, devices=dict(sorted(devices.items())), void=void)
 
@@ -68,9 +93,13 @@ class Registry:
         return replace(
             self,
             edition=self.edition + 1,
-            devices={**self.devices, device: replace(old, revoked=when)},
-            void={**self.void, old.serial: when},
+            devices={**self.devices, device: replace(old, revoked=when, earlier=())},
+            void={**self.void, **dict.fromkeys(old.serials, when)},
         )
+
+    def voided(self, serial: str, when: str) -> "Registry":
+        """With a certificate that is no device's void."""
+        return replace(self, edition=self.edition + 1, void={**self.void, serial: when})
 
 
 def read_registry(path: Path) -> Registry:
@@ -99,7 +128,7 @@ def write_registry(path: Path, registry: Registry) -> None:
         "format": _FORMAT,
         "fleet": registry.fleet,
         "edition": registry.edition,
-        "devices": [asdict(device) for device in registry.devices.values()],
+        "devices": [device.body() for device in registry.devices.values()],
         "void": dict(registry.void),
     }
     write_file(path, (json.dumps(body, indent=1) + "\n").encode(), purpose="fleet.registry", mode=0o644)
@@ -108,13 +137,16 @@ def write_registry(path: Path, registry: Registry) -> None:
 def _registry(body: Any) -> Registry:
     if body["format"] != _FORMAT:
         raise ValueError(f"its format is {body['format']!r}, not {_FORMAT!r}")
-    devices = [EnrolledDevice(**entry) for entry in body["devices"]]
+    devices = [
+        EnrolledDevice(**{**entry, "earlier": tuple(entry.get("earlier", ()))}) for entry in body["devices"]
+    ]
     for device in devices:
         if device.expires:
             datetime.datetime.fromisoformat(device.expires)
         if not valid_name(device.device):
             raise ValueError(f"{device.device!r} is no device's name")
-        int(device.serial, 16)
+        for serial in device.serials:
+            int(serial, 16)
     return Registry(
         fleet=str(body["fleet"]),
         edition=int(body["edition"]),

@@ -5,7 +5,9 @@ import json
 import shutil
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -14,6 +16,7 @@ from certificates import BrokerFiles, tls_mosquitto
 from secure_fleet import SecureFleet, mosquitto_program
 
 from broker_coordinator.fleet.authority import Authority
+from broker_coordinator.fleet.renewal import renew_broker, renew_devices
 from broker_coordinator.storage.sqlite_store import SqliteStore
 from fl_io.ed25519 import new_private_key, signer
 from fl_io.mqtt import TlsFiles
@@ -25,6 +28,7 @@ from fl_protocol.task import TaskManifest
 from fl_protocol.topics import FleetTopics
 from fl_protocol.transport import Disconnected, Received
 from fl_protocol.update import UpdateHeader
+from hil.mosquitto import free_ports
 
 pytestmark = [pytest.mark.process, pytest.mark.mosquitto]
 
@@ -74,7 +78,7 @@ class TestTheDoor:
 
     def test_nobody_whose_certificate_expired(self, quiet):
         """An end that the operator set holds at the broker, which has a clock."""
-        ours = quiet.fleet._authority()
+        ours = quiet.fleet.authority()
         day = datetime.timedelta(days=1)
         now = datetime.datetime.now(datetime.UTC)
         assert quiet.client(quiet.issued("pi-01", ours, now + day)).admitted
@@ -103,6 +107,50 @@ class TestTheDoor:
             with tls_mosquitto(mosquitto_program(), tmp_path, pair, quiet.path / "ca.pem") as port:
                 assert not quiet.client(quiet.files("pi-01"), port=port).admitted
                 quiet.hang_up()
+
+
+class TestRenewal:
+    """mosquitto reads what was renewed, and nobody has to come to the door anew."""
+
+    def test_a_broker_under_another_name_takes_devices_while_it_runs(self, quiet):
+        """127.0.0.2 was no name of it; the connection under the old one stands."""
+        standing = quiet.device("mole")
+        assert not quiet.client(quiet.files("pi-01"), host="127.0.0.2").admitted
+        quiet.clients.pop().transport.stop()
+        assert renew_broker(quiet.fleet, add=["127.0.0.2"])[1].done
+        quiet.until(lambda: quiet.client(quiet.files("pi-01"), host="127.0.0.2").admitted)
+        standing.transport.subscribe([f"{TOPICS.prefix}down/mole/#"])
+        quiet.insider().say(TOPICS.command("mole"), b"fence")
+        assert standing.heard_until(TOPICS.command("mole")) == []
+
+    def test_a_broker_with_another_key_is_believed(self, quiet):
+        """And one who heeds the list of revocations believes the old certificate no longer."""
+        old = tuple(
+            shutil.copy(quiet.fleet.broker.path / f"broker.{part}", quiet.folder) for part in ("pem", "key")
+        )
+        stolen = BrokerFiles(certificate=old[0], key=old[1], serial=0)
+        assert renew_broker(quiet.fleet, new_key=True)[1].done
+        quiet.until(lambda: quiet.client(quiet.files("pi-01")).admitted)
+        heeding = quiet.folder / "ca-and-revoked.pem"
+        revoked = (quiet.fleet.broker.path / "revoked.pem").read_bytes()
+        heeding.write_bytes((quiet.path / "ca.pem").read_bytes() + revoked)
+        files = replace(quiet.files("pi-01"), ca=heeding)
+        assert quiet.client(files).admitted
+        with tls_mosquitto(mosquitto_program(), quiet.folder, stolen, quiet.path / "ca.pem") as port:
+            assert not quiet.client(files, port=port).admitted
+            quiet.hang_up()
+
+    def test_a_renewed_device_comes_with_either_certificate_until_it_is_revoked(self, quiet):
+        """The old one is good for the way that the new one has to go."""
+        quiet.fleet.enroll("late", days=10)
+        old = quiet.issued_copy("late")
+        renew_devices(quiet.fleet, ["late"], days=90)
+        for files in (old, quiet.files("late")):
+            quiet.until(lambda files=files: quiet.client(files).admitted)
+            quiet.hang_up()
+        quiet.fleet.revoke("late")
+        for files in (old, quiet.files("late")):
+            quiet.until(lambda files=files: not quiet.client(files).admitted)
 
 
 class TestTheRights:
@@ -306,3 +354,49 @@ def test_the_supervisor_stays_small_under_mutual_tls(barn):
     barn.until(lambda: not supervisor.children())
     assert barn.agent_status("pi-00")["state"] == "waiting"
     assert supervisor.memory_info().rss <= 30 * MIB
+
+
+def test_a_wrong_fleet_in_agent_toml_is_named(barn):
+    """All else is right, the broker lets it in, and nothing would ever come: check and status say why."""
+    folder = barn.enroll("pi-00")
+    toml = folder / "agent.toml"
+    toml.write_text(toml.read_text().replace('fleet = "barn"', 'fleet = "bran"'))
+    barn.coordinate()
+    why = "ca.pem is the authority of fleet 'barn', but fleet in agent.toml is 'bran'"
+    words = [sys.executable, "-m", "edge_agent", "check", "--config", str(toml)]
+    alone = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert alone.returncode == 1, alone.stdout + alone.stderr
+    assert f"FAIL  fleet: {why}" in alone.stdout
+    assert "nobody is there under fleet 'bran'" in alone.stdout
+    barn.agent(folder)
+    barn.until(lambda: barn.agent_status("pi-00").get("idle_reason") == why)
+    beside = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert f"the running agent says: waiting, {why}" in beside.stdout
+
+
+def test_a_certificate_about_to_end_is_named_and_counted_until_it_is_renewed(barn):
+    """By status and metrics of a coordinator that runs; one that has ended too, others not."""
+    for device, days in (("soon", 10), ("later", 90), ("always", None)):
+        barn.fleet.enroll(device, days=days)
+    (port,) = free_ports(1)
+    barn.coordinate(settings=f"[http]\nport = {port}\n")
+
+    def counted():
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        return next(line for line in lines if line.startswith("lichen_certificates_expiring "))
+
+    assert barn.status()["certificates_expiring"] == {"soon": 9}
+    assert counted() == "lichen_certificates_expiring 1.0"
+    said = " ".join(barn.lichen("status").split())
+    assert "soon's ends in 9 days: lichen fleet renew soon" in said
+    assert "later" not in said
+    barn.lichen("fleet", "renew", "soon", "--days", "90")
+    barn.until(lambda: barn.status()["certificates_expiring"] == {})
+    barn.until(lambda: counted() == "lichen_certificates_expiring 0.0")
+    # As time goes by: an end that was set long ago.
+    registry = barn.fleet.registry
+    over = replace(registry.devices["later"], expires="2026-01-02T00:00:00+00:00")
+    barn.fleet.commit(registry.enrolled(replace(over, earlier=over.serials)))
+    barn.until(lambda: barn.status()["certificates_expiring"].get("later", 0) < 0)
+    assert "later's has ended" in " ".join(barn.lichen("status").split())

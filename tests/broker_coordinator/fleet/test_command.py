@@ -57,3 +57,28 @@ def test_revoking_a_stranger_is_a_mistake(barn):
     """A typing error must not look like a success."""
     with pytest.raises(StorageError, match="never enrolled"):
         run("revoke", "pi-70", "--fleet", barn)
+
+
+def test_renewals_are_told_and_listed(barn):
+    """What to carry where, until when the old one holds; the days that are left."""
+    run("enroll", "pi-07", "--fleet", barn, "--days", "10")
+    run("enroll", "pi-08", "--fleet", barn)
+    code, said = run("renew", "pi-07", "--fleet", barn, "--days", "90", "--host", "b.example")
+    assert code == 0
+    assert "the broker's certificate is for broker.example" in said
+    assert f"carry device.pem of {barn / 'devices' / 'pi-07'}" in said
+    assert "holds on until" in said
+    listed = {entry["device"]: entry for entry in json.loads(run("list", "--fleet", barn, "--json")[1])}
+    assert (listed["pi-07"]["days_left"], listed["pi-08"]["days_left"]) == (89, None)
+    assert "89" in run("list", "--fleet", barn)[1]
+    made = json.loads(run("renew", "pi-08", "--new-key", "--fleet", barn, "--json")[1])
+    assert (made["broker"], made["devices"][0]["new_key"]) == (None, True)
+    assert made["devices"][0]["old_holds_until"] == ""
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["--broker", "--days", "9"], ["a", "b", "--out", "x"], ["--broker", "--out", "x"]]
+)
+def test_a_renewal_of_nothing_is_wrong_usage(barn, words):
+    """Or one with options of another."""
+    assert run("renew", *words, "--fleet", barn)[0] == 2
