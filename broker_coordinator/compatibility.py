@@ -79,6 +79,7 @@ def together(kind: str, options: Mapping[str, float], *, codec: str, size: int, 
     )
     if kind == "median":
         yield size >= 3, f"[aggregator] median needs [buffer] size = 3 at least, not {size}"
+        yield size < 3 or least >= 3, _at_a_deadline("median", 3)
     if kind == "trimmed_mean" and options["trim"]:
         cut = int(options["trim"] * size + 1e-9)
         yield (
@@ -87,6 +88,11 @@ def together(kind: str, options: Mapping[str, float], *, codec: str, size: int, 
             f" is trim = {_upwards(1 / size)} or size = {math.ceil(1 / options['trim'] - 1e-9)}"
             if size > 2
             else f"[aggregator] trimmed_mean needs [buffer] size = 3 at least, not {size}",
+        )
+        needed = math.ceil(1 / options["trim"] - 1e-9)
+        yield (
+            cut == 0 or least >= needed,
+            _at_a_deadline(f"trimmed_mean with trim = {options['trim']:g}", needed),
         )
     if kind == "krum":
         yield from _krum(int(options["attackers"]), int(options["chosen"]), size, least)
@@ -102,13 +108,19 @@ def _krum(attackers: int, chosen: int, size: int, least: int) -> Iterator[Rule]:
     )
     yield (
         size < needed or least >= needed,
-        f"[aggregator] krum with attackers = {attackers} needs {needed} updates at a deadline too; set"
-        f" [buffer] min_updates = {needed}, or flush_after_s = 0",
+        _at_a_deadline(f"krum with attackers = {attackers}", needed),
     )
     yield (
         size < needed or chosen <= size - attackers,
         f"[aggregator] chosen = {chosen} of [buffer] size = {size} takes attackers in; nearest is"
         f" chosen = {size - attackers}",
+    )
+
+
+def _at_a_deadline(rule: str, needed: int) -> str:
+    return (
+        f"[aggregator] {rule} needs {needed} updates at a deadline too; nearest is [buffer]"
+        f" min_updates = {needed}, or flush_after_s = 0"
     )
 
 

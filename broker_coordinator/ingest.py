@@ -47,6 +47,8 @@ from fl_protocol.version import VersionId
 __all__ = ["Batch", "Ingest", "commit_then_answer"]
 
 BUSY_WAIT_S = 2.0
+MOST_METRICS = 1024
+"""Names of metrics that are remembered: what devices call them is theirs."""
 
 
 @dataclass(slots=True)
@@ -126,6 +128,7 @@ class Ingest:
         self._payload_size, self._payload_exact = codec.largest(model.rules.layout), codec.exact
         self._uploading: dict[bytes, str] = {}
         self._open_uploads: Counter[str] = Counter()
+        self._reported: set[str] = set()
         self.recall()
         self.credit = CreditWindow(window_bytes)
         self.accepted = 0
@@ -359,8 +362,13 @@ class Ingest:
         batch.bases.clear()
         if not candidates:
             return
+        for action in candidates:
+            if len(self._reported) < MOST_METRICS:
+                self._reported.update(action.header.metrics)
         try:
-            verdicts = appraise_all(candidates, state=self._model.state, rules=self._model.rules)
+            verdicts = appraise_all(
+                candidates, state=self._model.state, rules=self._model.rules, reported=self._reported
+            )
         except AggregatorError as error:
             # Nothing is recorded or answered: the devices keep their updates, and ask again.
             self._model.weigh_fault = str(error)

@@ -5,7 +5,7 @@ the journal as raw bits; the fold, and every replay of it, only multiplies and a
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
@@ -14,6 +14,7 @@ import numpy as np
 
 from broker_coordinator.aggregation.aggregator import UpdateContext
 from broker_coordinator.aggregation.aggregator_registry import fault_of
+from broker_coordinator.aggregation.claims import Claims
 from broker_coordinator.aggregation.defence import clip_factor
 from broker_coordinator.aggregation.rules import FoldRules
 from broker_coordinator.aggregation.scalars import to_raw
@@ -64,17 +65,18 @@ class Appraisal:
 
 
 def appraise_all(
-    candidates: Sequence[Candidate], *, state: VersionState, rules: FoldRules
+    candidates: Sequence[Candidate], *, state: VersionState, rules: FoldRules, reported: Container[str] = ()
 ) -> list[Appraisal | Refusal]:
     """Check whole payloads and find their scalars, against ``state``, the newest version; in their order.
 
     Those of a small model are decoded together, and what they hold is kept within ``MOST_KEPT``.
+    ``reported`` names metrics that the fleet is known to report: a rule may ask for them, and for no others.
 
     Raises:
         AggregatorError: the rule cannot weigh an update for a reason that is its own.
     """
     with np.errstate(over="ignore"):
-        return _appraised(candidates, _Appraiser(state, rules), rules)
+        return _appraised(candidates, _Appraiser(state, rules, reported), rules)
 
 
 def _appraised(
@@ -119,9 +121,10 @@ class _Alone:
 class _Appraiser:
     """Rules and state, with what they make for every update alike."""
 
-    def __init__(self, state: VersionState, rules: FoldRules) -> None:
+    def __init__(self, state: VersionState, rules: FoldRules, reported: Container[str] = ()) -> None:
         self._state = state
         self._rules = rules
+        self._reported = reported
         self._aggregator = rules.make_aggregator()
         self._staleness = rules.staleness.weight()
         self._largest_buffer = _largest_buffer(state)
@@ -171,16 +174,20 @@ class _Appraiser:
         context = UpdateContext(device=candidate.device, staleness=staleness, norm=norm)
         if header.num_examples > rules.max_examples:
             header = replace(header, num_examples=rules.max_examples)
+        claims = Claims(header.metrics, self._reported)
         try:
-            weight = np.float32(self._aggregator.weigh(header, context))
-        except KeyError as error:
-            # The rule asks for a metric that this device does not report: that is the update's fault.
-            return Refusal(reason="malformed", message=f"the aggregator cannot weigh it: {error!r}")
+            weight = np.float32(self._aggregator.weigh(replace(header, metrics=claims), context))
         except MemoryError:
             raise
         except Exception as error:
+            if isinstance(error, KeyError) and claims.lacks(error):
+                return Refusal(reason="malformed", message=f"the aggregator cannot weigh it: {error!r}")
+            if unsound := claims.unsound():
+                return Refusal(reason="malformed", message=f"the aggregator cannot weigh it: {unsound}")
             raise fault_of(rules.aggregator, "weigh", error) from error
-        if not weight >= 0 and all(math.isfinite(value) for value in header.metrics.values()):
+        if not weight >= 0:
+            if unsound := claims.unsound():
+                return Refusal(reason="not_finite", message=f"the aggregator gives it {weight}: {unsound}")
             raise fault_of(rules.aggregator, "weigh", f"it gave {weight}, and weights are not below 0")
         scale = np.float32(self._staleness(staleness) * clip_factor(norm, state, rules.clip))
         longest = max(float(decoded_norm), self._largest_buffer)

@@ -24,8 +24,8 @@ TRIALS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "mean, nobody attacks": ("attack.share=0.0",),
         "mean, not clipped": ("fleet.defence.clip=false",),
         "mean": (),
-        "trimmed_mean": ("fleet.aggregator.kind=trimmed_mean",),
-        "median": ("fleet.aggregator.kind=median",),
+        "trimmed_mean": ("fleet.aggregator.kind=trimmed_mean", "fleet.buffer.min_updates=5"),
+        "median": ("fleet.aggregator.kind=median", "fleet.buffer.min_updates=3"),
         "krum": (
             "fleet.aggregator.kind=krum",
             "fleet.aggregator.attackers=2",

@@ -41,7 +41,13 @@ def read(tmp_path):
             '[aggregator]\nkind = "krum"\nattackers = 3\n[buffer]\nsize = 7\n',
             "nearest is size = 9 or attackers = 2",
         ),
-        ('[aggregator]\nkind = "krum"\n', "min_updates = 5"),
+        ('[aggregator]\nkind = "krum"\n', "nearest is [buffer] min_updates = 5"),
+        ('[aggregator]\nkind = "median"\n', "nearest is [buffer] min_updates = 3"),
+        ('[aggregator]\nkind = "trimmed_mean"\n', "nearest is [buffer] min_updates = 5"),
+        (
+            '[aggregator]\nkind = "trimmed_mean"\ntrim = 0.4\n[buffer]\nmin_updates = 2\n',
+            "nearest is [buffer] min_updates = 3",
+        ),
         (
             '[aggregator]\nkind = "krum"\nchosen = 10\n[buffer]\nmin_updates = 5\n',
             "nearest is chosen = 9",
@@ -77,8 +83,11 @@ def test_it_is_refused_with_what_would_do(read, tables, nearest):
 @pytest.mark.parametrize(
     "tables",
     [
-        '[aggregator]\nkind = "median"\n',
-        '[aggregator]\nkind = "trimmed_mean"\ntrim = 0.25\n[buffer]\nsize = 4\n',
+        '[aggregator]\nkind = "median"\n[buffer]\nmin_updates = 3\n',
+        '[aggregator]\nkind = "median"\n[buffer]\nflush_after_s = 0\n',
+        '[aggregator]\nkind = "trimmed_mean"\ntrim = 0.25\n[buffer]\nsize = 4\nmin_updates = 4\n',
+        '[aggregator]\nkind = "trimmed_mean"\n[buffer]\nmin_updates = 5\n',
+        '[aggregator]\nkind = "trimmed_mean"\ntrim = 0\n',
         '[aggregator]\nkind = "krum"\nattackers = 2\nchosen = 3\n[buffer]\nmin_updates = 7\n',
         '[aggregator]\nkind = "krum"\nattackers = 2\n[buffer]\nflush_after_s = 0\n',
         '[aggregator]\nkind = "ca2fl"\nage = 5\n[selection]\nkind = "fair"\n',

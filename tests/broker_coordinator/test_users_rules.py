@@ -103,13 +103,46 @@ def test_the_rule_of_the_readme_weighs_by_loss(fleet_of, folder):
 
 
 def test_an_update_without_the_metric_is_refused(fleet_of, folder):
-    """That is the update's fault, and the others go on."""
+    """That is the update's fault where others report it, and they go on."""
     folder(LOSS_WEIGHTED)
     fleet = fleet_of(aggregator=RULE).start()
     devices = [fleet.device(f"d{number}") for number in range(3)]
-    ids = send(fleet, devices, [{}, *losses(1.0, 1.0)])
-    assert devices[0].last(ids[0]).state == "refused"
+    ids = send(fleet, devices, [*losses(1.0), {}, *losses(1.0)])
+    assert devices[1].last(ids[1]).state == "refused"
     assert fleet.coordinator.version.number == 1
+    assert fleet.coordinator.figures().aggregator_fault == ""
+
+
+def test_the_first_update_without_the_metric_holds_up_nobody(fleet_of, folder):
+    """Until somebody reports it, it may be misspelt: the update waits; once others do, it is refused."""
+    folder(LOSS_WEIGHTED)
+    fleet = fleet_of(aggregator=RULE).start()
+    devices = [fleet.device(f"d{number}") for number in range(3)]
+    early = devices[0].make(fleet.layout, metrics={})
+    devices[0].begin(*early)
+    fleet.settle()
+    assert devices[0].words(early[0]) == []
+    send(fleet, devices[1:], losses(1.0, 1.0))
+    assert fleet.coordinator.version.number == 1
+    devices[0].begin(*early)
+    fleet.settle()
+    assert devices[0].words(early[0]) == ["refused"]
+    assert fleet.coordinator.figures().aggregator_fault == ""
+
+
+@pytest.mark.parametrize("weight", ["{}", "math.log({}) + 9", "{} and float('nan')"])
+def test_a_claim_below_zero_is_its_device_s_fault_alone(fleet_of, folder, weight):
+    """Its update is refused: the weight is negative, no number or an error, and the rule is not faulty."""
+    source = "import math\n" + textwrap.dedent(LOSS_WEIGHTED)
+    asked = 'update.metrics["before.loss"]'
+    folder(source.replace(f"update.num_examples * {asked}", weight.format(asked)))
+    fleet = fleet_of(aggregator=RULE).start()
+    devices = [fleet.device(f"d{number}") for number in range(3)]
+    update = devices[0].make(fleet.layout, metrics={"before.loss": -3.0})
+    devices[0].begin(*update)
+    fleet.settle()
+    assert devices[0].words(update[0]) == ["refused"]
+    assert fleet.coordinator.figures().aggregator_fault == ""
 
 
 @pytest.mark.parametrize("fault", BROKEN)
@@ -133,7 +166,16 @@ def test_a_rule_s_fault_stops_the_version_and_loses_no_update(fleet_of, folder, 
     assert (fleet.books().folded, fleet.books().quarantined) == (3, 0)
 
 
-@pytest.mark.parametrize("line", ["return float('nan')", "return -1.0", "raise ZeroDivisionError('oh')"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "return float('nan')",
+        "return -1.0",
+        "raise ZeroDivisionError('oh')",
+        "return {}['oh']",
+        "return update.metrics['before.los']",
+    ],
+)
 def test_a_rule_that_cannot_weigh_leaves_updates_with_their_devices(fleet_of, folder, line):
     """Nothing is accepted or refused: no receipt that would end an update. Mended, it is taken."""
     folder(

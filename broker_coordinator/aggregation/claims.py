@@ -1,0 +1,45 @@
+"""Claims: the metrics of one update as a user's rule sees them, and whose fault it is where it fails.
+
+A rule weighs by what devices claim. What nobody in the fleet reports is the rule's misspelling; what this
+device alone lacks, or gives as no number or below 0, is the device's: sums and counts never are.
+"""
+
+import math
+from collections.abc import Container, Iterator, Mapping
+
+__all__ = ["Claims"]
+
+
+class Claims(Mapping[str, float]):
+    """``metrics``, which remembers what it was asked for; ``reported`` names what the fleet reports."""
+
+    def __init__(self, metrics: Mapping[str, float], reported: Container[str]) -> None:
+        self._metrics = metrics
+        self._reported = reported
+        self._asked: set[str] = set()
+
+    def __getitem__(self, name: str) -> float:
+        self._asked.add(name)
+        return self._metrics[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._metrics)
+
+    def __len__(self) -> int:
+        return len(self._metrics)
+
+    def lacks(self, error: KeyError) -> bool:
+        """Whether ``error`` comes of a metric asked for that others report and this update does not."""
+        name = error.args[0] if error.args else None
+        return name in self._asked and name not in self._metrics and name in self._reported
+
+    def unsound(self) -> str:
+        """What was asked for and is no finite number from 0 on, in words; empty if there is none."""
+        wrong = [
+            name for name in sorted(self._asked & self._metrics.keys()) if not _sound(self._metrics[name])
+        ]
+        return ", ".join(f"{name} is {self._metrics[name]}" for name in wrong)
+
+
+def _sound(value: float) -> bool:
+    return math.isfinite(value) and value >= 0
