@@ -146,7 +146,7 @@ class Coordinator:
         self._transport.start(self.receive)
 
     def receive(self, event: TransportEvent) -> None:
-        """Take an event of the transport in; from any thread, returns at once."""
+        """Take an event in, from the one thread of the transport; returns at once."""
         self._inbox.put(event)
 
     def wait(self, timeout_s: float) -> None:

@@ -30,6 +30,7 @@ class Inbox:
         self._messages_out = self._bytes_out = 0
         self._arrived = threading.Condition()
         self._asleep = False
+        self._woken = False
         self.dropped = 0
         self.highest = 0
         """Most messages that have waited at once: a burst is over before anyone looks."""
@@ -55,18 +56,20 @@ class Inbox:
             self.wake()
 
     def wake(self) -> None:
-        """End a ``wait``."""
+        """End a ``wait``: this one, or the next if nobody waits yet."""
         with self._arrived:
+            self._woken = True
             self._arrived.notify()
 
     def wait(self, timeout_s: float) -> None:
         """Return when something is there, or is to be done, at the latest after ``timeout_s``."""
         with self._arrived:
             self._asleep = True
-            # Only now: whoever puts an event in behind this look sees that we sleep, and wakes us.
-            if not self._events:
+            # Only now: ``put`` appends and then looks whether we sleep, we say so and then look for events,
+            # so that one of the two sees the other. The lock is held until we wait: no wake comes before.
+            if not self._events and not self._woken:
                 self._arrived.wait(timeout_s)
-            self._asleep = False
+            self._asleep = self._woken = False
 
     def take(self, most: int) -> Sequence[TransportEvent]:
         """The next events, up to the ``most``-th message among them."""
