@@ -113,6 +113,13 @@ def read_scenario(words: str, changes: Sequence[str] = ()) -> Written:
     for change in changes:
         _set(table, change)
     tables = {name: table.pop(name) for name in _TABLES if name in table}
+    for name, value in table.items():
+        if isinstance(value, dict):  # no key takes one
+            near = difflib.get_close_matches(name, _TABLES, n=1)
+            hint = (
+                f"did you mean [{near[0]}]?" if near else f"there are {', '.join(_TABLES)}; [fleet.{name}]?"
+            )
+            raise ConfigError(f"{path}: a scenario has no table {name!r}", hint=hint)
     for name, value in tables.items():
         if not isinstance(value, dict):
             if name not in ("attack", "availability"):
