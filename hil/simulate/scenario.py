@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fl_io.configuration import check_configuration
 from fl_io.users_code import imported
-from fl_protocol.errors import ConfigError
+from fl_protocol.errors import ArtifactError, ConfigError
 from hil.simulate.device_class import DeviceClass, drawn
 from hil.simulate.device_data import DeviceSamplesOf, own_devices, partitioned
 from hil.simulate.result import SimulationResult
@@ -197,7 +197,11 @@ def _artifact(keys: Scenario, folder: Path) -> TrainingArtifact:
     place = folder / keys.model
     if (place / "manifest.json").exists():
         return TrainingArtifact.open(place)
-    return find(keys.model).open()
+    try:
+        model = find(keys.model)
+    except ArtifactError as error:
+        raise ConfigError(f"model: {error.args[0]}, and no artifact is in {place}", hint=error.hint) from None
+    return model.open()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

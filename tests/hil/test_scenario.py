@@ -147,6 +147,7 @@ def test_the_command_s_table_is_whole_in_eighty_columns(monkeypatch):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ('model = "artifakt"', "no model 'artifakt', and no artifact is in .*/artifakt"),
         ('data = "strange.npz"', "strange.npz holds no x"),
         ('data = "short.npz"', "not as many rows of each"),
         ('data = "junk.npz"', "junk.npz: "),
