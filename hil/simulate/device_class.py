@@ -131,6 +131,11 @@ def classes_of(
         if not isinstance(table, Mapping):
             faults.append(f"{path.name}: {name}: must be a table")
             continue
+        if (
+            not table and name not in _ready()
+        ):  # likelier a name misspelt than a class with nothing of its own
+            faults.append(f"{path.name}: {_nearest('device class', name, _ready())}; or say what it is like")
+            continue
         like = {"like": name} if name in _ready() else {}
         try:
             words = check_configuration({**like, **table}, _Words, path=path, text=text)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fl_io.configuration import check_configuration
 from fl_io.users_code import imported
-from fl_protocol.errors import ConfigError
+from fl_protocol.errors import ArtifactError, ConfigError
 from hil.simulate.device_class import DeviceClass, drawn
 from hil.simulate.device_data import DeviceSamplesOf, own_devices, partitioned
 from hil.simulate.result import SimulationResult
@@ -113,6 +113,13 @@ def read_scenario(words: str, changes: Sequence[str] = ()) -> Written:
     for change in changes:
         _set(table, change)
     tables = {name: table.pop(name) for name in _TABLES if name in table}
+    for name, value in table.items():
+        if isinstance(value, dict):  # no key takes one
+            near = difflib.get_close_matches(name, _TABLES, n=1)
+            hint = (
+                f"did you mean [{near[0]}]?" if near else f"there are {', '.join(_TABLES)}; [fleet.{name}]?"
+            )
+            raise ConfigError(f"{path}: a scenario has no table {name!r}", hint=hint)
     for name, value in tables.items():
         if not isinstance(value, dict):
             if name not in ("attack", "availability"):
@@ -190,7 +197,11 @@ def _artifact(keys: Scenario, folder: Path) -> TrainingArtifact:
     place = folder / keys.model
     if (place / "manifest.json").exists():
         return TrainingArtifact.open(place)
-    return find(keys.model).open()
+    try:
+        model = find(keys.model)
+    except ArtifactError as error:
+        raise ConfigError(f"model: {error.args[0]}, and no artifact is in {place}", hint=error.hint) from None
+    return model.open()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Scenario files: what comes along runs, what is wrong is said with the nearest right word; the command."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -146,6 +147,7 @@ def test_the_command_s_table_is_whole_in_eighty_columns(monkeypatch):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ('model = "artifakt"', "no model 'artifakt', and no artifact is in .*/artifakt"),
         ('data = "strange.npz"', "strange.npz holds no x"),
         ('data = "short.npz"', "not as many rows of each"),
         ('data = "junk.npz"', "junk.npz: "),
@@ -197,3 +199,21 @@ def test_the_command_writes_pages_and_figures(tmp_path):
         assert "http" not in text.replace("http://www.w3.org", "")
     assert json.loads((out / "iid.json").read_text())["state_hash"] == figures[0]["state_hash"]
     assert audit(out / "iid-coordinator").balanced
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[class.phone]", "no table 'class'.*did you mean .classes"),
+        ("[buffer]\nsize = 3", "no table 'buffer'.*fleet.buffer"),
+        ("[classes.fone]", "device class is called 'fone', did you mean 'phone'"),
+    ],
+)
+def test_a_table_misspelt_is_not_taken_for_something_else(tmp_path, text, said):
+    """Neither passed over nor run as another kind of device."""
+    path = tmp_path / "mine.toml"
+    path.write_text(f"devices = 2\nversions = 1\n{text}\n")
+    with pytest.raises(ConfigError) as caught:
+        run_scenario(read_scenario(str(path)))
+    told = " ".join((str(caught.value), *caught.value.faults, caught.value.hint or ""))
+    assert re.search(said, told, re.DOTALL)
