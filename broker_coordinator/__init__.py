@@ -7,19 +7,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from broker_coordinator.aggregator import Aggregator, UpdateContext
-    from broker_coordinator.audit import AuditReport
-    from broker_coordinator.backup import back_up
+    from broker_coordinator.aggregation.aggregator import Aggregator, UpdateContext
+    from broker_coordinator.aggregation.server_optimizer import ServerOptimizer
+    from broker_coordinator.aggregation.staleness import StalenessWeight
+    from broker_coordinator.books.audit import AuditReport
+    from broker_coordinator.books.backup import back_up
+    from broker_coordinator.books.export import export_version
     from broker_coordinator.configuration import FleetConfiguration, read_fleet
     from broker_coordinator.coordinator import Coordinator
     from broker_coordinator.embedded_broker import EmbeddedBroker
-    from broker_coordinator.export import export_version
     from broker_coordinator.selection import Selection
-    from broker_coordinator.server_optimizer import ServerOptimizer
     from broker_coordinator.service import read_status, run_coordinator
-    from broker_coordinator.sqlite_store import SqliteStore
-    from broker_coordinator.staleness import StalenessWeight
-    from broker_coordinator.store import Store
+    from broker_coordinator.storage.sqlite_store import SqliteStore
+    from broker_coordinator.storage.store import Store
 
 __all__ = [
     "Aggregator",
@@ -41,19 +41,19 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Aggregator": "aggregator",
-    "AuditReport": "audit",
+    "Aggregator": "aggregation.aggregator",
+    "AuditReport": "books.audit",
     "Coordinator": "coordinator",
     "EmbeddedBroker": "embedded_broker",
     "FleetConfiguration": "configuration",
     "Selection": "selection",
-    "ServerOptimizer": "server_optimizer",
-    "SqliteStore": "sqlite_store",
-    "StalenessWeight": "staleness",
-    "Store": "store",
-    "UpdateContext": "aggregator",
-    "back_up": "backup",
-    "export_version": "export",
+    "ServerOptimizer": "aggregation.server_optimizer",
+    "SqliteStore": "storage.sqlite_store",
+    "StalenessWeight": "aggregation.staleness",
+    "Store": "storage.store",
+    "UpdateContext": "aggregation.aggregator",
+    "back_up": "books.backup",
+    "export_version": "books.export",
     "read_fleet": "configuration",
     "read_status": "service",
     "run_coordinator": "service",

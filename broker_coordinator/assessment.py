@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker_coordinator.evaluation import Evaluation
-from broker_coordinator.records import VersionRecord
-from broker_coordinator.shelf import BlobShelf
-from broker_coordinator.store import Store
+from broker_coordinator.publication.shelf import BlobShelf
+from broker_coordinator.storage.records import VersionRecord
+from broker_coordinator.storage.store import Store
 from fl_protocol.codec import decode_model
 from fl_protocol.layout import TensorLayout
 

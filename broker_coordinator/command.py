@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from broker_coordinator.configuration import FleetConfiguration, read_fleet
-from broker_coordinator.sqlite_store import SqliteStore
+from broker_coordinator.configuration import FleetConfiguration, HttpTable, read_fleet
+from broker_coordinator.storage.sqlite_store import SqliteStore
 from fl_protocol.errors import ConfigError, LichenError, StorageError
 
 if TYPE_CHECKING:
-    from broker_coordinator.recovery import Recovery
+    from broker_coordinator.books.recovery import Recovery
 
 __all__ = ["audit", "backup", "coordinator", "devices", "export", "status", "versions"]
 
@@ -46,9 +46,15 @@ def coordinator() -> None:
 @_fleet_file
 @click.option("--broker", help="auto, auto:PORT, mosquitto, amqtt, or mqtt(s)://, ws(s)://host.")
 @click.option("--insecure", is_flag=True, help="Run without TLS: for trials, on a network you trust.")
+@click.option("--http", metavar="HOST:PORT", help="Where metrics and health are served.")
 @click.option("--stop-after-versions", type=click.IntRange(min=1), help="End when version N is out.")
 def run_command(
-    *, fleet_file: Path, broker: str | None, insecure: bool, stop_after_versions: int | None
+    *,
+    fleet_file: Path,
+    broker: str | None,
+    insecure: bool,
+    http: str | None,
+    stop_after_versions: int | None,
 ) -> None:
     """Coordinate the fleet of FLEET.toml until stopped."""
     from broker_coordinator.service import run_coordinator
@@ -58,6 +64,8 @@ def run_command(
     changes: dict[str, Any] = {}
     if broker is not None:
         changes["broker"] = broker
+    if http is not None:
+        changes["http"] = _http(http)
     if stop_after_versions is not None:
         changes["stop_after_versions"] = stop_after_versions
     run_coordinator(dataclasses.replace(configuration, **changes), insecure=insecure)
@@ -69,8 +77,8 @@ def run_command(
 @_as_json
 def recover_command(*, fleet_file: Path, force: bool, as_json: bool) -> None:
     """Open a new epoch after a restored backup: what came after the backup is given up."""
+    from broker_coordinator.books.recovery import recover
     from broker_coordinator.office import locked
-    from broker_coordinator.recovery import recover
 
     state = read_fleet(fleet_file).state
     with locked(state), _opened(state, write=True) as store:
@@ -211,7 +219,7 @@ def versions(*, state_dir: Path | None, limit: int, as_json: bool) -> None:
 @_as_json
 def export(*, state_dir: Path | None, number: int | None, out: Path, published: bool, as_json: bool) -> None:
     """Write a version's weights, one array for each parameter."""
-    from broker_coordinator.export import export_version
+    from broker_coordinator.books.export import export_version
 
     state = _state(state_dir)
     with _opened(state) as store:
@@ -244,7 +252,7 @@ def export(*, state_dir: Path | None, number: int | None, out: Path, published: 
 @_as_json
 def audit(*, state_dir: Path | None, agents: Sequence[Path], as_json: bool) -> None:
     """Check that every update was counted once, and every version can be made again bit for bit."""
-    from broker_coordinator.audit import audit as audit_state
+    from broker_coordinator.books.audit import audit as audit_state
 
     report = audit_state(_state(state_dir), [folder for given in agents for folder in _agent_states(given)])
     body = report.to_json()
@@ -270,7 +278,7 @@ def audit(*, state_dir: Path | None, agents: Sequence[Path], as_json: bool) -> N
 @_as_json
 def backup(*, state_dir: Path | None, out: Path, as_json: bool) -> None:
     """Copy the state, consistently, while the coordinator runs. The copy holds its private key."""
-    from broker_coordinator.backup import back_up
+    from broker_coordinator.books.backup import back_up
 
     done = back_up(_state(state_dir), out.absolute())
     if as_json:
@@ -288,6 +296,13 @@ def _recovery_lines(done: "Recovery") -> Iterator[str]:
     yield "updates that devices still hold come again by themselves; made from a version given up: refused"
     yield "updates that were counted since, and dropped by their devices, are not known here:"
     yield "  lichen audit --agents DIR counts them as given up, for the devices whose folders you name"
+
+
+def _http(address: str) -> HttpTable:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise click.BadParameter(f"{address!r} is not HOST:PORT, as 127.0.0.1:9641", param_hint="--http")
+    return HttpTable(host=host, port=int(port))
 
 
 def _state(given: Path | None) -> Path:
@@ -354,6 +369,9 @@ def _identity_lines(body: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "enrolled", f"{body['devices_enrolled']:,} devices"
     if body.get("registry_fault"):
         yield "registry", f"{body['registry_fault']}; the one read last holds on"
+    for name, days in body.get("certificates_expiring", {}).items():
+        ends = f"ends in {days} days" if days >= 0 else "has ended"
+        yield "certificate", f"{name}'s {ends}: lichen fleet enroll {name} --renew"
     if body.get("doubled"):
         shown = ", ".join(f"{name} ({count:,} times)" for name, count in body["doubled"].items())
         yield "two live devices", f"share one identity: {shown}; see lichen devices"

@@ -64,7 +64,7 @@ def together(kind: str, options: Mapping[str, float], *, codec: str, size: int, 
     if kind not in ("trimmed_mean", "median", "krum"):
         return
     spec = CodecSpec.parse(codec)
-    if spec.options.get("keep", 1.0) < 1:
+    if spec.name != "sparse" and spec.options.get("keep", 1.0) < 1:
         whole = CodecSpec(name=spec.name, options={**spec.options, "keep": 1.0})
         nearest = str(whole).replace(",keep=1", "").replace("(keep=1)", "")
         yield (
@@ -126,6 +126,8 @@ def usable_codec(text: str) -> None:
 def _nearest_eden(spec: CodecSpec) -> str:
     from fl_protocol.codec.registry import codec_for
 
+    if spec.name != "eden":
+        return ""
     asked = spec.options.get("bits", 1.0)
     for bits in sorted(_EDEN_BITS, key=lambda bits: abs(bits - asked)):
         text = str(CodecSpec(name=spec.name, options={**spec.options, "bits": float(bits)}))

@@ -337,13 +337,17 @@ class IngestTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpTable:
-    """``[http]``: metrics and health on loopback; ``port`` 0 takes a free one."""
+    """``[http]``: metrics and health, for whoever reaches ``host``; ``port`` 0 takes a free one."""
 
     enabled: bool = True
+    host: str = "127.0.0.1"
     port: int = 0
 
     def __post_init__(self) -> None:
-        _check((0 <= self.port <= 65535, "port must be from 0 to 65535"))
+        _check(
+            (bool(self.host), "host must be an address, as 127.0.0.1"),
+            (0 <= self.port <= 65535, "port must be from 0 to 65535"),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

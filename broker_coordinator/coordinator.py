@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker_coordinator.assessment import Assessment, Evaluate
+from broker_coordinator.books.retention import RetentionPolicy, prune
 from broker_coordinator.configuration import FleetConfiguration
-from broker_coordinator.edition import Editor
 from broker_coordinator.enrolment import Enrolment
 from broker_coordinator.evaluation import Evaluation, caveat_of
 from broker_coordinator.global_model import GlobalModel
@@ -27,13 +27,13 @@ from broker_coordinator.keys import Signing
 from broker_coordinator.leasing import Commands, Leasing
 from broker_coordinator.metrics import Figures
 from broker_coordinator.outgoing import Outgoing
-from broker_coordinator.publisher import Publisher
+from broker_coordinator.publication.edition import Editor
+from broker_coordinator.publication.publisher import Publisher
+from broker_coordinator.publication.shelf import BlobShelf
 from broker_coordinator.reception import Reception
-from broker_coordinator.records import VersionRecord
-from broker_coordinator.retention import RetentionPolicy, prune
-from broker_coordinator.shelf import BlobShelf
-from broker_coordinator.sqlite_store import SqliteStore
-from broker_coordinator.uploads import PayloadFiles
+from broker_coordinator.storage.records import VersionRecord
+from broker_coordinator.storage.sqlite_store import SqliteStore
+from broker_coordinator.storage.uploads import PayloadFiles
 from fl_io.disk import DISK, Disk, sweep_unfinished
 from fl_protocol.blob import address_of
 from fl_protocol.clock import Clock
@@ -276,6 +276,7 @@ class Coordinator:
             insecure=self._insecure,
             devices_enrolled=self._enrolment.enrolled,
             registry_fault=self._enrolment.fault,
+            certificates_expiring=self._enrolment.expiring(self._clock.wall()),
             doubled={double.device: double.count for double in self._store.doubles()},
             bytes_sent=traffic.sent,
             bytes_received=traffic.received,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 
-from broker_coordinator.records import Outcome, Upload
+from broker_coordinator.storage.records import Outcome, Upload
 from fl_protocol.layout import FINGERPRINT_BYTES
 from fl_protocol.ranges import MAX_RANGES, ByteRanges
 from fl_protocol.receipt import Receipt
@@ -49,7 +49,8 @@ class TaskState:
     """What every decision depends on; a few hundred bytes, whatever the fleet's size.
 
     ``witnessed`` is the highest epoch in which a newer manifest of ours was proven, 0 where none was.
-    ``codec`` is the codec's canonical text and ``payload_size`` the exact bytes of an update under it.
+    ``codec`` is the codec's canonical text, ``payload_size`` the most bytes of an update under it, and where
+    ``payload_exact`` the only number of them.
     """
 
     epoch: int
@@ -61,6 +62,7 @@ class TaskState:
     codec: str
     fingerprint: bytes
     payload_size: int
+    payload_exact: bool = True
 
     @property
     def rolled_back(self) -> bool:
@@ -354,7 +356,7 @@ def _unfit(header: UpdateHeader, state: TaskState) -> str:
         return "codec"
     if header.size > state.payload_size:
         return "oversize"
-    return "" if header.size == state.payload_size else "codec"
+    return "codec" if header.size < (state.payload_size if state.payload_exact else 1) else ""
 
 
 def _same_word(device: str, update_id: bytes, known: Outcome, state: TaskState) -> Answer:

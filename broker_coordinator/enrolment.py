@@ -5,13 +5,19 @@ refused from the next message on, whatever its connection to the broker still is
 """
 
 import logging
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from broker_coordinator.fleet.registry import Registry, read_registry
 from fl_protocol.errors import ConfigError, LichenError
 
-__all__ = ["Enrolment"]
+__all__ = ["DAYS_OF_WARNING", "Enrolment"]
+
+DAYS_OF_WARNING = 30
+"""How long before its end a certificate is spoken of."""
+_DAY_S = 86400.0
 
 _log = logging.getLogger("lichen.coordinator")
 
@@ -29,6 +35,7 @@ class Enrolment:
         self._path = path
         self._mark: tuple[int, ...] = ()
         self._active: frozenset[str] = frozenset()
+        self._ends: Mapping[str, float] = {}
         self.fault = ""
         """Why the registry cannot be read now: the one read last holds on."""
         if path is not None:
@@ -43,6 +50,12 @@ class Enrolment:
     def admits(self, device: str) -> bool:
         """Whether to take anything from ``device``."""
         return self._path is None or device in self._active
+
+    def expiring(self, now: float) -> dict[str, int]:
+        """Certificates in use that end within 30 days of ``now`` (seconds since 1970), with the whole days
+        that are left; below 0 it has ended."""
+        soon = now + DAYS_OF_WARNING * _DAY_S
+        return {name: math.floor((end - now) / _DAY_S) for name, end in self._ends.items() if end < soon}
 
     def refresh(self) -> bool:
         """Look at the registry; whether other devices than before may take part."""
@@ -65,6 +78,7 @@ class Enrolment:
                 f"{self._path} is the registry of fleet {registry.fleet!r}, not of {self._fleet!r}"
             )
         self._active = registry.active
+        self._ends = registry.ends
 
 
 def _mark_of(path: Path) -> tuple[int, ...]:

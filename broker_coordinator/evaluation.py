@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from broker_coordinator.records import DeviceEvaluation
+from broker_coordinator.storage.records import DeviceEvaluation
 from fl_protocol.errors import ConfigError
 from models.runtime import PREFERENCE, Batch, TrainingArtifact, open_session, split_flat
 

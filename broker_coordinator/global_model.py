@@ -8,14 +8,14 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
+from broker_coordinator.aggregation.fold import ClosedVersion, OpenVersion
+from broker_coordinator.aggregation.rules import ClipRule, FoldRules, StalenessRule
+from broker_coordinator.aggregation.version_state import VersionFiles, VersionState
 from broker_coordinator.buffer import Buffer
 from broker_coordinator.configuration import FleetConfiguration
-from broker_coordinator.fold import ClosedVersion, OpenVersion
-from broker_coordinator.records import AcceptedUpdate, VersionRecord
-from broker_coordinator.rules import ClipRule, FoldRules, StalenessRule
-from broker_coordinator.shelf import BlobShelf
-from broker_coordinator.store import Store
-from broker_coordinator.version_state import VersionFiles, VersionState
+from broker_coordinator.publication.shelf import BlobShelf
+from broker_coordinator.storage.records import AcceptedUpdate, VersionRecord
+from broker_coordinator.storage.store import Store
 from fl_io.disk import DISK, Disk
 from fl_protocol.clock import Clock
 from fl_protocol.codec import Piece, encode_model

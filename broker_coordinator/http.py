@@ -1,4 +1,4 @@
-"""HTTP on loopback: ``/metrics`` for Prometheus, ``/healthz`` for whoever restarts things."""
+"""HTTP: ``/metrics`` for Prometheus, ``/healthz`` for whoever restarts things. On loopback, unless asked."""
 
 import socket
 import threading
@@ -16,14 +16,17 @@ STOP_S = 5.0
 class HttpServer:
     """Serves from a thread of its own; ``figures`` and ``fault`` are called there, and only read.
 
-    ``fault`` says why the coordinator is not well; empty if it is. ``port`` 0 takes a free one.
+    ``fault`` says why the coordinator is not well; empty if it is. ``host`` is an IPv4 address or a name of
+    one; ``port`` 0 takes a free one.
 
     Raises:
         ConfigError: an extra is not installed.
-        StorageError: the port is taken.
+        StorageError: the address is not this machine's, or the port is taken.
     """
 
-    def __init__(self, port: int, *, figures: Callable[[], Figures], fault: Callable[[], str]) -> None:
+    def __init__(
+        self, host: str, port: int, *, figures: Callable[[], Figures], fault: Callable[[], str]
+    ) -> None:
         try:
             import uvicorn
             from prometheus_client import CollectorRegistry, generate_latest
@@ -52,8 +55,8 @@ class HttpServer:
             reason = fault()
             return PlainTextResponse(f"{reason or 'ok'}\n", status_code=503 if reason else 200)
 
-        self._socket = _bound(port)
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self._socket = _bound(host, port)
+        self.url = f"http://{host}:{self._socket.getsockname()[1]}"
         application = Starlette(routes=[Route("/metrics", metrics), Route("/healthz", healthz)])
         self._server = uvicorn.Server(
             uvicorn.Config(application, log_level="warning", lifespan="off", access_log=False, loop="asyncio")
@@ -71,15 +74,16 @@ class HttpServer:
         self._server.run(sockets=[self._socket])
 
 
-def _bound(port: int) -> socket.socket:
+def _bound(host: str, port: int) -> socket.socket:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind(("127.0.0.1", port))
+        listener.bind((host, port))
         listener.listen(64)
     except OSError as error:
         listener.close()
         raise StorageError(
-            f"cannot listen on 127.0.0.1:{port}: {error.strerror}", hint="set http.port to another, or to 0"
+            f"cannot listen on {host}:{port}: {error.strerror}",
+            hint="set http.host, http.port to others, or http.port to 0",
         ) from None
     return listener

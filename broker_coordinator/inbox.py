@@ -16,15 +16,20 @@ MAX_MESSAGES = 8192
 
 
 class Inbox:
-    """``put`` from any thread; ``take`` and ``wait`` from one."""
+    """``put`` from one thread, ``take`` and ``wait`` from another, ``wake`` from any.
+
+    There is no lock where nobody sleeps: what has come in is counted by the one, what was taken out by the
+    other, and a deque is safe between them.
+    """
 
     def __init__(self, max_bytes: int, reject: Callable[[int], None]) -> None:
         self._max_bytes = max_bytes
         self._reject = reject
         self._events: deque[TransportEvent] = deque()
-        self._bytes = 0
-        self._messages = 0
+        self._messages_in = self._bytes_in = 0
+        self._messages_out = self._bytes_out = 0
         self._arrived = threading.Condition()
+        self._asleep = False
         self.dropped = 0
         self.highest = 0
         """Most messages that have waited at once: a burst is over before anyone looks."""
@@ -34,17 +39,20 @@ class Inbox:
 
     def put(self, event: TransportEvent) -> None:
         """Take an event in; returns at once."""
-        with self._arrived:
-            if isinstance(event, Received):
-                if self._messages >= MAX_MESSAGES or self._bytes + len(event.payload) > self._max_bytes:
-                    self.dropped += 1
-                    self._reject(event.token)
-                    return
-                self._messages += 1
-                self.highest = max(self.highest, self._messages)
-                self._bytes += len(event.payload)
-            self._events.append(event)
-            self._arrived.notify()
+        if isinstance(event, Received):
+            waiting = self._messages_in - self._messages_out
+            size = len(event.payload)
+            if waiting >= MAX_MESSAGES or self._bytes_in - self._bytes_out + size > self._max_bytes:
+                self.dropped += 1
+                self._reject(event.token)
+                return
+            self._messages_in += 1
+            self._bytes_in += size
+            if waiting >= self.highest:
+                self.highest = waiting + 1
+        self._events.append(event)
+        if self._asleep:
+            self.wake()
 
     def wake(self) -> None:
         """End a ``wait``."""
@@ -54,18 +62,20 @@ class Inbox:
     def wait(self, timeout_s: float) -> None:
         """Return when something is there, or is to be done, at the latest after ``timeout_s``."""
         with self._arrived:
+            self._asleep = True
+            # Only now: whoever puts an event in behind this look sees that we sleep, and wakes us.
             if not self._events:
                 self._arrived.wait(timeout_s)
+            self._asleep = False
 
     def take(self, most: int) -> Sequence[TransportEvent]:
         """The next events, up to the ``most``-th message among them."""
         batch: list[TransportEvent] = []
-        with self._arrived:
-            while self._events and most:
-                event = self._events.popleft()
-                batch.append(event)
-                if isinstance(event, Received):
-                    most -= 1
-                    self._messages -= 1
-                    self._bytes -= len(event.payload)
+        while self._events and most:
+            event = self._events.popleft()
+            batch.append(event)
+            if isinstance(event, Received):
+                most -= 1
+                self._messages_out += 1
+                self._bytes_out += len(event.payload)
         return batch

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from broker_coordinator.appraisal import Appraisal, appraise_all
+from broker_coordinator.aggregation.appraisal import Appraisal, appraise_all
 from broker_coordinator.credit import CreditWindow
 from broker_coordinator.decide import (
     Accept,
@@ -31,9 +31,9 @@ from broker_coordinator.decide import (
 )
 from broker_coordinator.global_model import GlobalModel
 from broker_coordinator.outgoing import Outgoing
-from broker_coordinator.records import AcceptedUpdate, NewUpdate, Upload
-from broker_coordinator.store import Store
-from broker_coordinator.uploads import ROW_BYTES, PayloadFiles
+from broker_coordinator.storage.records import AcceptedUpdate, NewUpdate, Upload
+from broker_coordinator.storage.store import Store
+from broker_coordinator.storage.uploads import ROW_BYTES, PayloadFiles
 from fl_io.crash import crash_point
 from fl_protocol.clock import Clock
 from fl_protocol.codec import Piece, codec_for
@@ -54,7 +54,9 @@ class Batch:
     """What one commit leads to, once it is made.
 
     ``candidates`` are updates found acceptable and not appraised yet, ``bases`` their devices and bases.
-    ``decoded`` holds by ``accept_seq`` the pieces of updates that were decoded to be appraised.
+    ``decoded`` holds by ``accept_seq`` the pieces of updates that were decoded to be appraised, ``packed``
+    by id the headers as the journal keeps them, ``known_bases`` whether versions are known: none becomes so
+    within a commit.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -63,6 +65,8 @@ class Batch:
     bases: set[tuple[str, VersionId]] = field(default_factory=set)
     accepted: list[AcceptedUpdate] = field(default_factory=list)
     decoded: dict[int, Sequence[Piece]] = field(default_factory=dict)
+    packed: dict[bytes, bytes] = field(default_factory=dict)
+    known_bases: dict[VersionId, bool] = field(default_factory=dict)
     uploads: dict[bytes, Upload] = field(default_factory=dict)
     written: list[tuple[bytes, int, int]] = field(default_factory=list)
     finished: list[tuple[str, bytes]] = field(default_factory=list)
@@ -118,7 +122,8 @@ class Ingest:
         self._clock = clock
         self._ask_evidence = ask_evidence
         self._admits = admits
-        self._payload_size = codec_for(model.rules.codec).size(model.rules.layout)
+        codec = codec_for(model.rules.codec)
+        self._payload_size, self._payload_exact = codec.largest(model.rules.layout), codec.exact
         self._uploading: dict[bytes, str] = {}
         self._open_uploads: Counter[str] = Counter()
         self.recall()
@@ -141,6 +146,7 @@ class Ingest:
             codec=self._model.rules.codec,
             fingerprint=self._model.rules.layout.fingerprint,
             payload_size=self._payload_size,
+            payload_exact=self._payload_exact,
         )
 
     def receive(self, batch: Batch, state: TaskState, topic: BeginTopic | ChunkTopic, payload: bytes) -> None:
@@ -227,15 +233,19 @@ class Ingest:
         if (device, header.base) in batch.bases:
             # Only the journal says whether its sibling counts.
             self._take_in(batch, state)
+        base_known = batch.known_bases.get(header.base)
+        if base_known is None:
+            base_known = batch.known_bases[header.base] = self._store.base_known(header.base)
+        packed = batch.packed[update_id] = header.pack()
         return BeginArrived(
             device=device,
             update_id=update_id,
             header=header,
-            hash=update_hash(update_id, header),
+            hash=update_hash(update_id, packed),
             payload=content,
             known=self._store.outcome(update_id),
             counted=self._store.counted(device, header.base),
-            base_known=self._store.base_known(header.base),
+            base_known=base_known,
             upload=self._upload(batch, update_id),
             uploads_open=self._open_uploads[device],
             admitted=self._admits(device),
@@ -369,7 +379,9 @@ class Ingest:
                 reason=verdict.reason,
             )
             self._refuse(refusal, batch, state)
-        updates = [_new_update(action, appraisal) for action, appraisal in good]
+        updates = [
+            _new_update(action, batch.packed[action.update_id], appraisal) for action, appraisal in good
+        ]
         receipt = Receipt(state="done", epoch=state.epoch, term=state.term).pack()
         for (action, appraisal), update, accept_seq in zip(
             good, updates, self._store.accept_all(updates), strict=True
@@ -417,12 +429,12 @@ class Ingest:
         batch.answers.append((self._topics.receipt(device, update_id), receipt.pack()))
 
 
-def _new_update(action: Accept, appraisal: Appraisal) -> NewUpdate:
+def _new_update(action: Accept, packed: bytes, appraisal: Appraisal) -> NewUpdate:
     return NewUpdate(
         update_id=action.update_id,
         device=action.device,
         hash=action.hash,
-        header=action.header.pack(),
+        header=packed,
         base=action.header.base,
         size=len(action.payload),
         payload=action.payload if len(action.payload) <= ROW_BYTES else None,

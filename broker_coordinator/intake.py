@@ -12,7 +12,7 @@ from broker_coordinator.global_model import GlobalModel
 from broker_coordinator.ingest import Batch, Ingest, commit_then_answer
 from broker_coordinator.outgoing import Outgoing
 from broker_coordinator.reception import Reception
-from broker_coordinator.store import Store
+from broker_coordinator.storage.store import Store
 from fl_protocol.errors import StorageError
 from fl_protocol.transport import Received, Transport
 

@@ -6,9 +6,9 @@ A lease only limits how many train at a time. The late update of one that expire
 import secrets
 from collections.abc import Callable
 
-from broker_coordinator.records import Lease
 from broker_coordinator.selection import Selection, expired
-from broker_coordinator.store import Store
+from broker_coordinator.storage.records import Lease
+from broker_coordinator.storage.store import Store
 from fl_protocol.clock import Clock
 from fl_protocol.command import Command
 from fl_protocol.signed import COMMAND_CONTEXT, Sign, seal

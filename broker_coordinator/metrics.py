@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from broker_coordinator.records import RuntimeCounts
+from broker_coordinator.storage.records import RuntimeCounts
 
 __all__ = ["Figures", "metric_families"]
 
@@ -21,7 +21,8 @@ class Figures:
     devices use, ``accuracy_caveat`` says so and ``reported`` holds what devices say: ``version``,
     ``devices``, ``examples`` and ``means``. ``tls_date_error`` is what was found wrong with the dates of the
     broker's certificate, and forgiven. ``insecure`` says that the broker's connections are plain. Where
-    there is a registry, ``devices_enrolled`` may take part; ``registry_fault`` is why it cannot be read now.
+    there is a registry, ``devices_enrolled`` may take part; ``registry_fault`` is why it cannot be read now;
+    ``certificates_expiring`` are the days left, by name, of certificates that end soon or have ended.
     ``doubled`` counts, by identity, how often one of two live devices that share it took the other's place.
     ``bytes_*`` are None where the system does not count them.
     """
@@ -64,6 +65,7 @@ class Figures:
     insecure: bool = False
     devices_enrolled: int | None = None
     registry_fault: str = ""
+    certificates_expiring: Mapping[str, int] = field(default_factory=dict)
     doubled: Mapping[str, int] = field(default_factory=dict)
     bytes_sent: int | None = None
     bytes_received: int | None = None
@@ -156,6 +158,16 @@ def metric_families(figures: Callable[[], Figures]) -> Iterator[Any]:
         "lichen_registry_unreadable",
         "Whether the registry of devices cannot be read: the last one holds on",
         value=int(bool(now.registry_fault)),
+    )
+    yield GaugeMetricFamily(
+        "lichen_certificates_expiring",
+        "Certificates that end within 30 days, or have ended",
+        value=len(now.certificates_expiring),
+    )
+    yield GaugeMetricFamily(
+        "lichen_aggregator_faulty",
+        "Whether the aggregator fails, and no version can be made",
+        value=int(bool(now.aggregator_fault)),
     )
     yield GaugeMetricFamily(
         "lichen_up", "Whether the broker connection stands", value=int(now.state != "connecting")

@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 from broker_coordinator.decide import OrderSeen, TaskState
 from broker_coordinator.doubles import Doubles
-from broker_coordinator.edition import Editor
 from broker_coordinator.ingest import Batch, Ingest
 from broker_coordinator.leasing import Leasing
 from broker_coordinator.outgoing import Outgoing
-from broker_coordinator.publisher import Publisher
-from broker_coordinator.shelf import BlobShelf
-from broker_coordinator.store import Store
+from broker_coordinator.publication.edition import Editor
+from broker_coordinator.publication.publisher import Publisher
+from broker_coordinator.publication.shelf import BlobShelf
+from broker_coordinator.storage.store import Store
 from fl_protocol.blob import CHUNK_BYTES
 from fl_protocol.errors import MessageError, ProtocolError, TransportError
 from fl_protocol.presence import CoordinatorPresence, DeviceEvent, DevicePresence, GetRequest

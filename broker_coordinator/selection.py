@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from broker_coordinator.records import Lease
+from broker_coordinator.storage.records import Lease
 from fl_protocol.version import VersionId
 
 __all__ = ["LeaseSelection", "OpenSelection", "Roster", "RoundSelection", "Selection", "cohort", "expired"]

@@ -18,9 +18,10 @@ from broker_coordinator.http import HttpServer
 from broker_coordinator.keys import Signing, open_key
 from broker_coordinator.metrics import Figures
 from broker_coordinator.office import challenge, locked
-from broker_coordinator.sqlite_store import SqliteStore
+from broker_coordinator.storage.sqlite_store import SqliteStore
 from fl_io.clock import SystemClock
 from fl_io.mqtt import BrokerAddress, MqttTransport
+from fl_io.watchdog import Notifier, Watchdog
 from fl_protocol.errors import ConfigError, StorageError
 from models.runtime import TrainingArtifact, fixed_rows
 
@@ -59,26 +60,28 @@ def run_coordinator(configuration: FleetConfiguration, *, insecure: bool = False
         stack.callback(store.close)
         signing = _signing(state)
         address, broker_name = stack.enter_context(_broker(configuration))
+        transport = MqttTransport(
+            address,
+            f"coordinator-{configuration.fleet}",
+            clean=False,
+            manual_ack=True,
+            keepalive_s=KEEPALIVE_S,
+            window=PUBLISH_WINDOW,
+            tls=configuration.tls.files,
+        )
+        clock = SystemClock()
         coordinator = Coordinator(
             configuration,
             artifact=artifact,
             store=store,
-            transport=MqttTransport(
-                address,
-                f"coordinator-{configuration.fleet}",
-                clean=False,
-                manual_ack=True,
-                keepalive_s=KEEPALIVE_S,
-                window=PUBLISH_WINDOW,
-                tls=configuration.tls.files,
-            ),
-            clock=SystemClock(),
+            transport=transport,
+            clock=clock,
             signing=signing,
             evaluate=evaluate,
             broker_name=broker_name,
             insecure=plain,
         )
-        _serve(coordinator, configuration, stack)
+        _serve(coordinator, configuration, Watchdog(Notifier(), clock, [transport.fault]), stack)
 
 
 def _check_batch(configuration: FleetConfiguration, artifact: TrainingArtifact) -> None:
@@ -122,10 +125,16 @@ def is_running(state: Path) -> bool:
         return True
 
 
-def _serve(coordinator: Coordinator, configuration: FleetConfiguration, stack: contextlib.ExitStack) -> None:
+def _serve(
+    coordinator: Coordinator,
+    configuration: FleetConfiguration,
+    watchdog: Watchdog,
+    stack: contextlib.ExitStack,
+) -> None:
     status = _Status(coordinator, configuration.state / STATUS_FILE)
     if configuration.http.enabled:
-        server = HttpServer(configuration.http.port, figures=lambda: status.figures, fault=status.fault)
+        at = configuration.http
+        server = HttpServer(at.host, at.port, figures=lambda: status.figures, fault=status.fault)
         stack.callback(server.stop)
         coordinator.http_url = server.url
     stopping: list[int] = []
@@ -139,7 +148,14 @@ def _serve(coordinator: Coordinator, configuration: FleetConfiguration, stack: c
     version = coordinator.version
     _log.info("fleet %s at version %d.%d", configuration.fleet, version.epoch, version.number)
     stack.callback(status.write)
-    coordinator.run(lambda: bool(stopping), status.update)
+
+    def turned() -> None:
+        status.update()
+        watchdog.turn()
+
+    watchdog.ready()
+    coordinator.run(lambda: bool(stopping), turned)
+    watchdog.stopping()
 
 
 class _Status:

@@ -5,10 +5,10 @@ from edge_agent.jobs import Deliver, Worker
 from edge_agent.presence import Presence
 from edge_agent.state_folder import StateFolder
 from edge_agent.supervisor import Supervisor
-from edge_agent.watchdog import Notifier, Watchdog
 from edge_agent.worker_client import InlineWorker, ProcessWorker
 from fl_io.clock import SystemClock
 from fl_io.mqtt import MqttTransport
+from fl_io.watchdog import Notifier, Watchdog
 from fl_protocol.topics import FleetTopics
 
 __all__ = ["build_agent", "build_worker"]

@@ -288,6 +288,7 @@ class Assignment:
             device_state=self._device_state(manifest.artifact.sha256),
             checkpoint_path=str(self._folder.checkpoint),
             checkpoint_every_s=configuration.worker.checkpoint_every_s,
+            codec_state=self._outbox.codec_state(),
         )
 
     def _keep(self, manifest: TaskManifest, job: TrainJob, trained: Trained) -> None:
@@ -307,7 +308,9 @@ class Assignment:
         )
         state = trained.device_state
         kept = DeviceState(artifact=manifest.artifact.sha256, content=state) if state else None
-        entry = self._outbox.put(job.update_id, header, trained.payload, device_state=kept)
+        # Where the task's codec keeps nothing, what one before it kept goes.
+        left = trained.codec_state if trained.codec_state or job.codec_state else None
+        entry = self._outbox.put(job.update_id, header, trained.payload, codec_state=left, device_state=kept)
         self._orders.end_lease(self._lease)
         self._created(entry)
         # What is left to do must not make a failure of an update that is made.

@@ -14,12 +14,14 @@ from fl_protocol.errors import LayoutError
 from fl_protocol.plan import TrainingPlan
 from models.runtime import Batch, Session, TrainingArtifact, zero_slots
 
-__all__ = ["GraphTrainer", "dropout_seed"]
+__all__ = ["GRAD_NORM", "GraphTrainer", "dropout_seed"]
 
 _EVALUATION_ROWS = 256
 _SEEDS = 1 << 22
-_WEIGHT, _SLOT, _GRAD_NORM = "weight/", "slot/", "grad_norm"
+_WEIGHT, _SLOT = "weight/", "slot/"
 """How the tensors of a checkpoint are named."""
+GRAD_NORM = "grad_norm"
+"""The sum over the steps of the gradient's global norm: in a result's sums, and in a checkpoint."""
 
 
 class GraphTrainer:
@@ -57,14 +59,14 @@ class GraphTrainer:
             if self._seeded:
                 hyper["seed"] = float(dropout_seed(plan.seed, course.steps))
             result = self._session.step(
-                course.weights, course.slots, self._batch(weights, x, y), hyper, weights
+                course.weights, course.slots, self.batch(weights, x, y), hyper, weights
             )
             course.weights, course.slots = {**course.weights, **result.weights}, result.slots
             course.grad_norm += result.grad_norm
             course.steps += 1
             if self.checkpoint is not None:
                 self.checkpoint.offer(course.steps, course.tensors)
-        return TrainingResult(course.weights, steps=course.steps, sums={_GRAD_NORM: course.grad_norm})
+        return TrainingResult(course.weights, steps=course.steps, sums={GRAD_NORM: course.grad_norm})
 
     def evaluate(self, weights: Weights, samples: Samples) -> Mapping[str, float]:
         """The artifact's sums (``loss`` and its metrics) over ``samples``.
@@ -75,13 +77,18 @@ class GraphTrainer:
         """
         totals: dict[str, float] = {}
         for x, y in samples.batches(_EVALUATION_ROWS):
-            sums = self._session.evaluate(weights, self._batch(weights, x, y))
+            sums = self._session.evaluate(weights, self.batch(weights, x, y))
             for name, value in sums.items():
                 totals[name] = totals.get(name, 0.0) + value
         totals.pop("weight", None)  # all rows weigh 1: the agent counts them itself
         return totals
 
-    def _batch(self, weights: Weights, x: Array, y: Array) -> Batch:
+    def batch(self, weights: Weights, x: Array, y: Array) -> Batch:
+        """Rows as the graphs take them, each of weight 1.
+
+        Raises:
+            LayoutError: rows that are not the artifact's input, or of a class that it does not know.
+        """
         batch = Batch.of(self._fitted("x", x), self._fitted("y", y))
         if batch.y.dtype.kind == "i" and len(batch.y):
             self._check_classes(weights, batch)
@@ -127,14 +134,14 @@ class _Course:
             {key.removeprefix(_WEIGHT): tensor for key, tensor in tensors.items() if key.startswith(_WEIGHT)},
             {key.removeprefix(_SLOT): tensor for key, tensor in tensors.items() if key.startswith(_SLOT)},
             steps=steps,
-            grad_norm=float(tensors[_GRAD_NORM]),
+            grad_norm=float(tensors[GRAD_NORM]),
         )
 
     def tensors(self) -> Mapping[str, Array]:
         """All of it as named tensors."""
         named = {f"{_WEIGHT}{name}": tensor for name, tensor in self.weights.items()}
         named |= {f"{_SLOT}{name}": tensor for name, tensor in self.slots.items()}
-        return {**named, _GRAD_NORM: np.array(self.grad_norm, np.float64)}
+        return {**named, GRAD_NORM: np.array(self.grad_norm, np.float64)}
 
 
 def dropout_seed(training_seed: int, step: int) -> int:

@@ -64,6 +64,7 @@ class TrainJob:
     folder ``trainer_path``. ``device_state`` is what the last training on this device left of its personal
     tensors, empty before the first. A training that takes longer than ``checkpoint_every_s`` seconds leaves
     checkpoints at ``checkpoint_path`` (none where that is empty), and the same training goes on from there.
+    ``codec_state`` is what the encoding of the last update left, empty where it left nothing.
     """
 
     update_id: bytes
@@ -82,6 +83,7 @@ class TrainJob:
     device_state: bytes = b""
     checkpoint_path: str = ""
     checkpoint_every_s: float = 120.0
+    codec_state: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +113,7 @@ class Trained:
     held-out samples: ``before.*`` for the base, ``after.*`` for the trained weights, and the trainer's own
     sums over its steps under ``after.*`` too. ``cpu_s`` is the CPU time of the whole job, ``training_cpu_s``
     that of the trainer in it. ``device_state`` holds the personal tensors after the training, empty where the
-    model has none.
+    model has none; ``codec_state`` what the payload leaves out of the delta, empty where that is not kept.
     """
 
     update_id: bytes
@@ -124,6 +126,7 @@ class Trained:
     cpu_s: float = 0.0
     training_cpu_s: float = 0.0
     device_state: bytes = field(default=b"", repr=False)
+    codec_state: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

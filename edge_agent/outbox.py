@@ -41,6 +41,7 @@ IN_MEMORY = ":memory:"
 _APPLICATION_ID = 0x4C696368
 _FORMAT = 3
 _KEPT_BASES = 1_000
+_CODEC_STATE = "codec_state"
 _AGES_SAVED_EVERY_S = 3600.0
 _SCHEMA = """
 CREATE TABLE outbox (
@@ -258,7 +259,7 @@ class Outbox:
                 (self._box, _KEPT_BASES),
             )
             if codec_state is not None:
-                self._put_facts(db, {"codec_state": codec_state})
+                self._put_facts(db, {_CODEC_STATE: codec_state})
             if device_state is not None:
                 keep_state(db, device_state, sequence, box=self._box)
         return OutboxEntry(
@@ -371,6 +372,10 @@ class Outbox:
                 "SELECT value FROM facts WHERE box = ? AND key = ?", (self._box, key)
             ).fetchone()
         return bytes(row[0]) if row else None
+
+    def codec_state(self) -> bytes:
+        """What the encoding of the newest update left, whatever became of that update; empty if nothing."""
+        return self.recall(_CODEC_STATE) or b""
 
     def device_state(self, artifact: bytes) -> DeviceState | None:
         """The device state kept for an artifact (by its digest), or else the newest."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from edge_agent.checkpoint import Checkpoint
 from edge_agent.jobs import JobFailed, Trained, TrainJob
 from edge_agent.personal import PersonalTensors, pack_personal
+from edge_agent.residual import added, remainder
 from edge_agent.trainer import Samples, Trainer, TrainingResult, Weights, brings_samples, planned_steps
 from edge_agent.trainer_fault import training_code
 from fl_protocol.codec import codec_for, codec_seed, decode_model
@@ -118,7 +119,9 @@ def participate(
         return JobFailed(reason="the trainer counted no example", retryable=True)
     # Before evaluate, in which a trainer may go on using the arrays that it returned.
     state = pack_personal(kept)
-    payload = codec.encode(trained - base, layout, codec_seed(job.update_id))
+    delta = added(trained - base, job.codec_state, codec, layout)
+    payload = codec.encode(delta, layout, codec_seed(job.update_id))
+    left = remainder(delta, payload, codec, layout, update_id=job.update_id)
     trained.setflags(write=False)
     reached = _ordered({**split_flat(trained, layout), **kept}, order)
     with training_code(own=own):
@@ -136,6 +139,7 @@ def participate(
         runtime=runtime,
         training_cpu_s=training_cpu_s,
         device_state=state,
+        codec_state=left,
     )
 
 

@@ -20,7 +20,7 @@ from edge_agent.correspondence import Correspondence
 from edge_agent.gates import LinuxMachine, Machine
 from edge_agent.inbox import MAX_WAITING, Inbox
 from edge_agent.jobs import Deliver, Job, JobFailed, Progress, Result, TrainJob, Verified, VerifyJob, Worker
-from edge_agent.limits import read_limits
+from edge_agent.limits import Limits, read_limits
 from edge_agent.lookout import Lookout
 from edge_agent.model_notice import NoticeBoard
 from edge_agent.outbox import Outbox, OutboxCounts, OutboxEntry
@@ -29,10 +29,10 @@ from edge_agent.safe_mode import SafeMode
 from edge_agent.sample_count import CountSamples, count_samples
 from edge_agent.state_folder import StateFolder
 from edge_agent.status import StatusFile, StatusSink, counts_body
-from edge_agent.watchdog import Watchdog
 from edge_agent.wear import Wear
 from fl_io.crash import crash_point
 from fl_io.disk import DISK, Disk
+from fl_io.watchdog import Watchdog
 from fl_protocol.clock import Clock
 from fl_protocol.errors import LichenError, StorageError
 from fl_protocol.signed import COMMAND_CONTEXT
@@ -53,8 +53,8 @@ class Supervisor:
     """One device of one fleet. Drive it by ``start``, ``receive`` and ``work``, or let ``run`` do so.
 
     ``receive`` may be called from any thread and returns at once; all else from one thread. ``count`` counts
-    the samples at a path, ``status`` takes what ``status.json`` says, ``chance`` draws jitter, ``entropy``
-    the update ids.
+    the samples at a path, ``limits`` are those of this process, ``status`` takes what ``status.json`` says,
+    ``chance`` draws jitter, ``entropy`` the update ids.
 
     Raises:
         StorageError: from ``work`` and ``run``, if the outbox is found damaged (``is_damage``). Close this
@@ -73,6 +73,7 @@ class Supervisor:
         make_worker: Callable[[Deliver], Worker],
         watchdog: Watchdog | None = None,
         machine: Machine | None = None,
+        limits: Limits | None = None,
         disk: Disk = DISK,
         count: CountSamples = count_samples,
         status: StatusSink | None = None,
@@ -84,7 +85,7 @@ class Supervisor:
         self._transport, self._clock = transport, clock
         self._folder, self._outbox, self._disk = folder, outbox, disk
         self._wear = Wear()
-        self._limits = read_limits()
+        self._limits = limits or read_limits()
         self._inbox: Inbox[_Item] = Inbox()
         self._watchdog = watchdog
         self._safe_mode = SafeMode(outbox, clock, after=configuration.safe_after_starts)

@@ -26,6 +26,8 @@ __all__ = ["Uploads"]
 WINDOW = 4
 """Updates under way at once, the oldest first."""
 CHUNK_BYTES = 1 << 16
+CAUTIOUS_CHUNK_BYTES = 1 << 14
+"""After a connection that broke with chunks under way: of a chunk that is cut off, all is lost."""
 FIRST_PROBE_S = 30.0
 LONGEST_PROBE_S = 6 * 3600.0
 AFTER_CREDIT_S = 5.0
@@ -97,6 +99,7 @@ class Uploads:
         self._outbox = outbox
         self._chance = chance or random.Random()
         self._connected = False
+        self._chunk_bytes = CHUNK_BYTES
         self._unacknowledged: set[int] = set()
         self._moved_at = 0.0
         self._uploads = {entry.update_id: _Upload.of(entry, sent=True) for entry in outbox.entries()}
@@ -128,6 +131,8 @@ class Uploads:
         self._connected = False
         self._unacknowledged.clear()
         for upload in self._uploads.values():
+            if upload.under_way and not upload.small:
+                self._chunk_bytes = CAUTIOUS_CHUNK_BYTES
             upload.chunks.clear()
             upload.under_way.clear()
 
@@ -153,6 +158,7 @@ class Uploads:
         """Take the coordinator's word; whether it ended an update."""
         if receipt.terminal:
             crash_point("agent.receipt")
+            self._chunk_bytes = CHUNK_BYTES
             reason = receipt.reason if receipt.state == "refused" else ""
             settled = self._outbox.settle(update_id, receipt.state, reason)
             self._uploads.pop(update_id, None)
@@ -268,7 +274,7 @@ class Uploads:
         for start, end in receipt.missing.first(receipt.credit):
             at = start - start % OFFSET_UNIT
             while at < min(end, upload.entry.size):
-                stop = min(at - at % CHUNK_BYTES + CHUNK_BYTES, end, upload.entry.size)
+                stop = min(at - at % self._chunk_bytes + self._chunk_bytes, end, upload.entry.size)
                 if (at, stop) not in under_way:
                     upload.chunks.append((at, stop))
                 at = stop if stop % OFFSET_UNIT == 0 else end

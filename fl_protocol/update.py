@@ -121,11 +121,13 @@ def runtime_label(name: str) -> str:
     return _STRANGE.sub("_", name)[:LONGEST_RUNTIME]
 
 
-def update_hash(update_id: bytes, header: UpdateHeader) -> bytes:
-    """What an update id is bound to: sha256 over the id and the whole header (which names its payload)."""
+def update_hash(update_id: bytes, header: UpdateHeader | bytes) -> bytes:
+    """What an update id is bound to: sha256 over the id and the whole header (which names its payload);
+    ``header`` may be what it packs to."""
     if len(update_id) != UPDATE_ID_BYTES:
         raise MessageError("an update id has 16 bytes")
-    return hashlib.sha256(update_id + header.pack()).digest()
+    packed = header if isinstance(header, bytes) else header.pack()
+    return hashlib.sha256(update_id + packed).digest()
 
 
 def _nested(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:

@@ -21,6 +21,7 @@ from models.zoo.mlp import digits_artifact
 __all__ = [
     "DATA",
     "DEFAULT_PARTITION",
+    "HELD_OUT_SHARE",
     "Samples",
     "Workload",
     "digits_workload",

@@ -23,7 +23,7 @@ from hil.mosquitto import free_ports, mosquitto_program
 from hil.processes import ManagedProcess
 
 if TYPE_CHECKING:  # every test loads this module; few need what is heavy
-    from broker_coordinator.audit import AuditReport
+    from broker_coordinator.books.audit import AuditReport
     from broker_coordinator.fleet.authority import Authority
     from hil.workload import Workload
 
@@ -220,7 +220,7 @@ class SecureFleet:
 
     def books(self, *devices: str) -> "AuditReport":
         """The audit, which must balance."""
-        from broker_coordinator.audit import audit
+        from broker_coordinator.books.audit import audit
 
         states = [self.path / "devices" / device / "state" for device in devices]
         report = audit(self.path / "coordinator", states)

@@ -4,6 +4,7 @@ One JSON file, which everything else is derived from: the broker's rights and li
 written anew from it, and a running coordinator reads it to know whom to take.
 """
 
+import datetime
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -44,6 +45,15 @@ class Registry:
     def active(self) -> frozenset[str]:
         """The devices that may take part."""
         return frozenset(name for name, device in self.devices.items() if not device.revoked)
+
+    @property
+    def ends(self) -> dict[str, float]:
+        """When certificates that are in use end, in seconds since 1970; those that never do are left out."""
+        return {
+            name: datetime.datetime.fromisoformat(device.expires).timestamp()
+            for name, device in self.devices.items()
+            if device.expires and not device.revoked
+        }
 
     def enrolled(self, device: EnrolledDevice) -> "Registry":
         """With a device added; the certificate that it had is void."""
@@ -100,6 +110,8 @@ def _registry(body: Any) -> Registry:
         raise ValueError(f"its format is {body['format']!r}, not {_FORMAT!r}")
     devices = [EnrolledDevice(**entry) for entry in body["devices"]]
     for device in devices:
+        if device.expires:
+            datetime.datetime.fromisoformat(device.expires)
         if not valid_name(device.device):
             raise ValueError(f"{device.device!r} is no device's name")
         int(device.serial, 16)

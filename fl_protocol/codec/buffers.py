@@ -20,6 +20,7 @@ from fl_protocol.codec.bounds import (
 from fl_protocol.codec.segments import SEGMENT_ELEMENTS
 from fl_protocol.codec.spec import CodecSpec
 from fl_protocol.codec.update_codec import Piece, UpdateCodec
+from fl_protocol.errors import CodecError
 from fl_protocol.layout import TensorLayout
 
 __all__ = ["HIGHEST_BUFFER", "WithBuffers"]
@@ -46,9 +47,19 @@ class WithBuffers:
         """That of the weights: buffers are rounded to the nearest."""
         return self.of_weights.unbiased
 
-    def size(self, layout: TensorLayout) -> int:
+    @property
+    def exact(self) -> bool:
+        """That of the weights' codec."""
+        return self.of_weights.exact
+
+    @property
+    def feedback(self) -> bool:
+        """That of the weights' codec: nothing of buffers is left out."""
+        return self.of_weights.feedback
+
+    def largest(self, layout: TensorLayout) -> int:
         """The weights' payload, then two bytes per element of a buffer."""
-        return self.of_weights.size(layout.weights) + _WIDTH * layout.buffer_size
+        return self.of_weights.largest(layout.weights) + _WIDTH * layout.buffer_size
 
     def encode(self, delta: npt.NDArray[np.float32], layout: TensorLayout, seed: bytes) -> bytes:
         """Encode the weights, and round buffers to the nearest float16 within its finite range."""
@@ -65,7 +76,10 @@ class WithBuffers:
         if not layout.buffer_size:
             self.of_weights.check(payload, layout)
             return
-        check_length(payload, self.size(layout))
+        if self.exact:
+            check_length(payload, self.largest(layout))
+        elif len(payload) < _WIDTH * layout.buffer_size:
+            raise CodecError(f"the payload has {len(payload)} bytes, too few for the buffers alone")
         self.of_weights.check(self._weights(payload, layout), layout.weights)
         check_float16(_tail(payload, layout), "the delta of the buffers")
 

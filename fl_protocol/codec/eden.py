@@ -23,7 +23,7 @@ from fl_protocol.codec.levels import code_energy, energy_factor, octets_of, quan
 from fl_protocol.codec.mask import kept_count, kept_positions
 from fl_protocol.codec.segments import longest_segment
 from fl_protocol.codec.spec import CodecSpec
-from fl_protocol.codec.streams import MASK, SIGN1, SIGN2, Stream
+from fl_protocol.codec.streams import MASK, SIGN1, SIGN2, Stream, first_octets
 from fl_protocol.codec.update_codec import Piece, blank_payload
 from fl_protocol.layout import TensorLayout
 
@@ -56,7 +56,17 @@ class Eden:
         """True: errors average out over seeds."""
         return True
 
-    def size(self, layout: TensorLayout) -> int:
+    @property
+    def exact(self) -> bool:
+        """True: what is kept is drawn from the seed, and so many blocks there are."""
+        return True
+
+    @property
+    def feedback(self) -> bool:
+        """False: nothing is left out for good."""
+        return False
+
+    def largest(self, layout: TensorLayout) -> int:
         """Four bytes per block, then ``bits`` bits per element of each block."""
         scales, octets = payload_parts(layout, self.keep)
         return 4 * scales + self.bits * octets
@@ -158,12 +168,12 @@ class Eden:
         """Rotate the codes of all payloads back together, run by run, and scale them."""
         decoded = np.zeros((len(payloads), layout.size), np.float32)
         count, octets = payload_parts(layout, self.keep)
-        received = np.frombuffer(b"".join(payloads), np.uint8).reshape(len(payloads), self.size(layout))
+        received = np.frombuffer(b"".join(payloads), np.uint8).reshape(len(payloads), self.largest(layout))
         scales = np.ascontiguousarray(received[:, : 4 * count]).view("<f4")
         codes = received[:, 4 * count :]
-        streams = [_Streams(seed) for seed in seeds]
         # every span has whole words of signs, so that one draw gives those of all spans
-        signs = [np.stack([source.octets(octets) for source in pair]) for pair in zip(*streams, strict=True)]
+        signs = [first_octets(seeds, purpose, octets) for purpose in (SIGN1, SIGN2)]
+        masks = [Stream(seed, MASK) for seed in seeds] if self.keep < 1 else []
         for span in spans(layout, self.keep):
             segment = span.segment
             out = decoded[:, segment.start : segment.start + segment.size]
@@ -176,8 +186,8 @@ class Eden:
                 rows = (signs[0][:, bits], signs[1][:, bits])
                 _decode_rows(code, rows, fitted, run, bits=self.bits, out=part)
             if self.keep < 1:
-                for row, source in enumerate(streams):
-                    out[row, kept_positions(source.mask, segment.size, span.kept)] = kept[row]
+                for row, mask in enumerate(masks):
+                    out[row, kept_positions(mask, segment.size, span.kept)] = kept[row]
         return decoded
 
 
@@ -193,10 +203,6 @@ class _Streams:
     def mask(self) -> Stream:
         """The stream that draws what is kept; made where something is left out."""
         return Stream(self._seed, MASK)
-
-    def __iter__(self) -> Iterator[Stream]:
-        """Both sign streams."""
-        return iter((self._sign1, self._sign2))
 
     def signs(self, octets: int) -> Signs:
         """The next ``octets`` bytes of both sign streams."""

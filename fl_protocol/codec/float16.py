@@ -39,7 +39,17 @@ class Float16:
         """False: the same value is always rounded the same way."""
         return False
 
-    def size(self, layout: TensorLayout) -> int:
+    @property
+    def exact(self) -> bool:
+        """True: the length follows from the layout."""
+        return True
+
+    @property
+    def feedback(self) -> bool:
+        """False: nothing is left out for good."""
+        return False
+
+    def largest(self, layout: TensorLayout) -> int:
         """Two bytes per element."""
         return 2 * layout.size
 
@@ -47,7 +57,7 @@ class Float16:
         """Limit to the finite range and round to nearest, halves to even; the seed is not used."""
         values = fitting_vector(delta, layout)
         check_values(values, "the delta")
-        payload = blank_payload(self.size(layout))
+        payload = blank_payload(self.largest(layout))
         payload.seek(0)
         work = np.empty(longest_segment(layout), np.float32)
         for segment in segments(layout):
@@ -59,7 +69,7 @@ class Float16:
 
     def check(self, payload: bytes, layout: TensorLayout) -> None:
         """Verify the length and that every value is finite."""
-        check_length(payload, self.size(layout))
+        check_length(payload, self.largest(layout))
         check_float16(np.frombuffer(payload, "<f2"), "the payload")
 
     def norm(self, payload: bytes, layout: TensorLayout, seed: bytes) -> np.float32:

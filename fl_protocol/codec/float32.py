@@ -29,7 +29,17 @@ class Float32:
         """True: nothing is lost."""
         return True
 
-    def size(self, layout: TensorLayout) -> int:
+    @property
+    def exact(self) -> bool:
+        """True: the length follows from the layout."""
+        return True
+
+    @property
+    def feedback(self) -> bool:
+        """False: nothing is left out for good."""
+        return False
+
+    def largest(self, layout: TensorLayout) -> int:
         """Four bytes per element."""
         return 4 * layout.size
 
@@ -41,7 +51,7 @@ class Float32:
 
     def check(self, payload: bytes, layout: TensorLayout) -> None:
         """Verify the length and that every value is finite and at most 2^100 in magnitude."""
-        check_length(payload, self.size(layout))
+        check_length(payload, self.largest(layout))
         check_values(np.frombuffer(payload, "<f4"), "the payload")
 
     def norm(self, payload: bytes, layout: TensorLayout, seed: bytes) -> np.float32:

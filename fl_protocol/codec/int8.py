@@ -42,7 +42,17 @@ class Int8:
         """True: rounding is at random."""
         return True
 
-    def size(self, layout: TensorLayout) -> int:
+    @property
+    def exact(self) -> bool:
+        """True: the length follows from the layout."""
+        return True
+
+    @property
+    def feedback(self) -> bool:
+        """False: nothing is left out for good."""
+        return False
+
+    def largest(self, layout: TensorLayout) -> int:
         """Four bytes per tensor, then one per element."""
         return 4 * len(layout.tensors) + layout.size
 
@@ -53,7 +63,7 @@ class Int8:
         scales = _tensor_scales(values, layout)
         stream = Stream(seed, ROUND)
         work = np.empty(longest_segment(layout), np.float32)
-        payload = blank_payload(self.size(layout))
+        payload = blank_payload(self.largest(layout))
         payload.seek(0)
         payload.write(scales.data)
         for segment in segments(layout):
@@ -72,7 +82,7 @@ class Int8:
 
     def check(self, payload: bytes, layout: TensorLayout) -> None:
         """Verify the length, the scales, and that no code is -128."""
-        check_length(payload, self.size(layout))
+        check_length(payload, self.largest(layout))
         scales, codes = _parts(payload, layout)
         check_scales(scales)
         check_codes(codes)
@@ -104,7 +114,7 @@ class Int8:
         self, payloads: Sequence[bytes], layout: TensorLayout, seeds: Sequence[bytes]
     ) -> npt.NDArray[np.float32]:
         """Multiply the codes of all payloads and their scales, tensor by tensor; the seeds are not used."""
-        received = np.frombuffer(b"".join(payloads), np.int8).reshape(len(payloads), self.size(layout))
+        received = np.frombuffer(b"".join(payloads), np.int8).reshape(len(payloads), self.largest(layout))
         count = len(layout.tensors)
         scales = np.ascontiguousarray(received[:, : 4 * count]).view("<f4")
         decoded = received[:, 4 * count :].astype(np.float32)

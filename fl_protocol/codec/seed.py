@@ -5,7 +5,7 @@ Needs no array library. The derivations are part of the wire format and frozen b
 
 import hashlib
 
-__all__ = ["SEED_BYTES", "codec_seed", "stream_state"]
+__all__ = ["SEED_BYTES", "codec_seed", "stream_seed", "stream_state"]
 
 SEED_BYTES = 16
 
@@ -15,15 +15,23 @@ def codec_seed(update_id: bytes) -> bytes:
     return hashlib.sha256(b"codec" + update_id).digest()[:SEED_BYTES]
 
 
-def stream_state(seed: bytes, purpose: bytes) -> tuple[int, int]:
-    """The PCG64 ``(state, increment)`` that one random stream of an update starts from, below 2^128.
-
-    They are the halves, little-endian, of ``sha256(seed | purpose)``; the increment's lowest bit is set.
+def stream_seed(seed: bytes, purpose: bytes) -> bytes:
+    """``sha256(seed | purpose)``: what one random stream of an update starts from.
 
     Raises:
         ValueError: ``seed`` is not 16 bytes long.
     """
     if len(seed) != SEED_BYTES:
         raise ValueError(f"a codec seed has {SEED_BYTES} bytes, not {len(seed)}")
-    digest = hashlib.sha256(seed + purpose).digest()
+    return hashlib.sha256(seed + purpose).digest()
+
+
+def stream_state(seed: bytes, purpose: bytes) -> tuple[int, int]:
+    """The PCG64 ``(state, increment)`` of a stream, below 2^128: the halves, little-endian, of
+    ``stream_seed``; the increment's lowest bit is set.
+
+    Raises:
+        ValueError: ``seed`` is not 16 bytes long.
+    """
+    digest = stream_seed(seed, purpose)
     return int.from_bytes(digest[:16], "little"), int.from_bytes(digest[16:], "little") | 1

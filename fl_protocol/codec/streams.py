@@ -4,15 +4,17 @@ Only raw output is used: the methods of numpy's Generator may change between rel
 generator may not. O'Neill: PCG (2014), the variant XSL RR 128/64.
 """
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 from numpy.random.bit_generator import ISeedSequence
 
-from fl_protocol.codec.seed import stream_state
+from fl_protocol.codec.pcg64 import first_words
+from fl_protocol.codec.seed import stream_seed, stream_state
 
-__all__ = ["MASK", "ROUND", "SIGN1", "SIGN2", "Stream"]
+__all__ = ["MASK", "ROUND", "SIGN1", "SIGN2", "Stream", "first_octets"]
 
 MASK = b"mask"
 SIGN1 = b"sign1"
@@ -53,3 +55,14 @@ class Stream:
     def octets(self, count: int) -> npt.NDArray[np.uint8]:
         """The next ``count`` bytes, each word's lowest byte first; what is left of the last word is lost."""
         return self.words(-(-count // 8)).view(np.uint8)[:count]
+
+
+def first_octets(seeds: Sequence[bytes], purpose: bytes, count: int) -> npt.NDArray[np.uint8]:
+    """What ``octets(count)`` of a fresh stream gives, for each of several seeds: uint8[seeds, count].
+
+    Raises:
+        ValueError: a seed is not 16 bytes long.
+    """
+    together = b"".join([stream_seed(seed, purpose) for seed in seeds])
+    words = first_words(together, -(-count // 8)).astype("<u8", copy=False)
+    return words.view(np.uint8)[:, :count]

@@ -8,10 +8,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fl_protocol.codec.segments import SEGMENT_ELEMENTS
 from fl_protocol.codec.spec import CodecSpec
 from fl_protocol.layout import TensorLayout
 
-__all__ = ["Piece", "UpdateCodec", "blank_payload", "decode", "norm_of_pieces"]
+__all__ = ["Piece", "UpdateCodec", "blank_payload", "decode", "joined", "norm_of_pieces", "whole_pieces"]
 
 Piece = tuple[int, npt.NDArray[np.float32]]
 """``(start, values)``: elements ``[start, start + len(values))`` of the flat vector."""
@@ -20,8 +21,8 @@ Piece = tuple[int, npt.NDArray[np.float32]]
 class UpdateCodec(Protocol):
     """Turns the delta of a model update into payload bytes and back.
 
-    A payload's length follows from codec and layout alone. Decoding gives the same bits on every
-    machine; encoding need not. Codecs hold no state between updates.
+    Decoding gives the same bits on every machine; encoding need not. Codecs hold no state between updates:
+    where one asks for ``feedback``, its caller keeps what a payload leaves out.
     """
 
     @property
@@ -32,8 +33,16 @@ class UpdateCodec(Protocol):
     def unbiased(self) -> bool:
         """Whether the expectation of the decoded update, over seeds, is the delta."""
 
-    def size(self, layout: TensorLayout) -> int:
-        """Exact payload length in bytes."""
+    @property
+    def exact(self) -> bool:
+        """Whether every payload has the length ``largest``; else the length depends on its content."""
+
+    @property
+    def feedback(self) -> bool:
+        """Whether the delta less what was decoded is to be added to the device's next delta."""
+
+    def largest(self, layout: TensorLayout) -> int:
+        """The most bytes that a payload may have."""
 
     def encode(self, delta: npt.NDArray[np.float32], layout: TensorLayout, seed: bytes) -> bytes:
         """Encode float32[n]; ``seed`` is the update's :func:`codec_seed`.
@@ -91,6 +100,25 @@ def decode(codec: UpdateCodec, payload: bytes, layout: TensorLayout, seed: bytes
     for start, values in codec.pieces(payload, layout, seed):
         decoded[start : start + len(values)] = values
     return decoded
+
+
+def joined(pieces: Iterable[Piece], layout: TensorLayout) -> Iterator[Piece]:
+    """The pieces of one update; those of a model of at most 65,536 elements put together, one of its weights
+    and one of its buffers: there a call costs more than the numbers."""
+    if layout.size > SEGMENT_ELEMENTS:
+        yield from pieces
+        return
+    whole = np.empty(layout.size, np.float32)
+    for start, values in pieces:
+        whole[start : start + len(values)] = values
+    yield from whole_pieces(whole, layout)
+
+
+def whole_pieces(vector: npt.NDArray[np.float32], layout: TensorLayout) -> Iterator[Piece]:
+    """A decoded update as ``joined`` gives it: float32[n], not copied."""
+    yield 0, vector[: layout.weight_size]
+    if layout.buffer_size:
+        yield layout.weight_size, vector[layout.weight_size :]
 
 
 def norm_of_pieces(pieces: Iterable[Piece]) -> np.float32:

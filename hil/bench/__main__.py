@@ -14,10 +14,12 @@ from fl_protocol.errors import LichenError
 from hil.bench.codec import codec
 from hil.bench.demos import seeds, traffic
 from hil.bench.footprint import footprint
+from hil.bench.hard_fleets import hard_fleets
 from hil.bench.ingest import ingest
 from hil.bench.links import links
 from hil.bench.load import load
 from hil.bench.page import page
+from hil.bench.to_target import target
 from hil.bench.training import training
 from hil.bench.zoo import zoo
 
@@ -30,9 +32,16 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument(
         "--only",
         action="append",
-        choices=["demo", "traffic", "footprint", "ingest", "load", "links", "zoo", "training", "codec"],
+        choices=[
+            *("demo", "traffic", "footprint", "ingest", "load", "links", "zoo", "training", "codec"),
+            "target",
+            "hard_fleets",
+        ],
     )
     parser.add_argument("--seeds", type=int, default=10, help="demos of the section demo")
+    parser.add_argument(
+        "--target-seeds", type=int, default=5, help="runs of each cell of target and hard_fleets"
+    )
     parser.add_argument("--updates", type=int, default=100_000, help="updates of the section ingest")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where benchmarks.json and .md lie")
     options = parser.parse_args(words)
@@ -46,6 +55,8 @@ def main(words: list[str] | None = None) -> int:
         "zoo": zoo,
         "training": training,
         "codec": codec,
+        "target": lambda: target(options.docs / "benchmarks-target.jsonl", options.target_seeds),
+        "hard_fleets": lambda: hard_fleets(options.target_seeds),
     }
     book = options.docs / "benchmarks.json"
     figures: dict[str, Any] = json.loads(book.read_text()) if book.exists() else {}

@@ -16,7 +16,7 @@ import numpy as np
 from broker_coordinator.configuration import BufferTable, FleetConfiguration
 from broker_coordinator.coordinator import Coordinator
 from broker_coordinator.keys import open_key
-from broker_coordinator.sqlite_store import SqliteStore
+from broker_coordinator.storage.sqlite_store import SqliteStore
 from fl_protocol.clock import ManualClock
 from fl_protocol.codec import codec_for, codec_seed
 from fl_protocol.loopback import LoopbackBroker

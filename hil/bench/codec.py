@@ -23,6 +23,7 @@ CODECS = (
     "eden(bits=4)",
     "eden(bits=1,keep=0.25)",
     "eden(bits=2,keep=0.25)",
+    "sparse(bits=2,keep=0.05)",
 )
 _RUNS = 5
 _MOST_COPIES = 20

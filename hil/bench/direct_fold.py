@@ -5,11 +5,11 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from broker_coordinator.appraisal import Appraisal, appraise
-from broker_coordinator.fold import Fold
-from broker_coordinator.records import AcceptedUpdate
-from broker_coordinator.rules import FoldRules
-from broker_coordinator.version_state import VersionState
+from broker_coordinator.aggregation.appraisal import Appraisal, appraise
+from broker_coordinator.aggregation.fold import Fold
+from broker_coordinator.aggregation.rules import FoldRules
+from broker_coordinator.aggregation.version_state import VersionState
+from broker_coordinator.storage.records import AcceptedUpdate
 from fl_protocol.codec import codec_for, codec_seed
 from fl_protocol.update import UpdateHeader, update_hash
 from fl_protocol.version import VersionId

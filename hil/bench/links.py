@@ -92,7 +92,7 @@ def transfer(
 def _run(fleet: LocalFleet, link: LinkEmulator, timeout_s: float) -> dict[str, Any]:
     fleet.prepare()
     layout = TrainingArtifact.open(fleet.folder / "artifact").layout
-    model, update = model_size(layout), codec_for(fleet.options.codec).size(layout)
+    model, update = model_size(layout), codec_for(fleet.options.codec).largest(layout)
     fleet.start()
     began = time.monotonic()
     down = None

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hil.bench.codec import codec_section
+from hil.bench.hard_fleets import hard_fleets_section
+from hil.bench.target_page import target_section
 from hil.bench.training_page import training_section
 
 __all__ = ["page"]
@@ -152,6 +154,10 @@ def page(figures: Mapping[str, Any]) -> str:
         parts.append(training_section(figures["training"]))
     if "codec" in figures:
         parts.append(codec_section(figures["codec"]))
+    if "target" in figures:
+        parts.append(target_section(figures["target"]))
+    if "hard_fleets" in figures:
+        parts.append(hard_fleets_section(figures["hard_fleets"]))
     return "".join(parts)
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from broker_coordinator.aggregation.fold import Fold
+from broker_coordinator.aggregation.rules import FoldRules
+from broker_coordinator.aggregation.version_state import VersionState
 from broker_coordinator.compatibility import AGGREGATOR_OPTIONS, OPTIMIZER_OPTIONS, USUAL_LR
-from broker_coordinator.fold import Fold
-from broker_coordinator.rules import FoldRules
-from broker_coordinator.version_state import VersionState
 from fl_protocol.layout import TensorLayout
 from fl_protocol.version import VersionId
 from hil.bench.direct_fold import fold_delta

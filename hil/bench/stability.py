@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from broker_coordinator.aggregation.fold import Fold
+from broker_coordinator.aggregation.rules import FoldRules
+from broker_coordinator.aggregation.version_state import VersionState
 from broker_coordinator.configuration import BufferTable, FleetConfiguration, SelectionTable
-from broker_coordinator.fold import Fold
-from broker_coordinator.records import Lease
-from broker_coordinator.rules import FoldRules
-from broker_coordinator.version_state import VersionState
+from broker_coordinator.storage.records import Lease
 from fl_protocol.layout import TensorLayout
 from fl_protocol.version import VersionId
 from hil.bench.direct_fold import fold_delta

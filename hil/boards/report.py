@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from hil.boards.scenarios import SCENARIOS
 from hil.page_style import PAGE_STYLE
 
 __all__ = ["Outcome", "outcomes", "table", "write_page"]
@@ -115,11 +116,17 @@ def _cell(outcome: Outcome) -> str:
 
 
 def _axes(found: Sequence[Outcome]) -> tuple[list[str], list[str]]:
-    """Boards and scenarios, each once, in the order that they came."""
+    """Boards and scenarios, each once."""
     return (
         list(dict.fromkeys(outcome.board for outcome in found)),
-        list(dict.fromkeys(outcome.scenario for outcome in found)),
+        list(dict.fromkeys(sorted((outcome.scenario for outcome in found), key=_place))),
     )
+
+
+def _place(scenario: str) -> int:
+    """Ours in their own order, a user's behind them as they came."""
+    known = list(SCENARIOS)
+    return known.index(scenario) if scenario in known else len(known)
 
 
 def _reason(report: Any) -> str:

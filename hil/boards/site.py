@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from broker_coordinator.fleet.folder import FleetFolder, FleetPlan
-from broker_coordinator.sqlite_store import SqliteStore
+from broker_coordinator.storage.sqlite_store import SqliteStore
 from hil.boards.board import BoardFailure
 from hil.boards.patience import Patience
 from hil.mosquitto import free_ports, mosquitto_program

@@ -86,11 +86,12 @@ class SshBoard:
         """By the command of its owner.
 
         Raises:
-            BoardFailure: there is none, or it fails.
+            BoardFailure: there is none, it fails, or the agent goes on.
         """
         if not self._entry.power_off:
             raise BoardFailure(f"{self.device} has no power_off", hint="name a command in boards.toml")
         self._here_run(self._entry.power_off)
+        Patience(self._say).until(f"{self.device} is off", self._gone, within_s=COMMAND_S)
 
     def link(self, profile: str) -> None:
         """Change the relay."""
@@ -214,12 +215,17 @@ class SshBoard:
         return True
 
     def _pid_alive(self) -> bool:
-        return (
-            self._remote(
-                "test -f agent.pid && kill -0 $(cat agent.pid) 2>/dev/null && echo alive; true"
-            ).strip()
-            == "alive"
-        )
+        # By its command line: after a power cut its number may be another process's, and what nobody has
+        # collected yet has none.
+        check = "test -f agent.pid && grep -q agent.toml /proc/$(cat agent.pid)/cmdline 2>/dev/null"
+        return self._remote(f"{check} && echo alive; true").strip() == "alive"
+
+    def _gone(self) -> bool:
+        """Whether the agent does not run, or the board does not even answer."""
+        try:
+            return not self._pid_alive()
+        except BoardFailure:
+            return True
 
     def _here_run(self, command: str) -> None:
         """Run a command of the owner's on this machine."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from broker_coordinator.audit import AuditReport
-from broker_coordinator.sqlite_store import SqliteStore
+from broker_coordinator.books.audit import AuditReport
+from broker_coordinator.storage.sqlite_store import SqliteStore
 from hil.chaos.witness import Witness, read_journal
 
 __all__ = ["Books", "reckon"]

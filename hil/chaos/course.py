@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from broker_coordinator.audit import audit
+from broker_coordinator.books.audit import audit
 from fl_protocol.errors import LichenError
 from hil.chaos.books import Books, reckon
 from hil.chaos.faults import FAULTS, Harm, NotHere

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from broker_coordinator.audit import audit
+from broker_coordinator.books.audit import audit
 from fl_protocol.errors import LichenError
 from hil.chaos.damage import AGENT_FILES, COORDINATOR_FILES, damage, pick
 from hil.chaos.fleet import FILLER, ChaosFleet

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from broker_coordinator.backup import back_up
+from broker_coordinator.books.backup import back_up
 from edge_agent.samples import SampleStore
 from fl_protocol.errors import LichenError
 from hil.chaos.fleet import ChaosFleet

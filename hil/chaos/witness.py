@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from broker_coordinator.ledgers import read_ledger
+from broker_coordinator.books.ledgers import read_ledger
 from fl_io.mqtt import BrokerAddress, MqttTransport
 from fl_protocol.errors import MessageError, ProtocolError, StorageError
 from fl_protocol.receipt import Receipt

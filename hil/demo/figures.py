@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from broker_coordinator.audit import audit
+from broker_coordinator.books.audit import audit
 from broker_coordinator.evaluation import Evaluation, caveat_of
-from broker_coordinator.records import RuntimeCounts
-from broker_coordinator.sqlite_store import SqliteStore
+from broker_coordinator.storage.records import RuntimeCounts
+from broker_coordinator.storage.sqlite_store import SqliteStore
 from fl_protocol.codec import codec_for
 from fl_protocol.update import UpdateHeader
 from hil.demo.course import Moment
@@ -78,7 +78,7 @@ def collect(fleet: LocalFleet, moments: Sequence[Moment], seconds: float) -> Fig
     manifest = artifact.manifest
     layout = manifest.layout
     raw_bytes = FLOAT32_BYTES * layout.size
-    payload_bytes = codec_for(fleet.options.codec).size(layout)
+    payload_bytes = codec_for(fleet.options.codec).largest(layout)
     journal = _journal(fleet, moments, statuses)
     newest = journal.versions[-1] if journal.versions else None
     per_update = bytes_up / books.accepted if books.accepted and bytes_up else None

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from broker_coordinator.audit import audit
+from broker_coordinator.books.audit import audit
 from fl_io.broker_address import BrokerAddress
 from fl_protocol.codec import codec_for
 from fl_protocol.errors import LichenError

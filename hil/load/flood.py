@@ -53,6 +53,8 @@ class Flood:
         self._connections: list[LightConnection] = []
         self._connected = 0
         self._version: VersionId | None = None
+        self._bodies: dict[VersionId, bytes] = {}
+        self._words: dict[bytes, Receipt] = {}
         self._receipts = 0
         self._refused = ""
         self._wake = asyncio.Event()
@@ -133,6 +135,13 @@ class Flood:
                 yield device, served
 
     def _body(self, base: VersionId) -> bytes:
+        """A ``begin`` on that base; alike for all devices, so that it costs the publishers no more to send
+        updates than messages."""
+        if base not in self._bodies:
+            self._bodies = {base: self._packed(base)}
+        return self._bodies[base]
+
+    def _packed(self, base: VersionId) -> bytes:
         header = UpdateHeader(
             incarnation=b"flooding",
             base=base,
@@ -159,7 +168,9 @@ class Flood:
             manifest = TaskManifest.unpack(peek(message.payload, limit=MAX_TASK_BYTES))
             self._version = manifest.version
         else:
-            receipt = Receipt.unpack(message.payload)
+            receipt = self._words.get(message.payload)
+            if receipt is None:
+                receipt = self._words[message.payload] = Receipt.unpack(message.payload)
             if receipt.state == "refused":
                 self._refused = f"an update of the flood was refused: {receipt.reason}"
             self._receipts += receipt.terminal

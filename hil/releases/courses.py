@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from broker_coordinator.audit import AuditReport, audit
+from broker_coordinator.books.audit import AuditReport, audit
 from edge_agent.samples import SampleStore
 from fl_protocol.errors import LichenError
 from hil.processes import ManagedProcess

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from broker_coordinator.books.ledgers import AgentLedger, read_ledger
 from broker_coordinator.embedded_broker import EmbeddedBroker
-from broker_coordinator.ledgers import AgentLedger, read_ledger
 from fl_protocol.errors import LichenError, StorageError
 from hil.local_fleet import FleetOptions, LocalFleet
 from hil.processes import ManagedProcess

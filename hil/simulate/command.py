@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from broker_coordinator.evaluation import Evaluation
 from hil.simulate.fleet import VirtualFleet
-from hil.simulate.page import shown_bytes, shown_share, shown_time, write_comparison, write_run
+from hil.simulate.page import shown_bytes, shown_loss, shown_share, shown_time, write_comparison, write_run
 from hil.simulate.result import SimulationResult
 from hil.simulate.scenario import read_scenario, run_scenario
 from hil.simulate.simulation import Progress as Follow
@@ -43,8 +44,8 @@ def simulate(
 ) -> None:
     """Run virtual fleets: the agent and the coordinator as they are deployed, on a clock that jumps.
 
-    SCENARIO is a TOML file, or one that comes along: attackers, commuter, dirichlet, heavy-tail, iid. The
-    same scenario and seed give the same result to the last bit.
+    SCENARIO is a TOML file, or one that comes along: attackers, commuter, dirichlet, heavy-tail, iid, motion,
+    shuttle. The same scenario and seed give the same result to the last bit.
     """
     console = Console(stderr=True, quiet=as_json)
     more = [f"{key}={value}" for key, value in (("devices", devices), ("seed", seed)) if value is not None]
@@ -87,24 +88,31 @@ def _bar(console: Console, name: str, versions: int) -> Iterator[Follow]:
                 return
             at = version
             measured = fleet.coordinator.evaluated
-            accuracy = shown_share(measured[1].accuracy if measured else None)
+            accuracy = _measured(measured[1] if measured else None)
             now = shown_time(fleet.clock.monotonic())
-            said = f"accuracy {accuracy}, {now}, {shown_bytes(fleet.meter.up)} up"
+            said = f"{accuracy}, {now}, {shown_bytes(fleet.meter.up)} up"
             progress.update(bar, completed=version, said=said)
 
         yield follow
 
 
+def _measured(evaluation: Evaluation | None) -> str:
+    if evaluation is not None and evaluation.accuracy is None and evaluation.loss is not None:
+        return f"loss {shown_loss(evaluation.loss)}"
+    return f"accuracy {shown_share(evaluation.accuracy if evaluation else None)}"
+
+
 def _table(results: list[SimulationResult]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))  # 80 columns will do
     table.add_column("scenario", no_wrap=True)
-    for name in ("devices", "accuracy", "versions", "updates", "time", "up", "down", "state"):
+    quality = "loss" if all(result.accuracy is None for result in results) else "accuracy"
+    for name in ("devices", quality, "versions", "updates", "time", "up", "down", "state"):
         table.add_column(name, justify="right", no_wrap=True)
     for result in results:
         table.add_row(
             result.name,
             f"{result.devices:,}",
-            shown_share(result.accuracy),
+            _quality(result),
             str(result.versions),
             f"{result.accepted:,}",
             shown_time(result.virtual_s),
@@ -113,3 +121,10 @@ def _table(results: list[SimulationResult]) -> Table:
             result.state_hash[:8],
         )
     return table
+
+
+def _quality(result: SimulationResult) -> str:
+    """The accuracy, else the loss."""
+    if result.accuracy is None and result.loss is not None:
+        return f"loss {shown_loss(result.loss)}"  # beside runs that have an accuracy, it must say what it is
+    return shown_share(result.accuracy)

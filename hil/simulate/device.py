@@ -133,6 +133,7 @@ class VirtualDevice:
             outbox=self._outbox,
             make_worker=self._worker,
             machine=fleet.machine,
+            limits=fleet.limits,
             disk=self.disk,
             count=self._count,
             status=fleet.status,
@@ -148,6 +149,7 @@ class VirtualDevice:
             return
         if self._supervisor.state == "training":
             self.losses += 1
+            self._fleet.trainings.forget(self.number)
         transport, self._transport, self._supervisor, self._outbox = self._transport, None, None, None
         self._wake_at = float("inf")
         transport.drop("the power is gone")
@@ -187,6 +189,8 @@ class VirtualDevice:
 
     def _lasts(self, job: TrainJob) -> float:
         steps = min(planned_steps(job.plan, self.samples.training), self._most_steps(job))
+        published = self.disk.read(_path(job.weights_path))
+        self._fleet.trainings.begin(self.number, job, published, self.samples, self._most_steps(job))
         seconds = self._start_s + steps * self._step_s
         self._fleet.begun(self, seconds)
         return seconds
@@ -208,9 +212,13 @@ class VirtualDevice:
     def _train(self, job: TrainJob) -> Result:
         fleet = self._fleet
         published = self.disk.read(_path(job.weights_path))
-        trainer = fleet.trainer_of(self.number)
         result = fleet.trainings.train(
-            job, published, self.samples, trainer, most_steps=self._most_steps(job)
+            self.number,
+            job,
+            published,
+            self.samples,
+            functools.partial(fleet.trainer_of, self.number),
+            most_steps=self._most_steps(job),
         )
         if isinstance(result, Trained):
             fleet.encoded += 1

@@ -11,7 +11,8 @@ from broker_coordinator.assessment import Evaluate
 from broker_coordinator.configuration import FleetConfiguration
 from broker_coordinator.coordinator import Coordinator
 from broker_coordinator.keys import KEY_FILE, open_key
-from broker_coordinator.sqlite_store import SqliteStore
+from broker_coordinator.storage.sqlite_store import SqliteStore
+from edge_agent.limits import read_limits
 from edge_agent.outbox import IN_MEMORY, OutboxFile
 from edge_agent.trainer import Trainer
 from fl_io.disk import RealDisk
@@ -83,7 +84,7 @@ class UnsyncedDisk(RealDisk):
 class VirtualFleet:
     """Everything of one run. The coordinator's state is in the configuration's ``state``, a real folder.
 
-    ``trainer_of`` wraps the trainer of a device.
+    ``make_trainer`` wraps the trainer of a device; ``stacked`` is that of ``Trainings``.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class VirtualFleet:
         evaluate: Evaluate | None = None,
         make_trainer: Callable[[Trainer | None, int], Trainer] | None = None,
         dropout: Dropout | None = None,
+        stacked: bool = False,
     ) -> None:
         self.seed = seed
         self.clock = VirtualClock()
@@ -104,8 +106,9 @@ class VirtualFleet:
         self.meter = Meter()
         self.contents = Contents()
         self.outboxes = OutboxFile(Path(IN_MEMORY))
-        self.trainings = Trainings(artifact, clock=self.clock, runtimes=runtimes)
+        self.trainings = Trainings(artifact, clock=self.clock, runtimes=runtimes, stacked=stacked)
         self.machine = QuietMachine()
+        self.limits = read_limits()
         self.status = NoStatus()
         self.history: list[Moment] = []
         self.turns = 0
@@ -114,7 +117,6 @@ class VirtualFleet:
         self.payload_bytes = 0
         """Of the updates that the workers encoded."""
         self._make_trainer = make_trainer
-        self._trainer = self.trainings.trainer()
         self._dropout = dropout
         self._dropping = random.Random(f"{seed} dropout")
         state = configuration.state
@@ -158,15 +160,15 @@ class VirtualFleet:
             self.devices.append(device)
             self._schedule(device, plan.windows)
 
-    def trainer_of(self, number: int) -> Trainer:
-        """What trains on a device."""
+    def trainer_of(self, number: int, graph: Trainer | None) -> Trainer:
+        """What trains on a device; ``graph`` does so with the artifact's graph."""
         if self._make_trainer is not None:
-            return self._make_trainer(self._trainer, number)
-        if self._trainer is None:
+            return self._make_trainer(graph, number)
+        if graph is None:
             raise ConfigError(
                 "the artifact holds weights alone", hint="give a trainer of your own: trainer = module:Class"
             )
-        return self._trainer
+        return graph
 
     def ended(self, device: VirtualDevice) -> None:
         """A device was switched off: what its agent was is garbage, in circles."""

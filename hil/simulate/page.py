@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 
 from hil.page_style import PAGE_STYLE
-from hil.plots import COLOURS, Points, line_chart
+from hil.plots import COLOURS, Points, bar_chart, line_chart
 from hil.simulate.result import SimulationResult, VersionRow
 
 __all__ = ["write_comparison", "write_run"]
@@ -69,6 +69,11 @@ def shown_share(value: float | None) -> str:
     return f"{100 * value:.1f} %" if value is not None else "-"
 
 
+def shown_loss(value: float | None) -> str:
+    """A loss for people."""
+    return f"{value:.4g}" if value is not None else "-"
+
+
 def _page(title: str, told: str, body: Sequence[str]) -> Iterator[str]:
     yield "<!doctype html>"
     yield '<html lang="en"><head><meta charset="utf-8">'
@@ -87,9 +92,8 @@ def _said(result: SimulationResult) -> str:
 
 
 def _tiles(result: SimulationResult) -> Iterator[str]:
-    source = {"coordinator": "on held-out samples", "devices": "as devices report"}
     tiles = [
-        (shown_share(result.accuracy), f"accuracy, {source.get(result.accuracy_source, 'not measured')}"),
+        *_quality(result),
         (str(result.versions), f"versions in {shown_time(result.virtual_s)} of virtual time"),
         (f"{result.accepted:,}", f"updates accepted, {sum(result.refused.values())} refused"),
         (f"{result.devices_heard:,}", f"of {result.devices:,} devices had an update accepted"),
@@ -105,32 +109,64 @@ def _tiles(result: SimulationResult) -> Iterator[str]:
         yield f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
 
 
+def _quality(result: SimulationResult) -> Iterator[tuple[str, str]]:
+    """How good the model is, by what it tells: the share of right answers, or the loss."""
+    source = {"coordinator": "on held-out samples", "devices": "as devices report"}
+    said = source.get(result.accuracy_source, "not measured")
+    if result.accuracy is None and result.loss is not None:
+        yield shown_loss(result.loss), f"mean loss, {said}"
+        return
+    yield shown_share(result.accuracy), f"accuracy, {said}"
+    if result.worst_group is not None:
+        worst = min(result.by_group, key=lambda group: result.by_group[group])
+        yield shown_share(result.worst_group), f"accuracy on {result.groups_of} {worst}, the worst served"
+
+
 def _plots(results: Sequence[SimulationResult]) -> Iterator[str]:
-    target = results[0].target if len({result.target for result in results}) == 1 else None
+    shown = results[: len(COLOURS)]
+    told = any(row.accuracy is not None for result in shown for row in result.history)
+    quality = "accuracy" if told else "loss"
+    target = results[0].target if told and len({result.target for result in results}) == 1 else None
     by_time, by_bytes, versions = [], [], []
-    for result in results[: len(COLOURS)]:
-        rows = [row for row in result.history if row.accuracy is not None]
-        good = [row.accuracy or 0.0 for row in rows]
-        by_time.append(Points(name=result.name, x=[_minutes(row) for row in rows], y=good))
-        by_bytes.append(Points(name=result.name, x=[row.bytes_up / 1e6 for row in rows], y=good))
-        versions.append(
-            Points(
-                name=result.name,
-                x=[_minutes(row) for row in result.history],
-                y=[float(row.version) for row in result.history],
-            )
-        )
+    for result in shown:
+        name = quality if len(shown) == 1 else result.name
+        rows = [row for row in result.history if getattr(row, quality) is not None]
+        good = [getattr(row, quality) for row in rows]
+        by_time.append(Points(name=name, x=[_minutes(row) for row in rows], y=good))
+        by_bytes.append(Points(name=name, x=[row.bytes_up / 1e6 for row in rows], y=good))
+        minutes = [_minutes(row) for row in result.history]
+        versions.append(Points(name=name, x=minutes, y=[float(row.version) for row in result.history]))
+    if len(shown) == 1:
+        by_time += _worst(shown[0])
+    title = quality.capitalize()
     yield line_chart(
-        by_time, title="Accuracy over time", x_label="virtual minutes", y_label="accuracy", target=target
+        by_time, title=f"{title} over time", x_label="virtual minutes", y_label=quality, target=target
     )
     yield line_chart(
         by_bytes,
-        title="Accuracy over what was sent",
+        title=f"{title} over what was sent",
         x_label="MB up, all devices",
-        y_label="accuracy",
+        y_label=quality,
         target=target,
     )
     yield line_chart(versions, title="Versions", x_label="virtual minutes", y_label="version")
+    if len(shown) == 1 and shown[0].by_group:
+        groups = shown[0].by_group
+        yield bar_chart(
+            list(groups),
+            [round(100 * value, 1) for value in groups.values()],
+            title=f"Accuracy by {shown[0].groups_of}",
+            x_label=shown[0].groups_of,
+            y_label="accuracy in %",
+        )
+
+
+def _worst(result: SimulationResult) -> Iterator[Points]:
+    """The line of the group that is served worst, which is not always the same."""
+    rows = [row for row in result.history if row.worst_group is not None]
+    if rows:
+        worst = [row.worst_group or 0.0 for row in rows]
+        yield Points(name=f"worst {result.groups_of}", x=[_minutes(row) for row in rows], y=worst)
 
 
 def _minutes(row: VersionRow) -> float:
@@ -138,12 +174,26 @@ def _minutes(row: VersionRow) -> float:
 
 
 def _table(results: Sequence[SimulationResult]) -> Iterator[str]:
-    headings = ("run", "accuracy", "target at", "versions", "updates", "virtual time", "up", "down", "lost")
+    headings = (
+        "run",
+        "accuracy",
+        "worst group",
+        "loss",
+        "target at",
+        "versions",
+        "updates",
+        "virtual time",
+        "up",
+        "down",
+        "lost",
+    )
     yield "<table><tr>" + "".join(f"<th>{name}</th>" for name in headings) + "</tr>"
     for result in results:
         cells = (
             result.name,
             shown_share(result.accuracy),
+            f"{shown_share(result.worst_group)}{f' ({result.groups_of})' if result.by_group else ''}",
+            shown_loss(result.loss),
             shown_time(result.reached.virtual_s) if result.reached else "-",
             str(result.versions),
             f"{result.accepted:,}",

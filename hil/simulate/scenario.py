@@ -23,7 +23,7 @@ from hil.simulate.device_data import DeviceSamplesOf, own_devices, partitioned
 from hil.simulate.result import SimulationResult
 from hil.simulate.simulation import Progress, simulate
 from hil.simulate.simulation import classes_from as _classes_from
-from hil.workload import Samples, read_samples
+from hil.workload import HELD_OUT_SHARE, Samples, read_samples
 from models.runtime import PREFERENCE, TrainingArtifact
 from models.zoo.catalogue import find
 
@@ -63,6 +63,7 @@ class Scenario:
     away_s: float = 60.0
     trainer: str = ""
     runtimes: tuple[str, ...] = tuple(PREFERENCE)
+    stacked: bool = False
     summary: str = ""
 
     def __post_init__(self) -> None:
@@ -132,26 +133,27 @@ def run_scenario(
     keys, tables, folder = written.keys, written.tables, str(written.path.parent)
     classes = _classes_from(tables.get("classes", ()), path=written.path)
     artifact = _artifact(keys, written.path.parent)
-    training, held_out, users = _data(keys, written.path.parent)
+    found = _data(keys, written.path.parent)
     samples: DeviceSamplesOf | Sequence[Samples]
     if keys.own:
         samples = own_devices(keys.own, keys.devices, keys.seed, folder=folder)
     else:
         slow = _slow(classes, keys) if keys.partition.startswith("slow:") else None
         samples = partitioned(
-            training,
+            found.training,
             keys.devices,
             scheme=keys.partition,
             seed=keys.seed,
             per_device=keys.per_device,
-            users=users,
+            users=found.users,
             slow=slow,
         )
     evaluation: tuple[Any, Any] | None = None
+    judges: Any = None
     if keys.evaluation and keys.evaluation != "none":
-        evaluation = _own_evaluation(keys.evaluation, folder)
+        evaluation, judges = _own_evaluation(keys.evaluation, folder)
     elif not keys.evaluation and not keys.own:
-        evaluation = (held_out.x, held_out.y)
+        evaluation, judges = (found.held_out.x, found.held_out.y), found.judges
     fleet = dict(tables.get("fleet", {}))
     return simulate(
         artifact,
@@ -161,6 +163,7 @@ def run_scenario(
         seed=keys.seed,
         fleet=fleet,
         evaluation=evaluation,
+        users=judges,
         held_out=None if evaluation is not None else keys.held_out,
         classes=classes,
         availability=tables.get("availability", "always"),
@@ -171,6 +174,7 @@ def run_scenario(
         target=keys.target or None,
         longest_s=keys.longest_days * 86400.0,
         runtimes=keys.runtimes,
+        stacked=keys.stacked,
         name=written.name,
         state=state,
         progress=progress,
@@ -189,24 +193,41 @@ def _artifact(keys: Scenario, folder: Path) -> TrainingArtifact:
     return find(keys.model).open()
 
 
-def _data(keys: Scenario, folder: Path) -> tuple[Samples, Samples, NDArray[Any] | None]:
-    """Samples to deal out, those to measure with, and whose the first are."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """Samples to deal out and those to measure with, and whose the rows of each are, where it is known."""
+
+    training: Samples
+    held_out: Samples
+    users: NDArray[Any] | None = None
+    judges: NDArray[Any] | None = None
+
+
+def _data(keys: Scenario, folder: Path) -> _Found:
     if keys.data == "digits":
         from models.zoo import digits
 
         parts = digits.split(seed=keys.seed)
-        return Samples(x=parts[0].x, y=parts[0].y), Samples(x=parts[1].x, y=parts[1].y), None
+        return _Found(
+            training=Samples(x=parts[0].x, y=parts[0].y), held_out=Samples(x=parts[1].x, y=parts[1].y)
+        )
     if keys.data == "motion":
         from models.zoo import motion
 
-        people, others = motion.split()
-        return Samples(x=people.x, y=people.y), Samples(x=others.x, y=others.y), people.person
+        # In time, not by person: all ten are devices, and each is asked how well the model serves them.
+        earlier, later = motion.split_in_time(HELD_OUT_SHARE)
+        return _Found(
+            training=Samples(x=earlier.x, y=earlier.y),
+            held_out=Samples(x=later.x, y=later.y),
+            users=earlier.person,
+            judges=later.person,
+        )
     if keys.data == "shuttle":
         from models.zoo import shuttle
 
         normal, mixed = shuttle.split()
         usual = mixed.take(~mixed.anomaly)
-        return Samples(x=normal.x, y=normal.x), Samples(x=usual.x, y=usual.x), None
+        return _Found(training=Samples(x=normal.x, y=normal.x), held_out=Samples(x=usual.x, y=usual.x))
     path = folder / keys.data
     if not path.exists():
         near = difflib.get_close_matches(keys.data, _DATA, n=1)
@@ -216,8 +237,8 @@ def _data(keys: Scenario, folder: Path) -> tuple[Samples, Samples, NDArray[Any] 
         )
     rows = read_samples(path)
     order = np.random.default_rng(keys.seed).permutation(len(rows))
-    cut = max(1, round(0.2 * len(rows)))
-    return rows.take(np.sort(order[cut:])), rows.take(np.sort(order[:cut])), None
+    cut = max(1, round(HELD_OUT_SHARE * len(rows)))
+    return _Found(training=rows.take(np.sort(order[cut:])), held_out=rows.take(np.sort(order[:cut])))
 
 
 def _slow(classes: Sequence[DeviceClass], keys: Scenario) -> NDArray[np.bool_]:
@@ -226,17 +247,21 @@ def _slow(classes: Sequence[DeviceClass], keys: Scenario) -> NDArray[np.bool_]:
     return np.asarray(steps > (steps.min() * steps.max()) ** 0.5, np.bool_)
 
 
-def _own_evaluation(name: str, folder: str) -> tuple[Any, Any]:
+def _own_evaluation(name: str, folder: str) -> tuple[tuple[Any, Any], Any]:
     function = imported(name, what="function", folder=folder)
     try:
-        x, y = function()
+        x, y, *users = function()
     except MemoryError:
         raise
     except Exception as error:  # whatever a user's function raises is our caller's news
         raise ConfigError(
             f"{name} gives no x and y to evaluate with: {type(error).__name__}: {error}"
         ) from error
-    return x, y
+    if len(users) > 1:
+        raise ConfigError(
+            f"{name} gives {2 + len(users)} values", hint="x and y, or x, y and whose each row is"
+        )
+    return (x, y), users[0] if users else None
 
 
 def _set(table: dict[str, Any], change: str) -> None:

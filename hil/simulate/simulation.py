@@ -13,7 +13,7 @@ import numpy as np
 
 from broker_coordinator.configuration import FleetConfiguration
 from broker_coordinator.coordinator import Coordinator
-from broker_coordinator.evaluation import Evaluation, HeldOut
+from broker_coordinator.evaluation import Evaluation
 from edge_agent.sample_form import Array, as_stored
 from edge_agent.trainer import Trainer
 from fl_io.configuration import check_configuration
@@ -24,6 +24,7 @@ from hil.simulate.attack import Attack, AttackingTrainer, attack_of
 from hil.simulate.availability import Always, Availability, availability_of
 from hil.simulate.device_class import DeviceClass, classes_of, drawn
 from hil.simulate.fleet import DevicePlan, Dropout, Moment, VirtualFleet
+from hil.simulate.measure import WORST_GROUP, Measure
 from hil.simulate.result import SimulationResult, VersionRow
 from hil.simulate.training import split_held_out
 from models.runtime import PREFERENCE, TrainingArtifact
@@ -57,6 +58,7 @@ def simulate(
     plan: Mapping[str, Any] | None = None,
     fleet: Mapping[str, Any] | None = None,
     evaluation: Pair | None = None,
+    users: Any = None,
     held_out: float | None = None,
     classes: Classes = (),
     availability: Availability | Mapping[str, Any] | str = "always",
@@ -67,6 +69,7 @@ def simulate(
     target: float | None = None,
     longest_s: float = LONGEST_S,
     runtimes: Sequence[str] = PREFERENCE,
+    stacked: bool = False,
     name: str = "simulation",
     state: Path | str | None = None,
     progress: Progress | None = None,
@@ -79,17 +82,26 @@ def simulate(
     (thrown away where None; that of an earlier run is replaced). The same arguments give the same bytes.
 
     ``plan`` and ``fleet`` take tables of fleet.toml: ``plan={"epochs": 2}, fleet={"buffer": {"size": 50}}``.
-    ``evaluation`` is (x, y) that the coordinator measures each version with; without it devices hold out a
-    fifth of their rows (or ``held_out``) and report. ``classes``, ``availability`` and ``attack`` are what
-    the modules of their names make, or take; ``dropout`` is the share of trainings in which the device's
-    power fails, for ``away_s``. ``trainer`` makes what trains on each device in place of the artifact's own
-    graph. The run ends early once a measured accuracy is at ``target``, or after ``longest_s`` virtual
-    seconds. Paths in tables are relative to the file ``base``, which errors name too.
+    ``evaluation`` is (x, y) that the coordinator measures each version with, as a whole and for each of
+    ``users``, who tell whose each of its rows is (for each class where there are none); without it devices
+    hold out a fifth of their rows (or ``held_out``) and report. ``classes``, ``availability`` and ``attack``
+    are what the modules of their names make, or take; ``dropout`` is the share of trainings in which the
+    device's power fails, for ``away_s``. ``trainer`` makes what trains on each device in place of the
+    artifact's own graph. The run ends early once a measured accuracy is at ``target``, or after ``longest_s``
+    virtual seconds. ``stacked`` computes trainings of the same version together, and in NumPy, whatever
+    ``runtimes`` says: the same to the rounding of float32. Paths in tables are relative to the file ``base``,
+    which errors name too.
 
     Raises:
         ConfigError: settings that do not exist or do not go together.
         ArtifactError, RuntimeUnavailable: the artifact is damaged, or nothing here can run it.
     """
+    if stacked:
+        if trainer is not None:
+            raise ConfigError(
+                "a trainer of your own cannot be stacked", hint="leave stacked out: only graphs can"
+            )
+        runtimes = ("numpy",)
     if count < 1 or versions < 1:
         raise ConfigError(f"{count} devices, {versions} versions", hint="at least one of each")
     opened = artifact if isinstance(artifact, TrainingArtifact) else TrainingArtifact.open(artifact)
@@ -97,7 +109,7 @@ def simulate(
         if opened.path is None:
             opened = opened.save(folder / "artifact")
         configuration = _configuration(fleet, plan, codec, versions, artifact=opened, state=kept, base=base)
-        measure = _measure(opened, evaluation, folder, runtimes)
+        measure = _measure(opened, evaluation, users, folder, runtimes)
         share = held_out if held_out is not None else 0.0 if evaluation is not None else DEVICES_HELD_OUT
         plans = _plans(
             opened,
@@ -114,9 +126,10 @@ def simulate(
             plans,
             seed=seed,
             runtimes=tuple(runtimes),
-            evaluate=measure,
+            evaluate=measure.evaluate if measure is not None else None,
             make_trainer=_trainers(attack, trainer, seed),
             dropout=Dropout(probability=dropout, away_s=away_s) if dropout else None,
+            stacked=stacked,
         )
         try:
             if len(whole.devices) != count:
@@ -124,7 +137,7 @@ def simulate(
             started = time.perf_counter()
             whole.run(until_s=longest_s, stop=_at(target), after_turn=progress)
             wall_s = time.perf_counter() - started
-            return _result(whole, opened, configuration, name=name, target=target, wall_s=wall_s)
+            return _result(whole, opened, configuration, measure, name=name, target=target, wall_s=wall_s)
         finally:
             whole.close()
 
@@ -185,14 +198,13 @@ def _configuration(
 
 
 def _measure(
-    artifact: TrainingArtifact, evaluation: Pair | None, folder: Path, runtimes: Sequence[str]
-) -> Callable[[Any], Evaluation] | None:
+    artifact: TrainingArtifact, evaluation: Pair | None, users: Any, folder: Path, runtimes: Sequence[str]
+) -> Measure | None:
     if evaluation is None:
         return None
-    path = folder / "held_out.npz"
-    with path.open("wb") as stream:
-        np.savez(stream, x=np.asarray(evaluation[0]), y=np.asarray(evaluation[1]))
-    return HeldOut(artifact, path, runtimes=tuple(runtimes)).evaluate
+    x, y = (np.asarray(rows) for rows in evaluation)
+    whose = None if users is None else np.asarray(users)
+    return Measure(artifact, x, y, users=whose, folder=folder, runtimes=runtimes)
 
 
 def classes_from(classes: Classes, *, path: Path = Path("classes")) -> tuple[DeviceClass, ...]:
@@ -282,6 +294,7 @@ def _result(
     fleet: VirtualFleet,
     artifact: TrainingArtifact,
     configuration: FleetConfiguration,
+    measure: Measure | None,
     *,
     name: str,
     target: float | None,
@@ -308,6 +321,8 @@ def _result(
         accuracy=figures.accuracy,
         accuracy_source=figures.accuracy_source,
         metrics=figures.metrics,
+        groups_of=measure.groups_of if measure is not None and measure.by_group else "",
+        by_group=dict(measure.by_group) if measure is not None else {},
         bytes_up=fleet.meter.up,
         bytes_down=fleet.meter.down,
         payload_bytes=fleet.payload_bytes,
@@ -334,6 +349,7 @@ def _rows(fleet: VirtualFleet) -> Iterator[VersionRow]:
             bytes_down=moment.bytes_down,
             accuracy=said.accuracy if said else None,
             loss=said.loss if said else None,
+            worst_group=said.means.get(WORST_GROUP) if said else None,
         )
 
 

@@ -12,7 +12,7 @@ from edge_agent.continuation import find_personal
 from edge_agent.graph_trainer import GraphTrainer
 from edge_agent.job_runner import JobRunner
 from edge_agent.jobs import Deliver, Job, JobFailed, Prepared, PrepareJob, Result, TrainJob, VerifyJob
-from edge_agent.participation import SampleParts, participate
+from edge_agent.participation import SampleParts, participate, training_seed
 from edge_agent.sample_form import Array
 from edge_agent.trainer import ArraySamples, Trainer
 from edge_agent.trainer_fault import TrainerFault
@@ -20,7 +20,9 @@ from fl_protocol.clock import Clock
 from fl_protocol.codec import decode_model
 from fl_protocol.errors import LichenError
 from fl_protocol.layout import TensorLayout
-from models.runtime import Session, TrainingArtifact, open_session
+from fl_protocol.plan import TrainingPlan
+from hil.simulate.stacked_training import Learned, Pending, StackedTraining
+from models.runtime import Session, TrainingArtifact, open_session, split_flat
 
 __all__ = ["DeviceSamples", "Trainings", "VirtualWorker", "split_held_out"]
 
@@ -54,9 +56,12 @@ class Trainings:
     """The jobs of all devices of a simulation, done by the code that devices run.
 
     A signature and an artifact's golden steps are checked once for all devices: each gives the same answer.
+    ``stacked`` trains devices of the same version together where they are trained in NumPy.
     """
 
-    def __init__(self, artifact: TrainingArtifact, *, clock: Clock, runtimes: tuple[str, ...]) -> None:
+    def __init__(
+        self, artifact: TrainingArtifact, *, clock: Clock, runtimes: tuple[str, ...], stacked: bool = False
+    ) -> None:
         self.done = 0
         self._artifact = artifact
         self._runner = JobRunner(clock=clock)
@@ -65,13 +70,28 @@ class Trainings:
         if "step.onnx" in artifact.manifest.files:
             self._session, skipped = open_session(artifact, runtimes)
             self.prepared = Prepared(runtime=self._session.name, skipped=tuple(map(str, skipped)))
+        self._graph = GraphTrainer(artifact, self._session) if self._session is not None else None
+        self._stacked = StackedTraining(artifact, self._graph) if stacked and self._graph else None
         self._checks: dict[tuple[bytes, bytes], Result] = {}
         self._weights: dict[bytes, NDArray[np.float32]] = {}
         self._order = [parameter.name for parameter in artifact.manifest.parameters]
 
-    def trainer(self) -> Trainer | None:
-        """The artifact's own; None where it holds weights alone."""
-        return GraphTrainer(self._artifact, self._session) if self._session is not None else None
+    def begin(self, device: int, job: TrainJob, published: bytes, samples: DeviceSamples, steps: int) -> None:
+        """A device begins to train, and takes at most so many steps."""
+        if self._stacked is not None:
+            pending = Pending(
+                base=published,
+                plan=_own_plan(job),
+                x=samples.x[: samples.training],
+                y=samples.y[: samples.training],
+                most_steps=steps,
+            )
+            self._stacked.begin(device, pending)
+
+    def forget(self, device: int) -> None:
+        """A device does not go on with what it began."""
+        if self._stacked is not None:
+            self._stacked.forget(device)
 
     def look(self, job: VerifyJob | PrepareJob) -> Result:
         """The result of a job that trains nothing."""
@@ -88,17 +108,27 @@ class Trainings:
         return known
 
     def train(
-        self, job: TrainJob, published: bytes, samples: DeviceSamples, trainer: Trainer, *, most_steps: int
+        self,
+        device: int,
+        job: TrainJob,
+        published: bytes,
+        samples: DeviceSamples,
+        make_trainer: Callable[[Trainer | None], Trainer],
+        *,
+        most_steps: int,
     ) -> Result:
-        """Train once, as ``edge_agent.participation`` does; told to stop after ``most_steps`` steps."""
+        """Train once, as ``edge_agent.participation`` does; told to stop after ``most_steps`` steps.
+        ``make_trainer`` is given what trains with the artifact's graph."""
         self.done += 1
+        parts = samples.parts()
+        trainer = make_trainer(self._learned(device, job, published, parts))
         try:
             return participate(
                 job,
                 layout=self._artifact.layout,
                 published=published,
                 trainer=trainer,
-                samples=samples.parts(),
+                samples=parts,
                 should_stop=lambda steps: steps >= most_steps,
                 runtime=self.prepared.runtime,
                 personal=find_personal(job, self._artifact),
@@ -112,6 +142,19 @@ class Trainings:
             return JobFailed(reason=str(fault.args[0]), retryable=fault.retryable, told=fault.told)
         except LichenError as error:
             return JobFailed(reason=str(error.args[0]), retryable=error.retryable)
+
+    def _learned(self, device: int, job: TrainJob, published: bytes, parts: SampleParts) -> Trainer | None:
+        """The artifact's own trainer, which may know already what comes out."""
+        if self._stacked is None or self._graph is None:
+            return self._graph
+        try:
+            base = split_flat(self._decoded(published, self._artifact.layout), self._artifact.layout)
+        except LichenError:  # ``participate`` says what is wrong
+            return self._graph
+        result = self._stacked.result(device, base)
+        if result is None:
+            return self._graph
+        return Learned(self._graph, result, of=parts.training, plan=_own_plan(job))
 
     def _decoded(self, published: bytes, layout: TensorLayout) -> NDArray[np.float32]:
         """The weights of a version, decoded once for all devices; never written to."""
@@ -181,6 +224,11 @@ class VirtualWorker:
         if self._job is job:
             self._job = None
             self._deliver(job, self._train(replace(job, checkpoint_path="")))
+
+
+def _own_plan(job: TrainJob) -> TrainingPlan:
+    """The plan as ``participate`` makes it for one device."""
+    return replace(job.plan, seed=training_seed(job.device_seed, job.base), version=job.base.number)
 
 
 def split_held_out(x: Array, y: Array, share: float, *, seed: int) -> DeviceSamples:

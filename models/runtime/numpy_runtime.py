@@ -17,13 +17,13 @@ from models.runtime.numpy_ops import KERNELS
 from models.runtime.onnx_reader import Attribute, Graph, Node, Value, read_model
 from models.runtime.session import Array, GraphRunner, GraphSession, Session
 
-__all__ = ["NumpyGraph", "NumpyRuntime"]
+__all__ = ["Call", "NumpyGraph", "NumpyRuntime", "checked_input"]
 
 _ONNX_FLOAT, _ONNX_DOUBLE = 1, 11
 _LEFT_OUT = ""
 """The name of an optional input that a node leaves out."""
 # What a kernel raises on arrays or attributes that do not fit each other.
-_MISFITS = (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError, MemoryError)
+MISFITS = (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError, MemoryError)
 
 
 class NumpyRuntime:
@@ -53,7 +53,7 @@ class NumpyRuntime:
             raise ArtifactError(f"{file}: {error}") from None
 
 
-class _Call(NamedTuple):
+class Call(NamedTuple):
     """One operator, its names resolved to places; ``done_with`` is what nobody reads afterwards."""
 
     node: Node
@@ -66,12 +66,14 @@ class _Call(NamedTuple):
 class NumpyGraph:
     """A graph made ready to run: names resolved once, intermediates freed after their last use.
 
+    Values have places: ``start`` holds the inputs', then the constants, and ``calls`` fill the others.
+
     Raises:
         ArtifactError: an operator without a kernel, or nodes that are not in topological order.
     """
 
     def __init__(self, graph: Graph, *, precision: type[np.floating[Any]] = np.float32) -> None:
-        self._inputs = graph.inputs
+        self.inputs = graph.inputs
         self._precision = np.dtype(precision)
         self._places: dict[str, int] = {}
         constants = {name: self._widen(array) for name, array in graph.constants.items()}
@@ -79,14 +81,14 @@ class NumpyGraph:
             if name in self._places:
                 raise ArtifactError(f"the value {name!r} is defined twice")
             self._places[name] = len(self._places)
-        self._start: list[Array | None] = [*[None] * len(graph.inputs), *constants.values(), None]
+        self.start: list[Array | None] = [*[None] * len(graph.inputs), *constants.values(), None]
         resolved = [self._resolve(node) for node in graph.nodes]
         try:
-            self._outputs = [(value.name, self._places[value.name]) for value in graph.outputs]
+            self.outputs = [(value.name, self._places[value.name]) for value in graph.outputs]
         except KeyError as missing:
             raise ArtifactError(f"nothing computes the output {missing}") from None
-        self._calls = self._with_ends_of_life(resolved)
-        self._start += [None] * (len(self._places) - len(self._start))
+        self.calls = self._with_ends_of_life(resolved)
+        self.start += [None] * (len(self._places) - len(self.start))
 
     def __call__(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run the graph.
@@ -94,20 +96,20 @@ class NumpyGraph:
         Raises:
             ArtifactError: an input is missing, of another type or shape, or an operator fails.
         """
-        values = list(self._start)
-        for place, declared in enumerate(self._inputs):
-            values[place] = self._widen(_checked(declared, feeds.get(declared.name)))
+        values = list(self.start)
+        for place, declared in enumerate(self.inputs):
+            values[place] = self._widen(checked_input(declared, feeds.get(declared.name)))
         with np.errstate(all="ignore"):
-            for node, function, reads, writes, done_with in self._calls:
+            for node, function, reads, writes, done_with in self.calls:
                 try:
                     values[writes] = function(*[values[place] for place in reads])
-                except _MISFITS as error:
+                except MISFITS as error:
                     raise ArtifactError(f"node {node.name!r} ({node.op}): {error}") from None
                 for place in done_with:
                     values[place] = None
-        return {name: np.asarray(values[place]) for name, place in self._outputs}
+        return {name: np.asarray(values[place]) for name, place in self.outputs}
 
-    def _resolve(self, node: Node) -> _Call:
+    def _resolve(self, node: Node) -> Call:
         kernel = KERNELS.get(node.op)
         if kernel is None:
             raise ArtifactError(
@@ -122,18 +124,16 @@ class NumpyGraph:
             raise ArtifactError(f"node {node.name!r} must compute one value that nothing else computes")
         attributes = {key: self._widen_attribute(node.op, key, it) for key, it in node.attributes.items()}
         writes = self._places[node.outputs[0]] = len(self._places)
-        return _Call(
-            node=node, function=partial(kernel, attributes), reads=reads, writes=writes, done_with=()
-        )
+        return Call(node=node, function=partial(kernel, attributes), reads=reads, writes=writes, done_with=())
 
-    def _with_ends_of_life(self, calls: Sequence[_Call]) -> list[_Call]:
-        kept = set(range(len(self._start))) | {place for _, place in self._outputs}
-        ended: list[_Call] = []
+    def _with_ends_of_life(self, calls: Sequence[Call]) -> list[Call]:
+        kept = set(range(len(self.start))) | {place for _, place in self.outputs}
+        ended: list[Call] = []
         for call in reversed(calls):
             done_with = {place for place in call.reads if place not in kept}
             kept |= done_with
             ended.append(
-                _Call(
+                Call(
                     node=call.node,
                     function=call.function,
                     reads=call.reads,
@@ -152,7 +152,12 @@ class NumpyGraph:
         return attribute
 
 
-def _checked(declared: Value, array: NDArray[Any] | None) -> NDArray[Any]:
+def checked_input(declared: Value, array: NDArray[Any] | None) -> NDArray[Any]:
+    """What was given for an input.
+
+    Raises:
+        ArtifactError: nothing, or another type or shape than the graph declares.
+    """
     if array is not None and array.shape == declared.shape and array.dtype == declared.dtype:
         return array
     if array is None:

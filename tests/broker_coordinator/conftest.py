@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from broker_coordinator.audit import audit
+from broker_coordinator.books.audit import audit
 from broker_coordinator.configuration import (
     BufferTable,
     DefenceTable,
@@ -15,7 +15,7 @@ from broker_coordinator.configuration import (
 )
 from broker_coordinator.coordinator import Coordinator
 from broker_coordinator.keys import open_key
-from broker_coordinator.sqlite_store import SqliteStore
+from broker_coordinator.storage.sqlite_store import SqliteStore
 from fl_protocol.clock import ManualClock
 from fl_protocol.codec import codec_for, codec_seed
 from fl_protocol.loopback import LoopbackBroker

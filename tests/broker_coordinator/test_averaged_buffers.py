@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from broker_coordinator.books.export import export_version
 from broker_coordinator.configuration import UpdateTable
-from broker_coordinator.export import export_version
 from fl_protocol.artifact import Parameter
 from fl_protocol.blob import BlobRef
 from fl_protocol.codec import codec_for, codec_seed, decode_model

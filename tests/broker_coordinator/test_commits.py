@@ -2,8 +2,8 @@
 
 import pytest
 
-import broker_coordinator.sqlite_database
-from broker_coordinator.sqlite_store import SqliteStore
+import broker_coordinator.storage.sqlite_database
+from broker_coordinator.storage.sqlite_store import SqliteStore
 
 
 class Died(BaseException):
@@ -19,7 +19,7 @@ def deadly(monkeypatch):
             if name == point:
                 raise Died
 
-        monkeypatch.setattr(broker_coordinator.sqlite_database, "crash_point", die)
+        monkeypatch.setattr(broker_coordinator.storage.sqlite_database, "crash_point", die)
 
     return arm
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from broker_coordinator.aggregator_registry import AGGREGATORS, aggregator_for
+from broker_coordinator.aggregation.aggregator_registry import AGGREGATORS, aggregator_for
 from broker_coordinator.compatibility import AGGREGATOR_OPTIONS
 from broker_coordinator.configuration import read_fleet
 from fl_protocol.errors import ConfigError
@@ -56,6 +56,15 @@ def read(tmp_path):
         ('[server]\noptimizer = "adam"\nbeta2 = 1.0\n', "below 1"),
         ('[update]\ncodec = "eden(bits=9)"\n', "nearest is eden(bits="),
         ('[update]\ncodec = "eden(bits=9,keep=0.25)"\n', "keep=0.25"),
+        ('[update]\ncodec = "sparse(bits=9)"\n', "write sparse(bits=8)"),
+        *(
+            (
+                f'[aggregator]\nkind = "{kind}"\n[update]\ncodec = "sparse(keep=0.2)"\n'
+                "[buffer]\nmin_updates = 5\n",
+                "nearest is codec = 'eden(bits=1)'",
+            )
+            for kind in ("median", "trimmed_mean", "krum")
+        ),
     ],
 )
 def test_it_is_refused_with_what_would_do(read, tables, nearest):

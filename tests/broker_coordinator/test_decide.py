@@ -26,7 +26,7 @@ from broker_coordinator.decide import (
     TaskState,
     decide,
 )
-from broker_coordinator.records import Outcome, Upload
+from broker_coordinator.storage.records import Outcome, Upload
 from fl_protocol.ranges import ByteRanges
 from fl_protocol.update import UpdateHeader, update_hash
 from fl_protocol.version import VersionId
@@ -193,6 +193,28 @@ def test_a_large_update_opens_an_upload():
     assert invited == Invite(device="d", update_id=U, missing=ByteRanges.of([(0, LARGE)]))
     crowded = replace(event, uploads_open=MAX_UPLOADS_PER_DEVICE)
     assert word(decide(state, crowded)) == ("later", "busy")
+
+
+@pytest.mark.parametrize(
+    ("size", "exact", "reason"),
+    [
+        (LARGE + 1, True, "oversize"),
+        (LARGE - 1, True, "codec"),
+        (LARGE + 1, False, "oversize"),
+        (0, False, "codec"),
+    ],
+)
+def test_a_size_that_the_codec_never_makes_is_refused(size, exact, reason):
+    """Before a byte of it is asked for; of a codec without one length, what is beyond its bounds."""
+    state = replace(STATE, payload_size=LARGE, payload_exact=exact)
+    assert word(decide(state, begin(head=header(size=size), payload=None))) == ("refused", reason)
+
+
+def test_a_codec_without_one_length_may_send_less():
+    """The upload is as long as its header says."""
+    state = replace(STATE, payload_size=LARGE, payload_exact=False)
+    _, invited = decide(state, begin(head=header(size=LARGE - 1), payload=None))
+    assert invited == Invite(device="d", update_id=U, missing=ByteRanges.of([(0, LARGE - 1)]))
 
 
 def test_an_upload_goes_on_where_it_was():

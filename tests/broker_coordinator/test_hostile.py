@@ -6,7 +6,7 @@ from dataclasses import replace
 import msgpack
 
 from broker_coordinator import ingest as ingest_module
-from broker_coordinator.audit import audit
+from broker_coordinator.books.audit import audit
 from broker_coordinator.configuration import BufferTable
 from broker_coordinator.inquiry import AGAIN_S, MOST_REMEMBERED, Inquiry
 from fl_protocol.clock import ManualClock
@@ -79,7 +79,7 @@ def test_a_claim_is_asked_about_once_in_a_while(fleet):
 
 def test_a_rolled_back_coordinator_asks_nobody(fleet, tmp_path):
     """A thousand devices come back to it, each with a newer manifest: it knows already."""
-    from broker_coordinator.backup import back_up
+    from broker_coordinator.books.backup import back_up
 
     devices = [fleet.device(f"d{number}") for number in range(2)]
     back_up(fleet.folder, tmp_path / "backup")

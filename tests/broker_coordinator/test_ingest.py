@@ -5,7 +5,7 @@ import contextlib
 import pytest
 from simulated_disk import PowerCut, SimulatedDisk
 
-from broker_coordinator.audit import audit
+from broker_coordinator.books.audit import audit
 from broker_coordinator.ingest import commit_then_answer
 from fl_protocol.errors import StorageError
 

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from broker_coordinator.backup import back_up
+from broker_coordinator.books.backup import back_up
 from broker_coordinator.configuration import SelectionTable
 from fl_protocol.command import Command
 from fl_protocol.errors import TransportError

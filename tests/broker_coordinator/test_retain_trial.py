@@ -3,7 +3,7 @@
 import pytest
 
 from broker_coordinator.configuration import PublishTable
-from broker_coordinator.retain_trial import PATIENCE_S, RetainTrial
+from broker_coordinator.publication.retain_trial import PATIENCE_S, RetainTrial
 from fl_protocol.presence import GetRequest
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from broker_coordinator.records import Lease
 from broker_coordinator.selection import LeaseSelection, OpenSelection, RoundSelection, cohort, expired
-from broker_coordinator.sqlite_store import SqliteStore
+from broker_coordinator.storage.records import Lease
+from broker_coordinator.storage.sqlite_store import SqliteStore
 from fl_protocol.presence import DevicePresence
 from fl_protocol.version import VersionId
 

@@ -2,7 +2,7 @@
 
 import os
 
-from broker_coordinator.shelf import BlobShelf
+from broker_coordinator.publication.shelf import BlobShelf
 
 
 def test_a_blob_is_found_by_hash_and_by_chunk(tmp_path):

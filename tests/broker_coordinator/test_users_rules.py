@@ -6,8 +6,8 @@ import textwrap
 import numpy as np
 import pytest
 
-from broker_coordinator.aggregator_registry import aggregator_for
-from broker_coordinator.audit import audit
+from broker_coordinator.aggregation.aggregator_registry import aggregator_for
+from broker_coordinator.books.audit import audit
 from broker_coordinator.configuration import AggregatorTable
 from fl_protocol.errors import ConfigError
 

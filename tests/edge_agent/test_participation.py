@@ -355,3 +355,22 @@ def test_a_class_that_the_model_does_not_know_is_refused(artifact, stranger):
     assert str(stranger) not in caught.value.args[0].replace("10 apart", "")
     with pytest.raises(LayoutError, match="classes that"):
         trainer.train(weights, samples, TrainingPlan(epochs=1, batch_size=5, lr=0.1), lambda steps=0: False)
+
+
+def test_what_an_update_leaves_out_goes_into_the_next(train_job):
+    """Of three elements one travels; what is left comes back with the next job, and is in its update."""
+    job = train_job(codec="sparse(bits=1,keep=0.3)", fingerprint=LAYOUT.fingerprint)
+    trainer = Returns({"w": np.array([[4], [4], [4]], np.float32)})  # deltas 3, 2, 1
+    first = run(job, trainer)
+    assert decoded(first, job).tolist() == [3, 0, 0]
+    second = run(replace(job, codec_state=first.codec_state), trainer)
+    assert np.allclose(decoded(second, job), [0, 4, 0], atol=0.6)
+    assert decoded(run(job, trainer), job).tolist() == [3, 0, 0]
+
+
+def test_a_codec_that_keeps_nothing_leaves_nothing(job):
+    """An old residual is neither used nor handed on."""
+    trainer = Returns({"w": np.array([[4], [4], [4]], np.float32)})
+    trained = run(replace(job, codec_state=b"of another codec"), trainer)
+    assert trained.codec_state == b""
+    assert decoded(trained, job).tolist() == [3, 2, 1]

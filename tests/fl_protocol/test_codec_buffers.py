@@ -31,7 +31,7 @@ def test_weights_are_coded_as_if_there_were_no_buffers(spec):
     payload = codec.encode(x, LAYOUT, SEED)
     alone = codec.encode(x[: PLAIN.size], PLAIN, SEED)
     assert payload.startswith(alone)
-    assert len(payload) == codec.size(LAYOUT) == codec.size(PLAIN) + 2 * LAYOUT.buffer_size
+    assert len(payload) == codec.largest(LAYOUT) == codec.largest(PLAIN) + 2 * LAYOUT.buffer_size
     decoded = decode(codec, payload, LAYOUT, SEED)
     assert decoded[: PLAIN.size].tobytes() == decode(codec, alone, PLAIN, SEED).tobytes()
     assert codec.norm(payload, LAYOUT, SEED) == codec.norm(alone, PLAIN, SEED)
@@ -82,7 +82,7 @@ def test_a_payload_without_its_buffers_is_refused(spec):
     """And one with buffers where the layout has none."""
     codec = codec_for(spec)
     payload = codec.encode(delta(), LAYOUT, SEED)
-    for wrong in (payload[: codec.size(PLAIN)], payload[:-2], payload + b"\0\0", payload[:3], b""):
+    for wrong in (payload[: codec.largest(PLAIN)], payload[:-2], payload + b"\0\0", payload[:3], b""):
         with pytest.raises(CodecError):
             codec.check(wrong, LAYOUT)
     with pytest.raises(CodecError):

@@ -25,6 +25,9 @@ from fl_protocol.errors import CodecError
         ("float16", "float16"),
         ("eden(bits=4,keep=0.5)", "eden(bits=4,keep=0.5)"),
         ("eden(keep=1e-2)", "eden(bits=1,keep=0.01)"),
+        ("sparse", "sparse(bits=2,keep=0.05)"),
+        ("sparse(feedback=1, keep=0.5, bits=8)", "sparse(bits=8,keep=0.5)"),
+        ("sparse(feedback=0)", "sparse(bits=2,feedback=0,keep=0.05)"),
     ],
 )
 def test_a_codec_knows_its_canonical_specification(text, canonical):
@@ -52,7 +55,12 @@ def test_a_specification_survives_its_own_text(keep):
         ("int8(keep=0.5)", r"keep=0.5: int8 has no options\n  hint: write eden\(bits=1,keep=0.5\)"),
         ("float32(bits=16)", r"bits=16: float32 has no options"),
         ("edn(bits=1)", r"edn: no such codec; .*\n  hint: did you mean eden\?"),
-        ("zzz", r"zzz: no such codec; there are eden, float16, float32, int8"),
+        ("zzz", r"zzz: no such codec; there are eden, float16, float32, int8, sparse"),
+        ("sparse(bits=9)", r"bits=9: sparse knows bits=1 to 8\n  hint: write sparse\(bits=8\)"),
+        ("sparse(keep=0.6)", r"keep=0.6: sparse keeps .* at most 0.5\n  hint: write sparse\(keep=0.5\)"),
+        ("sparse(keep=0)", r"keep=0: sparse keeps .*\n  hint: write sparse\(keep=0.01\)"),
+        ("sparse(feedback=2)", r"feedback=2: it is on or off\n  hint: write feedback=0 or feedback=1"),
+        ("sparse(block=64)", r"block=64: sparse has only bits and keep and feedback"),
         ("", "names no codec"),
         ("Eden", "names no codec"),
         ("eden(bits=1", "names no codec"),

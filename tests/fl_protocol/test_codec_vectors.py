@@ -52,7 +52,7 @@ def test_there_are_vectors_of_every_codec():
     """A folder that was moved would make the tests below pass with nothing in it."""
     assert set(FILES) >= {
         *("eden", "eden-2", "eden-4", "eden-2-keep-0.25", "eden-keep-0.25", "eden-keep-0.9"),
-        *("float16", "float32", "int8", "model", "stream"),
+        *("float16", "float32", "int8", "model", "sparse", "sparse-1", "sparse-8", "stream"),
     }
 
 

@@ -7,9 +7,9 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from broker_coordinator.audit import audit
-from broker_coordinator.records import NewUpdate
-from broker_coordinator.sqlite_store import SqliteStore
+from broker_coordinator.books.audit import audit
+from broker_coordinator.storage.records import NewUpdate
+from broker_coordinator.storage.sqlite_store import SqliteStore
 from edge_agent.outbox import Outbox
 from fl_protocol.clock import ManualClock
 from fl_protocol.receipt import Receipt

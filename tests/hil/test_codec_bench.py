@@ -11,7 +11,9 @@ def test_every_codec_is_measured_on_a_payload_of_its_length():
     layout = TensorLayout.of([("w", [3, 4000])])
     assert [speed.codec for speed in speeds] == list(CODECS)
     for speed in speeds:
-        assert speed.payload_bytes == codec_for(speed.codec).size(layout)
+        codec = codec_for(speed.codec)
+        assert speed.payload_bytes <= codec.largest(layout)
+        assert speed.payload_bytes == codec.largest(layout) or not codec.exact
         assert min(speed.copy_s, speed.encode_s, speed.accumulate_s) > 0
 
 

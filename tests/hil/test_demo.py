@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from broker_coordinator.audit import audit
+from broker_coordinator.books.audit import audit
 from hil.demo.figures import collect
 from hil.gate import faults
 from hil.local_fleet import FleetOptions, LocalFleet

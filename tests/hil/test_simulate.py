@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lichen
-from broker_coordinator.audit import audit
+from broker_coordinator.books.audit import audit
 from edge_agent.trainer import TrainingResult
 from fl_protocol.errors import ConfigError
 from hil.simulate import simulation
@@ -250,3 +250,16 @@ def test_a_slow_device_ends_with_the_plan_s_time(artifact):
     assert 30 < cut.virtual_s < 35
     assert whole.virtual_s > 100
     assert cut.state_hash != whole.state_hash
+
+
+def test_devices_of_a_simulation_keep_what_their_updates_leave_out(artifact, tmp_path):
+    """Updates of their own lengths, journalled and replayed; and what was left out makes other ones of them
+    than they are without it."""
+    codec = "sparse(bits=1,keep=0.05)"
+    kept = run(artifact, codec=codec, state=tmp_path / "state")
+    lost = run(artifact, codec="sparse(bits=1,keep=0.05,feedback=0)")
+    assert kept.state_hash != lost.state_hash
+    assert kept == run(artifact, codec=codec, state=tmp_path / "again")
+    report = audit(tmp_path / "state")
+    assert report.balanced, report.faults
+    assert report.versions_ok == kept.versions

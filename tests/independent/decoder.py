@@ -139,6 +139,8 @@ def decode_weights(codec, sizes, seed, payload):
         return decode_int8(sizes, payload)
     if name == "eden" and options.get("bits", 1) in LEVELS:
         return decode_eden(sizes, int(options.get("bits", 1)), options.get("keep", 1.0), seed, payload)
+    if name == "sparse":
+        return decode_sparse(sizes, int(options.get("bits", 2)), options.get("keep", 0.05), payload)
     raise ValueError(f"unknown codec {codec}")
 
 
@@ -226,6 +228,62 @@ def decode_eden(sizes, bits, keep, seed, payload):
             segment[where] = value
         decoded += segment
     return decoded
+
+
+def bits_of(octets):
+    """The bits of octets, lowest first."""
+    return [octet >> bit & 1 for octet in octets for bit in range(8)]
+
+
+def decode_sparse(sizes, bits, keep, payload):
+    """Section 9."""
+    parts = segments_of(sizes)
+    if len(payload) < 9 * len(parts) or len(payload) > most_of_sparse(parts, bits, keep):
+        raise Refused("shorter than the table, or longer than the bound")
+    table, at, decoded = [], 9 * len(parts), []
+    for size, (scale, count, length, shift) in zip(
+        parts, struct.iter_unpack("<4sHHB", payload[: 9 * len(parts)]), strict=True
+    ):
+        (number,) = read_scales(scale)
+        if count > min(size, math.ceil(keep * size)) or shift > 15:
+            raise Refused("more elements than are kept, or a shift above 15")
+        if (count == 0) != (number == 0) or (not count and (length or shift)):
+            raise Refused("an entry that is half empty")
+        if length > math.ceil((count + (size - count >> shift)) / 8):
+            raise Refused("a plane longer than any")
+        table.append((size, number, count, length, shift))
+    require_length(payload, at + sum(e[3] + math.ceil(e[2] * (e[4] + bits) / 8) for e in table))
+    for size, scale, count, length, shift in table:
+        plane = payload[at : at + length]
+        at += length
+        width = shift + bits
+        codes = bits_of(payload[at : at + math.ceil(count * width / 8)])
+        at += math.ceil(count * width / 8)
+        ends = [place for place, bit in enumerate(bits_of(plane)) if bit]
+        if len(ends) != count or (plane and not plane[-1]) or any(codes[count * width :]):
+            raise Refused("planes that do not fit their entry")
+        segment, position, before = [0.0] * size, -1, -1
+        for i, end in enumerate(ends):
+            number = [codes[place * count + i] for place in range(width)]
+            remainder = sum(bit << place for place, bit in enumerate(number[:shift]))
+            position += ((end - before - 1) << shift) + remainder + 1
+            before = end
+            if position >= size:
+                raise Refused("a position behind the segment")
+            level = 1 + sum(bit << place for place, bit in enumerate(number[shift + 1 :]))
+            segment[position] = float32_product(-level if number[shift] else level, scale)
+        decoded += segment
+    return decoded
+
+
+def most_of_sparse(parts, bits, keep):
+    """Section 9: the longest payload."""
+    total = 0
+    for size in parts:
+        count = min(size, math.ceil(keep * size))
+        fewest = min(count * (1 + shift + bits) + (size - count >> shift) for shift in range(16))
+        total += 9 + (fewest + 14) // 8
+    return total
 
 
 def rows_of(entry):

@@ -81,7 +81,7 @@ def test_a_package_lists_what_is_there_sorted(name):
     assert list(listed) == sorted(listed, key=in_order)
     assert set(listed) - {"__version__"} == there.keys() | defined(package)
     for entry, home in getattr(package, "_HOMES", {}).items():
-        assert home in (there[entry], there[entry].rpartition(".")[2]), entry
+        assert home in (there[entry], there[entry].removeprefix(f"{package.__name__}.")), entry
     assert getattr(package, "_HOMES", there).keys() == there.keys()
 
 

@@ -3,9 +3,9 @@
 import pytest
 from numpy import float32, frombuffer
 
-from broker_coordinator.audit import audit
-from broker_coordinator.ledgers import read_ledger
-from broker_coordinator.sqlite_store import SqliteStore
+from broker_coordinator.books.audit import audit
+from broker_coordinator.books.ledgers import read_ledger
+from broker_coordinator.storage.sqlite_store import SqliteStore
 from hil.chaos.clock import YEAR_S, MovableClock
 
 pytestmark = pytest.mark.process

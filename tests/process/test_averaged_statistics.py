@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from broker_coordinator.audit import audit
+from broker_coordinator.books.audit import audit
+from broker_coordinator.books.export import export_version
 from broker_coordinator.evaluation import HeldOut
-from broker_coordinator.export import export_version
-from broker_coordinator.sqlite_store import SqliteStore
+from broker_coordinator.storage.sqlite_store import SqliteStore
 from hil.local_fleet import FleetOptions, LocalFleet
 from models.build import build_artifact
 from models.runtime import TrainingArtifact, join_flat, split_flat

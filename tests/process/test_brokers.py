@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from broker_coordinator.audit import audit
+from broker_coordinator.books.audit import audit
 from broker_coordinator.embedded_broker import EmbeddedBroker
 from hil.local_fleet import FleetOptions, LocalFleet
 

@@ -5,7 +5,7 @@ import time
 import pytest
 from certificates import Authority, tls_mosquitto
 
-from broker_coordinator.audit import audit
+from broker_coordinator.books.audit import audit
 from hil.chaos.clock import YEAR_S, MovableClock
 
 pytestmark = [pytest.mark.process, pytest.mark.mosquitto]

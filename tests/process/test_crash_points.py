@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 from crash_points import crash_points
 
-from broker_coordinator.audit import AuditReport, audit
+from broker_coordinator.books.audit import AuditReport, audit
 from fl_io.crash import LAST_WORDS
 from hil.local_fleet import FleetOptions, LocalFleet
 from hil.processes import ManagedProcess
@@ -246,8 +246,8 @@ main()
 RESET = """
 import sys
 from pathlib import Path
-from broker_coordinator.records import Upload
-from broker_coordinator.sqlite_store import SqliteStore
+from broker_coordinator.storage.records import Upload
+from broker_coordinator.storage.sqlite_store import SqliteStore
 from fl_protocol.ranges import ByteRanges
 
 store = SqliteStore.open(Path(sys.argv[1]))
@@ -260,10 +260,10 @@ store.close_upload(bytes(16))
 FORGET = """
 import sys
 from pathlib import Path
-from broker_coordinator.retention import RetentionPolicy, prune
-from broker_coordinator.sqlite_store import SqliteStore
-from broker_coordinator.uploads import PayloadFiles
-from broker_coordinator.version_state import VersionFiles
+from broker_coordinator.books.retention import RetentionPolicy, prune
+from broker_coordinator.storage.sqlite_store import SqliteStore
+from broker_coordinator.storage.uploads import PayloadFiles
+from broker_coordinator.aggregation.version_state import VersionFiles
 
 folder = Path(sys.argv[1])
 store = SqliteStore.open(folder)

@@ -14,7 +14,7 @@ from certificates import BrokerFiles, tls_mosquitto
 from secure_fleet import SecureFleet, mosquitto_program
 
 from broker_coordinator.fleet.authority import Authority
-from broker_coordinator.sqlite_store import SqliteStore
+from broker_coordinator.storage.sqlite_store import SqliteStore
 from fl_io.ed25519 import new_private_key, signer
 from fl_io.mqtt import TlsFiles
 from fl_protocol.command import Command

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from broker_coordinator.audit import AuditReport, audit
+from broker_coordinator.books.audit import AuditReport, audit
 from hil.local_fleet import FleetOptions, LocalFleet
 from hil.processes import ManagedProcess
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from broker_coordinator.audit import audit
+from broker_coordinator.books.audit import audit
 from edge_agent.checkpoint import read_checkpoint
 from hil.local_fleet import FleetOptions, LocalFleet
 

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from broker_coordinator.audit import audit
-from broker_coordinator.ledgers import read_ledger
-from broker_coordinator.sqlite_store import SqliteStore
+from broker_coordinator.books.audit import audit
+from broker_coordinator.books.ledgers import read_ledger
+from broker_coordinator.storage.sqlite_store import SqliteStore
 from hil.local_fleet import LocalFleet
 
 pytestmark = [pytest.mark.process, pytest.mark.mosquitto]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import lichen
-from broker_coordinator.sqlite_store import SqliteStore
+from broker_coordinator.storage.sqlite_store import SqliteStore
 from edge_agent.outbox import Outbox
 from edge_agent.samples import SampleStore
 from fl_io.clock import SystemClock

@@ -85,21 +85,31 @@ def costs(trace: Path, state: Path) -> tuple[int, int]:
 
 
 @pytest.mark.skipif(STRACE is None, reason="strace is not installed")
-@pytest.mark.parametrize("case", ["inline", "chunks", "personal"])
+@pytest.mark.parametrize("case", ["inline", "chunks", "personal", "sparse"])
 def test_a_participation_costs_six_fsyncs_and_twice_its_payload_at_most(traced, request, case):
     """The difference between a short life and a longer one: what the start costs is not counted. With a
     payload of 740 bytes; with one of 307 KB and a model of 81 KB, which is written too; and with a small
-    one and personal tensors of 1.4 KB, which count with it: they go into the outbox and into a file."""
+    one and personal tensors of 1.4 KB, which count with it: they go into the outbox and into a file. With
+    sparse and 76,810 parameters: what it leaves out is kept, at half a byte each, and counts with it too;
+    the model of 81 KB comes on top, being more than payload and overhead together."""
     options = {"hidden": 1024, "codec": "float32"} if case == "chunks" else {}
+    if case == "sparse":
+        options = {"hidden": 1024, "codec": "sparse(bits=2,keep=0.05)"}
     if case == "personal":
         options = request.getfixturevalue("personal")
     few_syncs, few_bytes, before = traced(FEW, **options)
     many_syncs, many_bytes, after = traced(MANY, **options)
     participations = after["updates"]["created"] - before["updates"]["created"]
     assert participations >= MANY - FEW
-    payload = {"inline": 740, "chunks": 4 * 76_810, "personal": 640 + after["personal"]["bytes"]}[case]
+    payload = {
+        "inline": 740,
+        "chunks": 4 * 76_810,
+        "personal": 640 + after["personal"]["bytes"],
+        "sparse": 3_900 + 76_810 // 2,
+    }[case]
+    model = 81_500 if case == "sparse" else 0
     assert (many_syncs - few_syncs) / participations <= MOST_SYNCS
-    assert (many_bytes - few_bytes) / participations <= 2 * payload + MOST_OVERHEAD
+    assert (many_bytes - few_bytes) / participations <= 2 * payload + MOST_OVERHEAD + model
     assert (after["personal"]["bytes"] > 0) == (case == "personal")
     # What it says of itself: all but what sqlite adds as it opens its file and moves its log.
     assert 0 <= many_syncs - after["wear"]["syncs"] <= MOST_SYNCS + MANY

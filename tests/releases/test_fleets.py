@@ -9,10 +9,10 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from broker_coordinator.audit import audit
+from broker_coordinator.books.audit import audit
+from broker_coordinator.books.ledgers import read_ledger
 from broker_coordinator.embedded_broker import EmbeddedBroker
-from broker_coordinator.ledgers import read_ledger
-from broker_coordinator.sqlite_store import SqliteStore
+from broker_coordinator.storage.sqlite_store import SqliteStore
 from fl_protocol.errors import ConfigError
 from hil.processes import ManagedProcess
 from hil.releases import OURS, release_of, run_course

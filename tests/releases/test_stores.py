@@ -8,9 +8,9 @@ from contextlib import closing
 
 import pytest
 
-from broker_coordinator.audit import audit
-from broker_coordinator.schema import MIGRATIONS
-from broker_coordinator.sqlite_store import SqliteStore
+from broker_coordinator.books.audit import audit
+from broker_coordinator.storage.schema import MIGRATIONS
+from broker_coordinator.storage.sqlite_store import SqliteStore
 from edge_agent.outbox import Outbox
 from edge_agent.samples import SampleStore
 from fl_io.clock import SystemClock
@@ -123,7 +123,7 @@ def test_an_interrupted_migration_is_as_if_it_had_not_begun(fleet, books, monkey
     broken = (*MIGRATIONS, "CREATE TABLE half (one INTEGER); THIS IS NOT SQL;")
     copy = fleet.with_name("copy")
     shutil.copytree(fleet / "coordinator", copy)
-    monkeypatch.setattr("broker_coordinator.sqlite_database.MIGRATIONS", broken)
+    monkeypatch.setattr("broker_coordinator.storage.sqlite_database.MIGRATIONS", broken)
     with pytest.raises(StorageError):
         SqliteStore.open(copy)
     monkeypatch.undo()

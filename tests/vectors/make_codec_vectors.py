@@ -39,6 +39,9 @@ LAYOUTS = {
     "eden(bits=2,keep=0.25)": {"small": SMALL, "odd": ODD, "edges": EDGES},
     "eden(bits=1,keep=0.25)": {"small": SMALL, "odd": ODD, "digits": DIGITS, "edges": EDGES, "long": LONG},
     "eden(bits=1,keep=0.9)": {"small": SMALL, "odd": ODD, "edges": EDGES},
+    "sparse(bits=1,keep=0.5)": {"small": SMALL, "odd": ODD, "edges": EDGES},
+    "sparse(bits=2,keep=0.05)": {"small": SMALL, "odd": ODD, "digits": DIGITS, "long": LONG},
+    "sparse(bits=8,keep=0.25)": {"small": SMALL, "odd": ODD, "edges": EDGES},
 }
 
 
@@ -98,7 +101,7 @@ def encoded_case(codec, name, tensors, every=1):
 def scaled_payload(codec, layout, scales, name):
     """A payload made by hand: the given scales, then octets that look random and are never -128."""
     head = struct.pack(f"<{len(scales)}f", *scales)
-    return head + octets_of(name, codec_for(codec).size(layout) - len(head)).replace(b"\x80", b"\x7f")
+    return head + octets_of(name, codec_for(codec).largest(layout) - len(head)).replace(b"\x80", b"\x7f")
 
 
 def refused_case(name, tensors, payload):
@@ -129,6 +132,8 @@ def refusals(codec):
     """Payloads of wrong length and with numbers out of bounds."""
     layout = layout_of(SMALL)
     good = codec_for(codec).encode(input_of(layout.size), layout, codec_seed(bytes(16)))
+    if codec.startswith("sparse"):
+        return [*sparse_refusals(codec, good), *buffer_refusals(codec)]
     lengths = {"empty": b"", "a byte short": good[:-1], "a byte long": good + b"\0"}
     numbers = {name: good[:4] + bits + good[8:] for name, bits in bad_numbers().items()}
     if codec == "float32":
@@ -140,6 +145,25 @@ def refusals(codec):
     codes = {"code -128": good[:-1] + b"\x80"} if codec == "int8" else {}
     plain = [refused_case(name, SMALL, payload) for name, payload in {**lengths, **numbers, **codes}.items()]
     return [*plain, *buffer_refusals(codec)]
+
+
+def sparse_refusals(codec, good):
+    """Payloads that contradict themselves: the table of ``SMALL`` has three entries of nine octets."""
+    entry = struct.Struct("<fHHB")
+    scale, count, quotients, shift = entry.unpack_from(good)
+    entries = {
+        "too many elements": (scale, 1000, quotients, shift),
+        "no elements": (scale, 0, quotients, shift),
+        "no scale": (0.0, count, quotients, shift),
+        "shift 16": (scale, count, quotients, 16),
+        "too long a plane": (scale, count, quotients + 6, shift),
+    }
+    bad = {name: entry.pack(*fields) + good[9:] for name, fields in entries.items()}
+    bad |= {f"scale {name}": bits + good[4:] for name, bits in bad_numbers().items()}
+    bad |= {"empty": b"", "a byte short": good[:-1], "a byte long": good + b"\0"}
+    bad["an element missing"] = good[:27] + bytes([good[27] & good[27] - 1]) + good[28:]
+    bad["an element more"] = good[:27] + bytes([good[27] | good[27] + 1]) + good[28:]
+    return [refused_case(name, SMALL, payload) for name, payload in bad.items()]
 
 
 def float16_tail(*patterns):
@@ -189,6 +213,11 @@ def update_file(codec):
         tensors = [[f"t{i}", [40]] for i in range(len(scales))]
         payload = scaled_payload(codec, layout_of(tensors), scales, "extremes")
         cases.append(case_of(codec, "extremes", tensors, payload))
+    elif codec.startswith("sparse"):
+        cases += [
+            encoded_case(codec, "sparse", EDGES, every=341),
+            encoded_case(codec, "zeros", SMALL, every=99),
+        ]
     elif codec in {"eden(bits=1)", "eden(bits=2)", "eden(bits=4)"}:
         cases.append(encoded_case(codec, "sparse", EDGES, every=341))
         scales = (0.0, 2.0**-100, 2.0**100, 1 / 3, 1e-5)
@@ -269,6 +298,9 @@ def main():
         "eden-2-keep-0.25.json": update_file("eden(bits=2,keep=0.25)"),
         "eden-keep-0.25.json": update_file("eden(bits=1,keep=0.25)"),
         "eden-keep-0.9.json": update_file("eden(bits=1,keep=0.9)"),
+        "sparse-1.json": update_file("sparse(bits=1,keep=0.5)"),
+        "sparse.json": update_file("sparse(bits=2,keep=0.05)"),
+        "sparse-8.json": update_file("sparse(bits=8,keep=0.25)"),
         "model.json": model_file(),
         "stream.json": stream_file(),
     }

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from broker_coordinator.appraisal import Appraisal, appraise
-from broker_coordinator.fold import OpenVersion
-from broker_coordinator.records import AcceptedUpdate, NewUpdate, VersionRecord
-from broker_coordinator.rules import FoldRules
-from broker_coordinator.sqlite_store import SqliteStore
-from broker_coordinator.uploads import PayloadFiles
-from broker_coordinator.version_state import VersionFiles, VersionState
+from broker_coordinator.aggregation.appraisal import Appraisal, appraise
+from broker_coordinator.aggregation.fold import OpenVersion
+from broker_coordinator.aggregation.rules import FoldRules
+from broker_coordinator.aggregation.version_state import VersionFiles, VersionState
+from broker_coordinator.storage.records import AcceptedUpdate, NewUpdate, VersionRecord
+from broker_coordinator.storage.sqlite_store import SqliteStore
+from broker_coordinator.storage.uploads import PayloadFiles
 from fl_protocol.codec import codec_for, codec_seed, encode_model
 from fl_protocol.layout import TensorLayout
 from fl_protocol.update import UpdateHeader, update_hash

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from broker_coordinator.audit import audit
+from broker_coordinator.aggregation.optimizer_registry import SERVER_OPTIMIZERS, server_optimizer_for
+from broker_coordinator.books.audit import audit
 from broker_coordinator.compatibility import OPTIMIZER_OPTIONS, USUAL_LR
-from broker_coordinator.optimizer_registry import SERVER_OPTIMIZERS, server_optimizer_for
 from fl_protocol.errors import ConfigError
 
 NAMES = ["momentum", "adagrad", "adam", "yogi"]

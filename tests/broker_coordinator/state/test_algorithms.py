@@ -8,19 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_coordinator import appraisal as appraisal_module
-from broker_coordinator.aggregator import Mean, UpdateContext
-from broker_coordinator.aggregator_registry import aggregator_for
-from broker_coordinator.appraisal import Appraisal, appraise, appraise_all
-from broker_coordinator.defence import clip_factor, extended, witness_of
-from broker_coordinator.fold import damping
-from broker_coordinator.optimizer_registry import server_optimizer_for
-from broker_coordinator.records import Refusal
-from broker_coordinator.rules import ClipRule, DampingRule, FoldRules, StalenessRule
-from broker_coordinator.scalars import from_raw, to_raw
-from broker_coordinator.server_optimizer import Sgd
-from broker_coordinator.staleness import constant, hinge, polynomial
-from broker_coordinator.version_state import VersionState
+from broker_coordinator.aggregation import appraisal as appraisal_module
+from broker_coordinator.aggregation.aggregator import Mean, UpdateContext
+from broker_coordinator.aggregation.aggregator_registry import aggregator_for
+from broker_coordinator.aggregation.appraisal import Appraisal, appraise, appraise_all
+from broker_coordinator.aggregation.defence import clip_factor, extended, witness_of
+from broker_coordinator.aggregation.fold import damping
+from broker_coordinator.aggregation.optimizer_registry import server_optimizer_for
+from broker_coordinator.aggregation.rules import ClipRule, DampingRule, FoldRules, StalenessRule
+from broker_coordinator.aggregation.scalars import from_raw, to_raw
+from broker_coordinator.aggregation.server_optimizer import Sgd
+from broker_coordinator.aggregation.staleness import constant, hinge, polynomial
+from broker_coordinator.aggregation.version_state import VersionState
+from broker_coordinator.storage.records import Refusal
 from fl_protocol.codec import codec_for, codec_seed, decode
 from fl_protocol.errors import ConfigError, StorageError
 from fl_protocol.layout import TensorLayout

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from broker_coordinator.audit import audit
+from broker_coordinator.books.audit import audit
 from edge_agent.outbox import Outbox
 from fl_protocol.clock import ManualClock
 from fl_protocol.errors import StorageError

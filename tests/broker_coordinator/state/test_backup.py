@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from broker_coordinator import backup
-from broker_coordinator.audit import audit
-from broker_coordinator.backup import back_up
-from broker_coordinator.export import export_version
-from broker_coordinator.sqlite_store import SqliteStore
+from broker_coordinator.books import backup
+from broker_coordinator.books.audit import audit
+from broker_coordinator.books.backup import back_up
+from broker_coordinator.books.export import export_version
+from broker_coordinator.storage.sqlite_store import SqliteStore
 from fl_protocol.codec import decode_model, encode_model
 from fl_protocol.errors import ConfigError, StorageError
 from models.runtime import join_flat

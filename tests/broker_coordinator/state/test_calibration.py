@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from broker_coordinator.audit import audit
-from broker_coordinator.fold import Fold
-from broker_coordinator.retention import RetentionPolicy, prune
-from broker_coordinator.rules import DampingRule
-from broker_coordinator.scalars import from_raw
-from broker_coordinator.version_state import CACHE_SLOT
+from broker_coordinator.aggregation.fold import Fold
+from broker_coordinator.aggregation.rules import DampingRule
+from broker_coordinator.aggregation.scalars import from_raw
+from broker_coordinator.aggregation.version_state import CACHE_SLOT
+from broker_coordinator.books.audit import audit
+from broker_coordinator.books.retention import RetentionPolicy, prune
 from fl_protocol.codec import codec_for, codec_seed, decode
 from fl_protocol.errors import ConfigError
 

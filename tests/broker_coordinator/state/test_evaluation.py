@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from broker_coordinator.evaluation import Evaluation, HeldOut, caveat_of
-from broker_coordinator.records import DeviceEvaluation
+from broker_coordinator.storage.records import DeviceEvaluation
 from fl_protocol.artifact import Parameter
 from fl_protocol.errors import ConfigError
 from models.runtime import Batch, TrainingArtifact, open_session, split_flat

@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from broker_coordinator import aggregator, aggregator_registry
-from broker_coordinator.appraisal import appraise
-from broker_coordinator.fold import Fold, OpenVersion
-from broker_coordinator.records import AcceptedUpdate
-from broker_coordinator.rules import ClipRule, DampingRule
-from broker_coordinator.scalars import from_raw, to_raw
-from broker_coordinator.version_state import VersionState
+from broker_coordinator.aggregation import aggregator, aggregator_registry
+from broker_coordinator.aggregation.appraisal import appraise
+from broker_coordinator.aggregation.fold import Fold, OpenVersion
+from broker_coordinator.aggregation.rules import ClipRule, DampingRule
+from broker_coordinator.aggregation.scalars import from_raw, to_raw
+from broker_coordinator.aggregation.version_state import VersionState
+from broker_coordinator.storage.records import AcceptedUpdate
 from fl_protocol.codec import codec_for, codec_seed, decode
 from fl_protocol.errors import AggregatorError, CodecError, LayoutError
 from fl_protocol.version import VersionId
@@ -294,3 +294,28 @@ def test_rebuilding_reads_the_journal_only(history):
     history.take(2)
     state = history.open.state
     assert OpenVersion(history.store, history.rules, state, through_seq=0).count == 2
+
+
+def test_a_rule_is_given_the_same_pieces_live_and_replayed(history, monkeypatch):
+    """A user's rule may depend on where pieces begin: a small model is one, however it came to be decoded."""
+    seen: dict[str, list[tuple[int, int]]] = {"kept": [], "again": []}
+    update = history.next()
+    row = history.accept(update)
+    appraisal = appraise(
+        update.update_id,
+        update.header,
+        update.payload,
+        device=update.device,
+        state=history.open.state,
+        rules=history.rules,
+        keep=True,
+    )
+    for name, pieces in seen.items():
+        fold = Fold(history.rules, history.open.state)
+        monkeypatch.setattr(
+            fold._sums,
+            "put",
+            lambda start, values, weight, pieces=pieces: pieces.append((start, len(values))),
+        )
+        fold.add_decoded(row, appraisal.pieces) if name == "kept" else fold.add(row, update.payload)
+    assert seen["kept"] == seen["again"] == [(0, history.rules.layout.weight_size)]

@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from broker_coordinator import held_updates
-from broker_coordinator.audit import audit
-from broker_coordinator.coordinate_median import CoordinateMedian
-from broker_coordinator.held_updates import HeldUpdates
-from broker_coordinator.krum import Krum, squared_distances
-from broker_coordinator.trimmed_mean import TrimmedMean
+from broker_coordinator.aggregation import held_updates
+from broker_coordinator.aggregation.coordinate_median import CoordinateMedian
+from broker_coordinator.aggregation.held_updates import HeldUpdates
+from broker_coordinator.aggregation.krum import Krum, squared_distances
+from broker_coordinator.aggregation.trimmed_mean import TrimmedMean
+from broker_coordinator.books.audit import audit
 from fl_protocol.errors import ConfigError
 
 RULES = [

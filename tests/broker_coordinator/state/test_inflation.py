@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from broker_coordinator.appraisal import Appraisal, appraise
-from broker_coordinator.scalars import from_raw
+from broker_coordinator.aggregation.appraisal import Appraisal, appraise
+from broker_coordinator.aggregation.scalars import from_raw
 from fl_protocol.codec import codec_for
 from fl_protocol.errors import CodecError
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 from simulated_disk import PowerCut, SimulatedDisk
 
-from broker_coordinator.audit import audit
-from broker_coordinator.retention import RetentionPolicy, prune
-from broker_coordinator.sqlite_store import SqliteStore
-from broker_coordinator.uploads import PayloadFiles
-from broker_coordinator.version_state import VersionFiles
+from broker_coordinator.aggregation.version_state import VersionFiles
+from broker_coordinator.books.audit import audit
+from broker_coordinator.books.retention import RetentionPolicy, prune
+from broker_coordinator.storage.sqlite_store import SqliteStore
+from broker_coordinator.storage.uploads import PayloadFiles
 
 KEEP = RetentionPolicy(versions=1000, bytes=10**9, days=1000.0)
 
@@ -90,7 +90,7 @@ def test_pruning_does_not_go_through_what_was_dropped(long):
 
 def test_many_rows_are_forgotten_in_parts(long, monkeypatch):
     """All that may go are gone after one pruning, whatever goes at a time."""
-    from broker_coordinator import sqlite_versions
+    from broker_coordinator.storage import sqlite_versions
 
     monkeypatch.setattr(sqlite_versions, "_FORGET_AT_ONCE", 3)
     long.store.raise_horizon((1, 5))

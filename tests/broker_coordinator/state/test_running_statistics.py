@@ -7,17 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from broker_coordinator import optimizer_registry, server_optimizer
-from broker_coordinator.appraisal import Appraisal, appraise
-from broker_coordinator.audit import audit
-from broker_coordinator.backup import back_up
-from broker_coordinator.export import export_version
-from broker_coordinator.fold import Fold
-from broker_coordinator.records import AcceptedUpdate, Refusal
-from broker_coordinator.rules import ClipRule, FoldRules
-from broker_coordinator.running_statistics import FEWEST, MOST_HELD, StatisticsMean
-from broker_coordinator.scalars import from_raw, to_raw
-from broker_coordinator.version_state import MOST_REMEMBERED, VersionState
+from broker_coordinator.aggregation import optimizer_registry, server_optimizer
+from broker_coordinator.aggregation.appraisal import Appraisal, appraise
+from broker_coordinator.aggregation.fold import Fold
+from broker_coordinator.aggregation.rules import ClipRule, FoldRules
+from broker_coordinator.aggregation.running_statistics import FEWEST, MOST_HELD, StatisticsMean
+from broker_coordinator.aggregation.scalars import from_raw, to_raw
+from broker_coordinator.aggregation.version_state import MOST_REMEMBERED, VersionState
+from broker_coordinator.books.audit import audit
+from broker_coordinator.books.backup import back_up
+from broker_coordinator.books.export import export_version
+from broker_coordinator.storage.records import AcceptedUpdate, Refusal
 from fl_protocol.codec import HIGHEST_BUFFER, codec_for, codec_seed, decode
 from fl_protocol.errors import LayoutError, StorageError
 from fl_protocol.layout import TensorLayout

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulated_disk import PowerCut, SimulatedDisk
 
-from broker_coordinator.records import VersionRecord
-from broker_coordinator.version_state import VersionFiles, VersionState
+from broker_coordinator.aggregation.version_state import VersionFiles, VersionState
+from broker_coordinator.storage.records import VersionRecord
 from fl_protocol.errors import StorageError
 
 STATE = VersionState(

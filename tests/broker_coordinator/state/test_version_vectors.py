@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from broker_coordinator.fold import Fold
-from broker_coordinator.records import AcceptedUpdate
-from broker_coordinator.rules import DampingRule, FoldRules
-from broker_coordinator.version_state import VersionState
+from broker_coordinator.aggregation.fold import Fold
+from broker_coordinator.aggregation.rules import DampingRule, FoldRules
+from broker_coordinator.aggregation.version_state import VersionState
+from broker_coordinator.storage.records import AcceptedUpdate
 from fl_protocol.codec import encode_model
 
 VECTORS = Path(__file__).parents[2] / "vectors"

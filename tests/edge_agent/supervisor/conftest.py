@@ -49,6 +49,8 @@ class Script:
         self.cancelled = 0
         self.device_state = b""
         """What trainings leave of personal tensors."""
+        self.codec_state = b""
+        """What encodings leave out."""
         self.runtime = "numpy"
         """What trainings say that they ran on."""
 
@@ -78,6 +80,7 @@ class Script:
                     metrics={"before.loss": 2.5, "before.count": 3.0},
                     runtime=self.runtime,
                     device_state=self.device_state,
+                    codec_state=self.codec_state,
                 )
 
 

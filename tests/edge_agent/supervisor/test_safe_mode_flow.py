@@ -3,7 +3,7 @@
 import pytest
 
 from edge_agent.jobs import TrainJob
-from edge_agent.watchdog import Notifier, Watchdog
+from fl_io.watchdog import Notifier, Watchdog
 
 
 @pytest.fixture

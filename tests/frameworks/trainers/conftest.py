@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from broker_coordinator.audit import AuditReport, audit
+from broker_coordinator.books.audit import AuditReport, audit
 from edge_agent.job_runner import JobRunner
 from edge_agent.jobs import JobFailed, Trained, TrainJob
 from edge_agent.samples import SampleStore

@@ -1,0 +1,1 @@
+"""What an operator reads and keeps of the past: audit, replay, backup, export, recovery."""

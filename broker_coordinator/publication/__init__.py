@@ -1,0 +1,1 @@
+"""How a version goes out: its blobs, its manifest, its marker."""

@@ -1,0 +1,1 @@
+"""What the coordinator remembers: the store's verbs, and sqlite behind them."""

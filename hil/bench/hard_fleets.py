@@ -1,0 +1,140 @@
+"""The bench ``hard_fleets``: a tenth of a fleet attacks, or rare classes are on slow devices alone.
+
+Attackers: the scenario ``attackers`` under each aggregator. Rare classes: ``heavy-tail`` with the digits 8
+and 9 on its slower half alone, where whoever counts fast devices oftener learns them late.
+"""
+
+import statistics
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hil.bench.learning_curve import LearningCurve, Measure, learning_curve
+from hil.simulate.scenario import read_scenario
+from hil.workload import Samples
+from models.zoo import digits
+from models.zoo.mlp import digits_artifact
+
+__all__ = ["hard_fleets", "hard_fleets_section"]
+
+RARE = "slow:8,9"
+PACED = ("fleet.selection.participation=1.0",)
+TRIALS: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "attackers": {
+        "mean, nobody attacks": ("attack.share=0.0",),
+        "mean, not clipped": ("fleet.defence.clip=false",),
+        "mean": (),
+        "trimmed_mean": ("fleet.aggregator.kind=trimmed_mean",),
+        "median": ("fleet.aggregator.kind=median",),
+        "krum": (
+            "fleet.aggregator.kind=krum",
+            "fleet.aggregator.attackers=2",
+            "fleet.buffer.min_updates=7",
+        ),
+    },
+    "heavy-tail": {
+        "fedbuff": PACED,
+        "fedbuff, fair": (*PACED, "fleet.selection.kind=fair"),
+        "ca2fl": (*PACED, "fleet.selection.kind=random", "fleet.aggregator.kind=ca2fl"),
+        "ca2fl, fair": (*PACED, "fleet.selection.kind=fair", "fleet.aggregator.kind=ca2fl"),
+        "rounds, over-selected": (*PACED, "fleet.buffer.kind=rounds"),
+        "rounds, all": (
+            *PACED,
+            "fleet.buffer.kind=rounds",
+            "fleet.buffer.over_selection=1.0",
+            "fleet.buffer.flush_after_s=0",
+        ),
+    },
+}
+"""By scenario and name, what is set in it."""
+_SECTION = """
+## Hard fleets
+
+`make bench ARGS="--only hard_fleets"`: digits, an MLP of 2,410 parameters, one bit, {seeds} seeds:
+medians, the minimum in brackets; accuracy and worst class are means over the last quarter of a run. First the
+scenario `attackers`: ten of a hundred devices send the opposite of what they learned, ten times as large.
+Norms are clipped unless it is said.
+
+| aggregator | accuracy | worst class |
+| --- | --- | --- |
+{attackers}
+
+Then `heavy-tail`, where the slower half of the devices alone has the digits 8 and 9. *At
+{seconds:.0f} s*: of the last point until the virtual time at which the first run of FedBuff ended.
+
+| aggregation | accuracy | worst class | worst class at {seconds:.0f} s | virtual s |
+| --- | --- | --- | --- | --- |
+{rare}
+
+Wanted: a worst class of CA2FL or `fair` at least 0.03 above FedBuff's.
+"""
+
+
+def hard_fleets(seeds: int = 5) -> dict[str, Any]:
+    """A row for each trial."""
+    runs = {
+        scenario: {
+            name: [_run(scenario, name, changes, seed) for seed in range(seeds)]
+            for name, changes in trials.items()
+        }
+        for scenario, trials in TRIALS.items()
+    }
+    seconds = runs["heavy-tail"]["fedbuff"][0].points[-1].virtual_s
+    return {
+        "seeds": seeds,
+        "seconds": seconds,
+        **{
+            scenario: [_row(name, curves, seconds) for name, curves in trials.items()]
+            for scenario, trials in runs.items()
+        },
+    }
+
+
+def _run(scenario: str, name: str, changes: Sequence[str], seed: int) -> LearningCurve:
+    rare = (f'partition="{RARE}"',) if scenario == "heavy-tail" else ()
+    own = (f"seed={seed}", 'evaluation="none"', "held_out=0.0", *rare, *changes)
+    held_out = digits.split(seed)[1]
+    measure = Measure(
+        artifact=digits_artifact(hidden=32),
+        samples=Samples(x=held_out.x, y=held_out.y),
+        groups=held_out.y,
+    )
+    curve = learning_curve(read_scenario(scenario, own), measure)
+    sys.stderr.write(f"{scenario}, {name}, seed {seed}: {curve.level:.4f} (worst {curve.worst_level:.4f})\n")
+    return curve
+
+
+def _row(name: str, curves: Sequence[LearningCurve], seconds: float) -> dict[str, Any]:
+    then = [curve.within(seconds).points[-1].worst for curve in curves]
+    return {
+        "name": name,
+        "accuracy": _spread([curve.level for curve in curves]),
+        "worst": _spread([curve.worst_level for curve in curves]),
+        "worst_then": _spread(then),
+        "virtual_s": statistics.median(curve.points[-1].virtual_s for curve in curves),
+    }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values)}
+
+
+def hard_fleets_section(figures: Mapping[str, Any]) -> str:
+    """The section of docs/benchmarks.md."""
+    return _SECTION.format(
+        seeds=figures["seeds"],
+        seconds=figures["seconds"],
+        attackers=_table([row["name"], *_cells(row, "accuracy", "worst")] for row in figures["attackers"]),
+        rare=_table(
+            [row["name"], *_cells(row, "accuracy", "worst", "worst_then"), f"{row['virtual_s']:.0f}"]
+            for row in figures["heavy-tail"]
+        ),
+    )
+
+
+def _cells(row: Mapping[str, Any], *names: str) -> Iterator[str]:
+    return (f"{row[name]['median']:.3f} ({row[name]['min']:.3f})" for name in names)
+
+
+def _table(rows: Iterator[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -1,0 +1,180 @@
+"""``python -m hil.bench.simulator``: how fast virtual fleets are, and how large, beside a loop of NumPy.
+
+The work: a 64-32-10 MLP on the digits, 14 samples a device drawn with replacement, two steps of SGD, and
+each device takes part in each version. The loop does the same training and averages, without agent, codec,
+protocol or store. Every measurement has a process of its own; updates are counted per CPU second.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_agent.trainer import shuffled_batches
+from hil.simulate.fleet import VirtualFleet
+from hil.simulate.simulation import simulate
+from models.runtime import split_flat
+from models.zoo import digits
+from models.zoo.catalogue import find
+
+__all__ = ["main", "simulator"]
+
+SAMPLES = 14
+PLAN: Mapping[str, Any] = {"epochs": 2, "batch_size": 32, "lr": 0.1}
+VERSIONS = 6
+SIZES = (1_000, 10_000)
+LARGEST = 100_000
+RUNS = ("loop", "onnx", "numpy", "stacked")
+
+
+def simulator(*, largest: int = 0) -> dict[str, Any]:
+    """The figures of 1,000 devices in each way, of 10,000 stacked, and of ``largest`` unless it is 0.
+
+    Raises:
+        CalledProcessError: a run failed; its words are on stderr.
+    """
+    figures: dict[str, Any] = {"versions": VERSIONS}
+    figures["runs"] = [_measured(way, SIZES[0], VERSIONS) for way in RUNS]
+    figures["sizes"] = [_measured("stacked", size, 1) for size in (*SIZES, *((largest,) if largest else ()))]
+    return figures
+
+
+def _measured(way: str, count: int, versions: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "hil.bench.simulator", "--run", way, str(count), str(versions)]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    figures: dict[str, Any] = json.loads(done.stdout)
+    return figures
+
+
+def _devices(count: int, seed: int) -> Iterator[tuple[Any, Any]]:
+    training, _ = digits.split()
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        rows = rng.integers(0, len(training), SAMPLES)
+        yield training.x[rows], training.y[rows]
+
+
+def _fleet(way: str, count: int, versions: int) -> dict[str, Any]:
+    kept = digits.split()[1]
+    marks: list[tuple[float, float]] = []
+
+    def note(fleet: VirtualFleet) -> None:
+        if len(marks) <= fleet.coordinator.version.number:
+            marks.append((time.process_time(), _rss_bytes()))
+
+    before = _rss_bytes()
+    started = time.process_time()
+    result = simulate(
+        find("digits-mlp").open(),
+        _devices,
+        count=count,
+        versions=versions,
+        plan=PLAN,
+        fleet={"buffer": {"size": count}},
+        evaluation=(kept.x, kept.y),
+        runtimes=("numpy",) if way == "stacked" else (way,),
+        stacked=way == "stacked",
+        progress=note,
+    )
+    cpu_s = time.process_time() - started
+    later = marks[-1][0] - marks[1][0]
+    return {
+        "way": way,
+        "devices": count,
+        "accepted": result.accepted,
+        "devices_heard": result.devices_heard,
+        "per_cpu_s": round(result.accepted / cpu_s),
+        "later_per_cpu_s": round((result.accepted - count) / later) if versions > 1 else None,
+        "first_version_cpu_s": round(marks[1][0] - started, 2),
+        "bytes_per_device": round((marks[-1][1] - before) / count),
+        "accuracy": round(result.accuracy or 0.0, 4),
+    }
+
+
+def _loop(count: int, versions: int) -> dict[str, Any]:
+    """Federated averaging (McMahan et al., 2017) and nothing else."""
+    artifact = find("digits-mlp").open()
+    kept = digits.split()[1]
+    shares = list(_devices(count, 0))
+    base = list(split_flat(artifact.initial_weights(), artifact.layout).values())
+    started = time.process_time()
+    first = 0.0
+    for version in range(versions):
+        total = [np.zeros_like(tensor) for tensor in base]
+        for number, (x, y) in enumerate(shares):
+            own = _trained(base, x, y, seed=version * count + number)
+            for place, tensor in enumerate(own):
+                total[place] += tensor
+        base = [summed / np.float32(count) for summed in total]
+        first = first or time.process_time() - started
+    cpu_s = time.process_time() - started
+    w1, b1, w2, b2 = base
+    found = np.argmax(np.maximum(kept.x @ w1.T + b1, 0) @ w2.T + b2, axis=1)
+    return {
+        "way": "loop",
+        "devices": count,
+        "accepted": count * versions,
+        "devices_heard": count,
+        "per_cpu_s": round(count * versions / cpu_s),
+        "later_per_cpu_s": round(count * (versions - 1) / max(cpu_s - first, 1e-9)) if versions > 1 else None,
+        "first_version_cpu_s": round(first, 2),
+        "bytes_per_device": None,
+        "accuracy": round(float(np.mean(found == kept.y)), 4),
+    }
+
+
+def _trained(base: list[Any], x: Any, y: Any, *, seed: int) -> list[Any]:
+    w1, b1, w2, b2 = (tensor.copy() for tensor in base)
+    rate = np.float32(PLAN["lr"])
+    for rows in shuffled_batches(len(x), PLAN["batch_size"], epochs=PLAN["epochs"], seed=seed):
+        xs, ys = x[rows], y[rows]
+        hidden = np.maximum(xs @ w1.T + b1, 0)
+        logits = hidden @ w2.T + b2
+        chances = np.exp(logits - logits.max(axis=1, keepdims=True))
+        chances /= chances.sum(axis=1, keepdims=True)
+        chances[np.arange(len(ys)), ys] -= 1
+        chances /= np.float32(len(ys))
+        back = (chances @ w2) * (hidden > 0)
+        w2 -= rate * (chances.T @ hidden)
+        b2 -= rate * chances.sum(axis=0)
+        w1 -= rate * (back.T @ xs)
+        b1 -= rate * back.sum(axis=0)
+    return [w1, b1, w2, b2]
+
+
+def _rss_bytes() -> float:
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if "VmRSS" in line]
+    return int(line.split()[1]) * 1024.0
+
+
+def main(words: list[str] | None = None) -> int:
+    """Print the figures; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m hil.bench.simulator", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="figures as JSON")
+    parser.add_argument("--largest", action="store_true", help=f"{LARGEST:,} devices too: some minutes, 3 GB")
+    parser.add_argument("--run", nargs=3, metavar=("WAY", "DEVICES", "VERSIONS"), help=argparse.SUPPRESS)
+    options = parser.parse_args(words)
+    if options.run:
+        way, count, versions = options.run[0], int(options.run[1]), int(options.run[2])
+        figures = _loop(count, versions) if way == "loop" else _fleet(way, count, versions)
+        sys.stdout.write(json.dumps(figures) + "\n")
+        return 0
+    figures = simulator(largest=LARGEST if options.largest else 0)
+    if options.json:
+        sys.stdout.write(json.dumps(figures) + "\n")
+        return 0
+    for row in (*figures["runs"], *figures["sizes"]):
+        sys.stdout.write("  ".join(f"{key} {value}" for key, value in row.items()) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""The runs of the bench ``target``: every codec with every way to aggregate, on digits and on motion.
+
+The fleet is the scenario ``heavy-tail``: a hundred devices, step times lognormal with sigma 1.5, the
+scenario's plan and K (half of it, and two thirds of its learning rate, on motion); nothing is set for one
+cell alone. Runs are kept, a line each, so that a bench that was interrupted goes on where it was.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from fl_protocol.codec import codec_for
+from fl_protocol.errors import CodecError
+from hil.bench.learning_curve import LearningCurve, Measure, learning_curve
+from hil.simulate.device_data import ByUser
+from hil.simulate.scenario import read_scenario
+from hil.workload import Samples
+from models.zoo import digits, motion
+from models.zoo.catalogue import find
+from models.zoo.mlp import digits_artifact
+
+__all__ = ["AGGREGATIONS", "CODECS", "WORKLOADS", "Cell", "cells", "measured", "motion_devices"]
+
+CODECS = ("float32", "int8", "eden(bits=1)", "eden(bits=1,keep=0.25)", "sparse")
+WORKLOADS = ("digits", "motion")
+AGGREGATIONS: Mapping[str, Sequence[str]] = {
+    "rounds, all": ("buffer.kind=rounds", "buffer.over_selection=1.0", "buffer.flush_after_s=0"),
+    "rounds, over-selected": ("buffer.kind=rounds",),
+    "fedasync": ("buffer.kind=fedasync", "buffer.size=1"),
+    "fedbuff": (),
+    "ca2fl": ("aggregator.kind=ca2fl", "selection.kind=random"),
+}
+"""What of fleet.toml a cell differs in from the scenario and the defaults."""
+K: Mapping[str, int] = {"digits": 20, "motion": 10}
+UPDATES = 600
+HIDDEN = 1024
+MOTION_MODEL = "motion-cnn"
+MOTION_LR = 0.2
+PER_DEVICE = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One run."""
+
+    workload: str
+    aggregation: str
+    codec: str
+    seed: int
+
+    @property
+    def changes(self) -> Sequence[str]:
+        """What is set in the scenario, as ``lichen simulate --set`` takes it."""
+        size = K[self.workload]
+        workload = (
+            (f"hidden={HIDDEN}",)
+            if self.workload == "digits"
+            else (
+                "hidden=0",
+                f'model="{MOTION_MODEL}"',
+                'own="hil.bench.target_grid:motion_devices"',
+                f"fleet.plan.lr={MOTION_LR}",
+            )
+        )
+        return (
+            f"seed={self.seed}",
+            f"versions={UPDATES if self.aggregation == 'fedasync' else UPDATES // size}",
+            f"fleet.buffer.size={size}",
+            'evaluation="none"',
+            "held_out=0.0",
+            f'fleet.update.codec="{self.codec}"',
+            # The scenario draws a share by hash; a fleet paces by leases unless it is told else.
+            "fleet.selection.participation=1.0",
+            *workload,
+            *(f"fleet.{change}" for change in AGGREGATIONS[self.aggregation]),
+        )
+
+    def run(self) -> LearningCurve:
+        """Simulate it."""
+        return learning_curve(read_scenario("heavy-tail", self.changes), _measure(self.workload, self.seed))
+
+
+def motion_devices(devices: int, seed: int) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """Each device is a person's, ten people in turn: samples of the first four fifths of their recordings."""
+    known, _ = motion.split_in_time()
+    samples = Samples(x=known.x, y=known.y)
+    dealt = ByUser(samples=samples, users=known.person, devices=devices, per_device=PER_DEVICE, seed=seed)
+    yield from ((dealt[device].x, dealt[device].y) for device in range(devices))
+
+
+def cells(seeds: int) -> Iterator[Cell]:
+    """What is to be run, a seed after the other."""
+    for seed in range(seeds):
+        for workload in WORKLOADS:
+            for codec in CODECS:
+                for aggregation in AGGREGATIONS:
+                    yield Cell(workload=workload, aggregation=aggregation, codec=codec, seed=seed)
+
+
+def measured(book: Path, wanted: Sequence[Cell]) -> dict[Cell, LearningCurve]:
+    """The curves of ``wanted``: those that the file ``book`` has, and the others, run now and added to it.
+
+    A codec that is not registered is left out, and said to be on stderr.
+    """
+    curves = _read(book)
+    for cell in wanted:
+        if cell in curves:
+            continue
+        if not _registered(cell.codec):
+            sys.stderr.write(
+                f"left out, there is no codec {cell.codec}: {cell.workload}, {cell.aggregation}\n"
+            )
+            continue
+        curve = curves[cell] = cell.run()
+        key = {"workload": cell.workload, "aggregation": cell.aggregation}
+        line = {**key, "codec": cell.codec, "seed": cell.seed, **curve.to_body()}
+        with book.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(line, separators=(",", ":")) + "\n")
+        said = f"{cell.workload}, {cell.aggregation}, {cell.codec}, seed {cell.seed}"
+        sys.stderr.write(f"{said}: {curve.level:.4f} (worst {curve.worst_level:.4f})\n")
+    return {cell: curves[cell] for cell in wanted if cell in curves}
+
+
+def _read(book: Path) -> dict[Cell, LearningCurve]:
+    curves = {}
+    for line in book.read_text(encoding="utf-8").splitlines() if book.exists() else ():
+        body = json.loads(line)
+        cell = Cell(**{name: body[name] for name in ("workload", "aggregation", "codec", "seed")})
+        curves[cell] = LearningCurve.from_body(body)
+    return curves
+
+
+def _registered(codec: str) -> bool:
+    try:
+        codec_for(codec)
+    except CodecError:
+        return False
+    return True
+
+
+@cache
+def _measure(workload: str, seed: int) -> Measure:
+    if workload == "digits":
+        held_out = digits.split(seed)[1]
+        samples = Samples(x=held_out.x, y=held_out.y)
+        return Measure(artifact=digits_artifact(hidden=HIDDEN), samples=samples, groups=held_out.y)
+    _, later = motion.split_in_time()
+    samples = Samples(x=later.x, y=later.y)
+    return Measure(artifact=find(MOTION_MODEL).open(), samples=samples, groups=later.person)
