@@ -31,7 +31,7 @@ BOOT_FILES = {
         " net.ifnames=0 quiet\n"
     ),
     "config.txt": "arm_64bit=1\n",
-    "meta-data": "dsmode: local\ninstance_id: rpios-image\n",
+    "meta-data": "dsmode: local\ninstance-id: rpios-image\n",
     "user-data": "#cloud-config\n",
     "network-config": ("version: 2\nethernets:\n  eth0:\n    dhcp4: true\n    optional: true\n"),
 }

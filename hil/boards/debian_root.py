@@ -34,7 +34,7 @@ PACKAGES = (
     *("findutils", "grep", "gzip", "hostname", "init-system-helpers", "libc-bin", "login", "mawk", "mount"),
     *("ncurses-base", "netbase", "passwd", "perl-base", "sed", "sysvinit-utils", "tar", "util-linux"),
     *("cloud-init", "dbus", "iproute2", "kmod", "openssl", "python3", "systemd-sysv", "udev", "xz-utils"),
-    "qemu-guest-agent",
+    *("qemu-guest-agent", "systemd-resolved"),
 )
 """What Debian needs to be one, what the first boot uses of Raspberry Pi OS, a way in for tests."""
 _LEFT_OUT = ("doc", "i18n", "info", "locale", "man")
@@ -48,7 +48,10 @@ SETTINGS: Mapping[str, str] = {
     "etc/machine-id": "",
     "etc/fstab": ("/dev/vda1 /boot/firmware vfat defaults 0 2\n/dev/vda2 / ext4 defaults,noatime 0 1\n"),
     "etc/cloud/cloud.cfg.d/99_raspberry-pi.cfg": (
-        "datasource_list: [NoCloud, None]\ndatasource:\n  NoCloud:\n    seedfrom: file:///boot/firmware\n"
+        # The last / is needed by cloud-init before 23.4.
+        "datasource_list: [NoCloud, None]\ndatasource:\n  NoCloud:\n    seedfrom: file:///boot/firmware/\n"
+        # What this image has no programs or no users for.
+        "resize_rootfs: false\nlocale: false\nssh_genkeytypes: []\nusers: []\n"
     ),
     # Debian's unit is content with its own folders; the words are on the FAT.
     "etc/systemd/system/cloud-init-local.service.d/card.conf": ("[Unit]\nRequiresMountsFor=/boot/firmware\n"),
