@@ -5,6 +5,7 @@ without loop device or mount. It is kept in a cache folder under a hash of what 
 kernel and the initial RAM disk that the emulator starts in place of a Pi's firmware.
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -13,17 +14,29 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fl_protocol.errors import ConfigError
+from fl_protocol.errors import ConfigError, LichenError
 from hil.boards.debian_root import PACKAGES, SETTINGS, SUITE, make_root, missing_programs, run
 from hil.boards.initial_ramdisk import MODULES, initial_ramdisk
 
-__all__ = ["BOOT_FILES", "BOOT_START", "ROOT_START", "CardImage", "cache_folder", "card_image", "lay_out"]
+__all__ = [
+    "BOOT_FILES",
+    "BOOT_START",
+    "MAKERS",
+    "ROOT_START",
+    "CardImage",
+    "cache_folder",
+    "card_image",
+    "lay_out",
+    "made_card_image",
+]
 
 MIB = 1 << 20
 BOOT_START, BOOT_MIB = MIB, 160
 ROOT_START = BOOT_START + BOOT_MIB * MIB
 ROOM_MIB = 400
 """Free on the root: a payload unpacked, the agent's state."""
+MAKERS = ("dpkg-deb", "mcopy", "mke2fs", "mkfs.vfat", "mmdebstrap", "qemu-aarch64-static", "sfdisk")
+"""Programs that make an image."""
 _DISK_ID = "0x6c696368"
 BOOT_FILES = {
     "cmdline.txt": (
@@ -58,6 +71,13 @@ def recipe_hash() -> str:
     return hashlib.sha256(repr(recipe).encode()).hexdigest()[:16]
 
 
+def made_card_image(folder: Path | None = None) -> CardImage | None:
+    """The image, if it is in the cache."""
+    home = (folder or cache_folder()) / recipe_hash()
+    image = CardImage(image=home / "card.img", kernel=home / "kernel", ramdisk=home / "initrd.gz")
+    return image if image.ramdisk.exists() else None
+
+
 def card_image(
     folder: Path | None = None, *, say: Callable[[str], None] = lambda sentence: None
 ) -> CardImage:
@@ -67,11 +87,10 @@ def card_image(
         ConfigError: programs or rights are missing.
         LichenError: a program failed, with what it said.
     """
+    if there := made_card_image(folder):
+        return there
     home = (folder or cache_folder()) / recipe_hash()
-    made = CardImage(image=home / "card.img", kernel=home / "kernel", ramdisk=home / "initrd.gz")
-    if home.exists():
-        return made
-    missing = missing_programs("sfdisk", "mkfs.vfat", "mcopy", "mke2fs", "dpkg-deb", "mmdebstrap")
+    missing = missing_programs(*MAKERS)
     if missing:
         raise ConfigError("programs are missing", hint=f"apt-get install {' '.join(missing)}")
     home.parent.mkdir(parents=True, exist_ok=True)
@@ -87,10 +106,15 @@ def card_image(
         packages = work / "packages"
         ramdisk = initial_ramdisk(packages / "bin/busybox", packages / "lib/modules", root="/dev/vda2")
         (new / "initrd.gz").write_bytes(ramdisk)
-        os.replace(new, home)
+        # Another may have made the same meanwhile.
+        with contextlib.suppress(OSError):
+            os.replace(new, home)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return made
+    there = made_card_image(folder)
+    if there is None:
+        raise LichenError(f"there is no image in {home}", hint="remove it, and try again")
+    return there
 
 
 def lay_out(image: Path, root: Path) -> None:

@@ -49,6 +49,7 @@ class EmulatedMachine:
         self._relay_to = relay_to
         self._program = program
         self._process: ManagedProcess | None = None
+        self._wanted = False
         self.console = folder / "console.log"
         self.agent = GuestAgent(folder / "agent.socket")
         folder.mkdir(parents=True, exist_ok=True)
@@ -57,6 +58,11 @@ class EmulatedMachine:
     def running(self) -> bool:
         """Whether it has power."""
         return self._process is not None and self._process.running
+
+    @property
+    def ended_by_itself(self) -> bool:
+        """Whether it went off, and nobody asked it to."""
+        return self._wanted and not self.running
 
     @property
     def pid(self) -> int:
@@ -73,9 +79,11 @@ class EmulatedMachine:
             PROGRAM, self._words(clock_unix_s), self._folder / "qemu.log", folder=self._folder
         )
         self._process.start()
+        self._wanted = True
 
     def cut_power(self) -> None:
         """kill -9: what the machine had in its memory is gone, what it flushed to its card is there."""
+        self._wanted = False
         self.agent.close()
         if self._process is not None:
             self._process.kill()
@@ -88,6 +96,7 @@ class EmulatedMachine:
         """
         if not self.running:
             return
+        self._wanted = False
         self.agent.power_off()
         try:
             Patience(say).until("the board shuts down", lambda: not self.running, within_s=POWER_OFF_S)

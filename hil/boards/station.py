@@ -11,13 +11,15 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 
 from fl_protocol.errors import ConfigError, LichenError
 from hil.boards.board import Board
+from hil.boards.card_image import MAKERS, made_card_image
 from hil.boards.confinement import PI_ZERO_BYTES, UNCONFINED, Confinement, confine
+from hil.boards.debian_root import missing_programs
 from hil.boards.line import Line, PacketLine
+from hil.boards.machine import BROKER, PROGRAM
 from hil.boards.process_board import ProcessBoard
 from hil.boards.site import Site, SiteOptions
 from hil.boards.ssh_inventory import read_inventory
@@ -29,9 +31,6 @@ __all__ = ["KINDS", "Station", "expand", "open_station", "unavailable"]
 
 KINDS = ("process", "netns", "qemu", "ssh", "pi_zero")
 _SSH = "ssh:"
-_QEMU_HOME = "hil.boards.qemu_board"
-_QEMU_HOST = "10.0.2.2"
-"""This machine, in the eyes of a guest of QEMU's user network."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,9 +115,11 @@ def open_station(
         if kind in ("process", "netns", "pi_zero"):
             yield stack.enter_context(_local(kind, folder, options, say))
         elif kind == "qemu":
-            site = stack.enter_context(Site(folder / "site", _reached_as(options, _QEMU_HOST), say))
+            site = stack.enter_context(Site(folder / "site", _reached_as(options, BROKER[0]), say))
             site.start()
-            board: Board = import_module(_QEMU_HOME).QemuBoard("qemu", site, folder / "board")
+            from hil.boards.qemu_board import QemuBoard
+
+            board: Board = QemuBoard("qemu", site, folder / "board")
             stack.callback(board.close)
             yield Station(kind=kind, site=site, board=board)
         else:
@@ -170,8 +171,9 @@ def _reached_as(options: SiteOptions, host: str) -> SiteOptions:
 
 
 def _qemu_lacks() -> str:
-    try:
-        import_module(_QEMU_HOME)
-    except ModuleNotFoundError:
-        return "this installation has no emulated board"
-    return "" if shutil.which("qemu-system-aarch64") else "qemu-system-aarch64 is not installed"
+    missing = missing_programs(PROGRAM, "debugfs")
+    if not missing and not made_card_image():
+        missing = missing_programs(*MAKERS)
+        if os.geteuid() != 0:
+            return "the stand-in image is not made yet, which takes root's rights, once"
+    return f"apt-get install {' '.join(missing)}" if missing else ""
