@@ -117,14 +117,14 @@ def card_image(
     return there
 
 
-def lay_out(image: Path, root: Path) -> None:
-    """Write an image whose second partition holds ``root``, with room to spare.
+def lay_out(image: Path, root: Path, *, room_mib: int = ROOM_MIB) -> None:
+    """Write an image whose second partition holds ``root``, with ``room_mib`` MiB to spare.
 
     Raises:
         LichenError: a program failed.
     """
     content = sum(path.lstat().st_blocks * 512 for path in root.rglob("*"))
-    root_mib = content // MIB + ROOM_MIB
+    root_mib = content // MIB + room_mib
     with image.open("xb") as file:
         file.truncate(ROOT_START + root_mib * MIB)
     table = (

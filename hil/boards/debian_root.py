@@ -50,9 +50,12 @@ SETTINGS: Mapping[str, str] = {
     "etc/cloud/cloud.cfg.d/99_raspberry-pi.cfg": (
         # The last / is needed by cloud-init before 23.4.
         "datasource_list: [NoCloud, None]\ndatasource:\n  NoCloud:\n    seedfrom: file:///boot/firmware/\n"
-        # What this image has no programs or no users for.
-        "resize_rootfs: false\nlocale: false\nssh_genkeytypes: []\nusers: []\n"
+        # Without what this image has no programs or no users for: resizefs, ssh, locale.
+        "cloud_init_modules: [migrator, seed_random, bootcmd, write-files, growpart, mounts, set_hostname,"
+        " update_hostname, update_etc_hosts, users-groups]\nlocale: false\nusers: []\n"
     ),
+    # It would say every question that it is asked.
+    "etc/systemd/system/qemu-guest-agent.service.d/quiet.conf": "[Service]\nLogLevelMax=notice\n",
     # Debian's unit is content with its own folders; the words are on the FAT.
     "etc/systemd/system/cloud-init-local.service.d/card.conf": ("[Unit]\nRequiresMountsFor=/boot/firmware\n"),
     # All of the journal is the boot log that is kept.
@@ -109,7 +112,9 @@ def make_root(folder: Path) -> None:
     _emulate()
     root, packages = folder / "root", folder / "packages"
     packages.mkdir(parents=True, exist_ok=True)
-    words = ["mmdebstrap", "--quiet", "--mode=root", "--variant=custom", "--skip=check/qemu"]
+    # What it mounts is seen by nobody else, and goes with it: it may be killed, and the folder then removed.
+    words = ["unshare", "--mount", "--propagation=private"]
+    words += ["mmdebstrap", "--quiet", "--mode=root", "--variant=custom", "--skip=check/qemu"]
     words += [f"--architectures={ARCHITECTURE}", f"--include={','.join(PACKAGES)}"]
     words += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in _LEFT_OUT]
     words += [f"--customize-hook={_KERNEL.format(out=packages, arch=ARCHITECTURE)}"]

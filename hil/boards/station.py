@@ -31,6 +31,8 @@ __all__ = ["KINDS", "Station", "expand", "open_station", "unavailable"]
 
 KINDS = ("process", "netns", "qemu", "ssh", "pi_zero")
 _SSH = "ssh:"
+_QEMU_EPOCHS = 100
+"""An emulated processor trains some forty times as slowly as this one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +117,10 @@ def open_station(
         if kind in ("process", "netns", "pi_zero"):
             yield stack.enter_context(_local(kind, folder, options, say))
         elif kind == "qemu":
-            site = stack.enter_context(Site(folder / "site", _reached_as(options, BROKER[0]), say))
+            reached = _reached_as(options, BROKER[0])
+            if options.artifact is None:
+                reached = replace(reached, epochs=options.epochs or _QEMU_EPOCHS)
+            site = stack.enter_context(Site(folder / "site", reached, say))
             site.start()
             from hil.boards.qemu_board import QemuBoard
 
