@@ -29,7 +29,10 @@ STATUS_EVERY_S = 0.5
 _AGENT = "/opt/lichen/current/lichen-agent"
 _CONFIGURATION = "/etc/lichen/agent.toml"
 _STATE = "/var/lib/lichen"
+_STATUS = f"{_STATE}/run/status.json"
 _GIVEN = "/run/samples.npz"
+_BOOTED = "/run/systemd/notify"
+"""Made when systemd starts."""
 _LOG_BYTES = 64 << 10
 _BOOKS = ("agent.db", "agent.db-wal")
 
@@ -73,11 +76,13 @@ class QemuBoard:
             raise BoardFailure(f"{self.device} runs already", hint="stop it, or cut its power")
         self._asked = 0.0
         self.machine.start()
-        self._until("it boots", self.machine.agent.answers, BOOT_S)
+        guest = self.machine.agent
+        self._until("it boots", guest.answers, BOOT_S)
+        # An agent often has the number that it had before the power cut: what that one wrote is not its word.
+        guest.run(["/usr/bin/find", _STATUS, "!", "-newer", _BOOTED, "-delete"], check=False)
         if self._has_samples:
             return
         self._until("its first boot installs the agent", self._installed, FIRST_BOOT_S)
-        guest = self.machine.agent
         # By the input of a program: the guest agent's file writes are small, and this is one question.
         guest.run(["/bin/sh", "-c", f"cat >{_GIVEN} && chmod 644 {_GIVEN}"], stdin=self._samples.read_bytes())
         words = [_AGENT, "samples", "add", "--config", _CONFIGURATION, _GIVEN]
@@ -147,7 +152,7 @@ class QemuBoard:
     def _ask_status(self) -> dict[str, Any]:
         guest = self.machine.agent
         try:
-            status: dict[str, Any] = json.loads(guest.read(f"{_STATE}/run/status.json") or b"{}")
+            status: dict[str, Any] = json.loads(guest.read(_STATUS) or b"{}")
             # What an earlier boot wrote is still there, and its number may be another program's now.
             words = guest.read(f"/proc/{status.get('pid', 0)}/cmdline") or b""
         except (BoardFailure, ValueError):
