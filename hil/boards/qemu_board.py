@@ -25,7 +25,8 @@ BOOT_S = 300.0
 FIRST_BOOT_S = 900.0
 SAMPLES_S = 300.0
 STATUS_EVERY_S = 0.5
-"""Asking costs the guest time that it trains with."""
+POLL_S = 2.0
+"""Asking costs the guest time that it trains with: an agent has what others leave (scheduling idle)."""
 _AGENT = "/opt/lichen/current/lichen-agent"
 _CONFIGURATION = "/etc/lichen/agent.toml"
 _STATE = "/var/lib/lichen"
@@ -167,7 +168,7 @@ class QemuBoard:
             said = self.machine.agent.run(
                 ["/bin/systemctl", "is-active", "lichen-agent.service"], check=False
             )
-            return said.strip() == "active"
+            return said.strip() in ("active", "activating")
         return False
 
     def _expect_alive(self) -> None:
@@ -180,5 +181,5 @@ class QemuBoard:
             return bool(holds())
 
         Patience(self._say).until(
-            f"{self.device}: {what}", still, within_s=within_s, why=lambda: self.logs()[-2000:], poll_s=1.0
+            f"{self.device}: {what}", still, within_s=within_s, why=lambda: self.logs()[-2000:], poll_s=POLL_S
         )
