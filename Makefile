@@ -81,7 +81,7 @@ chaos: setup
 	$(BIN)/python -m pytest -q -m slow -n $(JOBS) --dist loadfile >&2
 	$(BIN)/python -m hil.chaos --minutes 3 $(ARGS)
 
-# Every scenario on boards: processes and network namespaces unless BOARDS="process ssh" names others; each kind
+# Every scenario on boards: processes and network namespaces unless BOARDS="process qemu" names others; each kind
 # in a process of its own. Network namespaces need root. ARGS="--boards-file FILE" lists the boards of ssh.
 BOARDS ?= $(if $(filter 0,$(shell id -u)),process netns,process)
 hil: setup

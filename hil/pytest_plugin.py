@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--board",
         action="append",
         metavar="KIND",
-        help="process (the default), netns, ssh, ssh:NAME, pi_zero, or all that can be had here;"
+        help="process (the default), netns, qemu, ssh, ssh:NAME, pi_zero, or all that can be had here;"
         " may stand more than once",
     )
     group.addoption("--boards-file", default="hil/boards.toml", metavar="FILE", help="the boards of ssh")

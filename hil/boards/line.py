@@ -36,6 +36,8 @@ class RelayLine:
 
     def __init__(self, port: int, *, host: str = "127.0.0.1", listen: str = "127.0.0.1") -> None:
         self._relay = LinkEmulator(LinkProfile(), upstream=("127.0.0.1", port), listen=listen).start()
+        self.port = self._relay.port
+        """Where it listens."""
         self.broker_url = f"mqtts://{host}:{self._relay.port}"
 
     def change(self, profile: str) -> None:

@@ -1,6 +1,6 @@
 """Stations: a board of a kind, with the site that it reports to.
 
-Kinds: ``process``, ``netns``, ``ssh`` (every board that is listed in boards.toml), ``ssh:NAME``
+Kinds: ``process``, ``netns``, ``qemu``, ``ssh`` (every board that is listed in boards.toml), ``ssh:NAME``
 (one of them), and ``pi_zero``, a process in a network namespace where that is possible, held to the memory
 and the one core of a small device.
 """
@@ -15,8 +15,11 @@ from pathlib import Path
 
 from fl_protocol.errors import ConfigError, LichenError
 from hil.boards.board import Board
+from hil.boards.card_image import MAKERS, made_card_image
 from hil.boards.confinement import PI_ZERO_BYTES, UNCONFINED, Confinement, confine
+from hil.boards.debian_root import missing_programs
 from hil.boards.line import Line, PacketLine
+from hil.boards.machine import BROKER, PROGRAM
 from hil.boards.process_board import ProcessBoard
 from hil.boards.site import Site, SiteOptions
 from hil.boards.ssh_inventory import read_inventory
@@ -26,8 +29,10 @@ from hil.mosquitto import mosquitto_program
 
 __all__ = ["KINDS", "Station", "expand", "open_station", "unavailable"]
 
-KINDS = ("process", "netns", "ssh", "pi_zero")
+KINDS = ("process", "netns", "qemu", "ssh", "pi_zero")
 _SSH = "ssh:"
+_QEMU_EPOCHS = 100
+"""An emulated processor trains some forty times as slowly as this one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +87,8 @@ def unavailable(kind: str, boards_file: Path) -> str:
                 return f"{boards_file} lists no board"
         elif kind == "netns" and (os.geteuid() != 0 or not Path("/dev/net/tun").exists()):
             return "it needs root and /dev/net/tun"
+        elif kind == "qemu":
+            return _qemu_lacks()
         elif kind == "pi_zero" and shutil.which("taskset") is None:
             return "it needs taskset"
     except ConfigError as error:
@@ -109,6 +116,17 @@ def open_station(
     with contextlib.ExitStack() as stack:
         if kind in ("process", "netns", "pi_zero"):
             yield stack.enter_context(_local(kind, folder, options, say))
+        elif kind == "qemu":
+            reached = _reached_as(options, BROKER[0])
+            if options.artifact is None:
+                reached = replace(reached, epochs=options.epochs or _QEMU_EPOCHS)
+            site = stack.enter_context(Site(folder / "site", reached, say))
+            site.start()
+            from hil.boards.qemu_board import QemuBoard
+
+            board: Board = QemuBoard("qemu", site, folder / "board")
+            stack.callback(board.close)
+            yield Station(kind=kind, site=site, board=board)
         else:
             from hil.boards.ssh_board import SshBoard
 
@@ -155,3 +173,12 @@ def _each(kind: str, boards_file: Path) -> list[str]:
 
 def _reached_as(options: SiteOptions, host: str) -> SiteOptions:
     return replace(options, hosts=tuple(dict.fromkeys((*options.hosts, host))))
+
+
+def _qemu_lacks() -> str:
+    missing = missing_programs(PROGRAM, "debugfs")
+    if not missing and not made_card_image():
+        missing = missing_programs(*MAKERS)
+        if os.geteuid() != 0:
+            return "the stand-in image is not made yet, which takes root's rights, once"
+    return f"apt-get install {' '.join(missing)}" if missing else ""
