@@ -67,8 +67,7 @@ class Inbox:
             self._asleep = True
             # Only now: ``put`` appends and then looks whether we sleep, we say so and then look for events,
             # so that one of the two sees the other. The lock is held until we wait: no wake comes before.
-            if not self._events and not self._woken:
-                self._arrived.wait(timeout_s)
+            self._arrived.wait_for(lambda: self._events or self._woken, timeout_s)
             self._asleep = self._woken = False
 
     def take(self, most: int) -> Sequence[TransportEvent]:

@@ -158,10 +158,11 @@ class Uploads:
         """Take the coordinator's word; whether it ended an update."""
         if receipt.terminal:
             crash_point("agent.receipt")
-            self._chunk_bytes = CHUNK_BYTES
             reason = receipt.reason if receipt.state == "refused" else ""
             settled = self._outbox.settle(update_id, receipt.state, reason)
             self._uploads.pop(update_id, None)
+            if not any(upload.under_way for upload in self._uploads.values()):
+                self._chunk_bytes = CHUNK_BYTES
             if settled and reason:
                 self.last_refusal = reason
             return settled

@@ -34,9 +34,12 @@ class Claims(Mapping[str, float]):
         return name in self._asked and name not in self._metrics and name in self._reported
 
     def unsound(self) -> str:
-        """What was asked for and is no finite number from 0 on, in words; empty if there is none."""
+        """What was asked for and is no finite number from 0 on, or a count of none, in words; empty if there
+        is nothing such."""
         wrong = [
-            name for name in sorted(self._asked & self._metrics.keys()) if not _sound(self._metrics[name])
+            name
+            for name in sorted(self._asked & self._metrics.keys())
+            if not _sound(value := self._metrics[name]) or (value == 0 and name.endswith(".count"))
         ]
         return ", ".join(f"{name} is {self._metrics[name]}" for name in wrong)
 

@@ -57,12 +57,14 @@ class EnrolledDevice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registry:
-    """All devices by name. ``void`` are the revoked serials, with when; ``edition`` grows by each change."""
+    """All devices by name. ``void`` are the revoked serials, with when; ``edition`` grows by each change.
+    ``brokers`` are the certificates that the broker's key had before its newest, and that still hold."""
 
     fleet: str
     edition: int = 0
     devices: Mapping[str, EnrolledDevice] = field(default_factory=dict)
     void: Mapping[str, str] = field(default_factory=dict)
+    brokers: tuple[str, ...] = ()
 
     @property
     def active(self) -> frozenset[str]:
@@ -97,9 +99,14 @@ class Registry:
             void={**self.void, **dict.fromkeys(old.serials, when)},
         )
 
-    def voided(self, serial: str, when: str) -> "Registry":
-        """With a certificate that is no device's void."""
-        return replace(self, edition=self.edition + 1, void={**self.void, serial: when})
+    def broker_renewed(self, old: str, void_since: str = "") -> "Registry":
+        """With the broker's certificate ``old`` superseded; void, and all before it, if its key is given up
+        ``void_since`` then."""
+        before = tuple(dict.fromkeys((*self.brokers, old)))
+        if not void_since:
+            return replace(self, edition=self.edition + 1, brokers=before)
+        void = {**self.void, **dict.fromkeys(before, void_since)}
+        return replace(self, edition=self.edition + 1, brokers=(), void=void)
 
 
 def read_registry(path: Path) -> Registry:
@@ -131,6 +138,8 @@ def write_registry(path: Path, registry: Registry) -> None:
         "devices": [device.body() for device in registry.devices.values()],
         "void": dict(registry.void),
     }
+    if registry.brokers:
+        body["brokers"] = list(registry.brokers)
     write_file(path, (json.dumps(body, indent=1) + "\n").encode(), purpose="fleet.registry", mode=0o644)
 
 
@@ -152,4 +161,5 @@ def _registry(body: Any) -> Registry:
         edition=int(body["edition"]),
         devices={device.device: device for device in devices},
         void={str(serial): str(when) for serial, when in body["void"].items()},
+        brokers=tuple(f"{int(serial, 16):x}" for serial in body.get("brokers", ())),
     )

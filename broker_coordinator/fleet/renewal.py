@@ -101,10 +101,9 @@ def renew_broker(
         # From the key itself: the certificate beside it may be that of another, if we were killed before.
         key = b"" if new_key else _read(fleet.broker.path / "broker.key")
         issued = authority.issue_broker(hosts, key=key)
-        if new_key:
-            now = datetime.datetime.now(datetime.UTC)
-            registry = registry.voided(serial_of(old), now.isoformat(timespec="seconds"))
-            fleet.commit(registry)
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        registry = registry.broker_renewed(serial_of(old), now if new_key else "")
+        fleet.commit(registry)
         _write_pair(fleet.broker.path, "broker", issued)
         renewed = RenewedBroker(hosts=tuple(hosts), serial=f"{issued.serial:x}", new_key=new_key)
         return renewed, fleet.announce(registry, authority)

@@ -29,6 +29,8 @@ __all__ = ["main", "simulator"]
 SAMPLES = 14
 PLAN: Mapping[str, Any] = {"epochs": 2, "batch_size": 32, "lr": 0.1}
 VERSIONS = 6
+LONGEST_S = 3600.0
+"""Of one run; the largest takes minutes."""
 SIZES = (1_000, 10_000)
 LARGEST = 100_000
 RUNS = ("loop", "onnx", "numpy", "stacked")
@@ -49,7 +51,9 @@ def simulator(*, largest: int = 0) -> dict[str, Any]:
 def _measured(way: str, count: int, versions: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "hil.bench.simulator", "--run", way, str(count), str(versions)]
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    done = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, text=True, env=environment, timeout=LONGEST_S
+    )
     figures: dict[str, Any] = json.loads(done.stdout)
     return figures
 

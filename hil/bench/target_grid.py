@@ -129,7 +129,11 @@ def measured(book: Path, wanted: Sequence[Cell]) -> dict[Cell, LearningCurve]:
 
 def _read(book: Path) -> dict[Cell, LearningCurve]:
     curves = {}
-    for line in book.read_text(encoding="utf-8").splitlines() if book.exists() else ():
+    text = book.read_text(encoding="utf-8") if book.exists() else ""
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        book.write_text(whole, encoding="utf-8")  # a run was ended while it wrote its line
+    for line in whole.splitlines():
         body = json.loads(line)
         cell = Cell(**{name: body[name] for name in ("workload", "aggregation", "codec", "seed")})
         curves[cell] = LearningCurve.from_body(body)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hil.boards.board import BoardFailure
+from hil.boards.errand import run
 from hil.boards.site import Site
 from hil.chaos.clock import MovableClock, build_shim
 from hil.toml_text import with_values
@@ -139,13 +140,10 @@ class AgentHome:
 
     def _agent(self, *words: str) -> str:
         """Run ``lichen-agent``; what it printed."""
-        done = subprocess.run(
+        done = run(
             [sys.executable, "-m", "edge_agent", *words, "--config", str(self.folder / "agent.toml")],
-            capture_output=True,
-            text=True,
-            timeout=COMMAND_S,
-            check=False,
-            cwd=self.folder,
+            within_s=COMMAND_S,
+            folder=self.folder,
         )
         if done.returncode:
             raise BoardFailure(

@@ -12,7 +12,21 @@ from typing import Any
 from hil.boards.board import CUT, Board, BoardFailure
 from hil.boards.site import Site
 
-__all__ = ["SCENARIOS", "Scenario", "balance", "needs"]
+__all__ = [
+    "SCENARIOS",
+    "Scenario",
+    "balance",
+    "broker_away",
+    "coordinator_away",
+    "full_disk",
+    "join",
+    "link_away",
+    "needs",
+    "power_cut_in_training",
+    "power_cut_in_upload",
+    "train",
+    "wrong_clock",
+]
 
 Scenario = Callable[[Board, Site], None]
 
@@ -155,8 +169,8 @@ def full_disk(board: Board, site: Site) -> None:
     """Its disk is full: it says so, loses nothing that it had promised, and goes on when there is room."""
     _on(board, site)
     _folds(board, site, 1)
-    board.fill_disk()
     try:
+        board.fill_disk()
         _wait(site, board, "it says that its disk is full", lambda: _says_full(board), TRAIN_S)
     finally:
         board.free_disk()

@@ -12,7 +12,6 @@ import json
 import os
 import pwd
 import socket
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ import numpy as np
 from broker_coordinator.fleet.folder import FleetFolder, FleetPlan
 from broker_coordinator.storage.sqlite_store import SqliteStore
 from hil.boards.board import BoardFailure
+from hil.boards.errand import run
 from hil.boards.patience import Patience
 from hil.mosquitto import free_ports, mosquitto_program
 from hil.processes import ManagedProcess
@@ -307,14 +307,7 @@ class Site:
         return True
 
     def _lichen(self, *words: str) -> Any:
-        done = subprocess.run(
-            [sys.executable, "-m", "lichen", *words],
-            capture_output=True,
-            text=True,
-            timeout=COMMAND_S,
-            check=False,
-            cwd=self.folder,
-        )
+        done = run([sys.executable, "-m", "lichen", *words], within_s=COMMAND_S, folder=self.folder)
         try:
             return json.loads(done.stdout)
         except ValueError:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hil.boards.board import BoardFailure
+from hil.boards.errand import run
 from hil.boards.line import RelayLine
 from hil.boards.patience import Patience
 from hil.boards.site import Site
@@ -25,10 +26,13 @@ __all__ = ["SshBoard"]
 
 COMMAND_S = 120.0
 INSTALL_S = 600.0
+FILL_S = 300
 STOP_S = 60.0
 _UNREACHABLE = 255
 """How ssh ends where it could not connect."""
 _LOG_BYTES = 1 << 20
+_MARK = ".lichen-hil"
+"""Lies in a folder that is ours to remove."""
 _BOOKS = """
 import sqlite3, sys
 with sqlite3.connect("file:%s?mode=ro" % sys.argv[1], uri=True) as book, sqlite3.connect(sys.argv[2]) as copy:
@@ -58,7 +62,8 @@ class SshBoard:
         try:
             self._install(site)
         except BaseException:
-            self._line.close()
+            # The key that was brought there does not stay.
+            self.close()
             raise
 
     def start(self) -> None:
@@ -107,9 +112,14 @@ class SshBoard:
             raise BoardFailure(
                 f"the disk of {self.device} must not be filled", hint="disk = true in boards.toml"
             )
+        # Room is taken at once where the file system can; what is left is written, and not for ever, whatever
+        # becomes of this connection.
         self._remote(
-            "dd if=/dev/zero of=state/.filler bs=64k 2>/dev/null;"
-            " dd if=/dev/zero bs=512 2>/dev/null >>state/.filler; true"
+            "free=$(df -Pk state | awk 'NR==2 {print $4}');"
+            " fallocate -l ${free}K state/.filler 2>/dev/null;"
+            f" timeout {FILL_S} dd if=/dev/zero bs=64k 2>/dev/null >>state/.filler;"
+            f" timeout {FILL_S} dd if=/dev/zero bs=512 2>/dev/null >>state/.filler; true",
+            timeout_s=2 * FILL_S + COMMAND_S,
         )
 
     def free_disk(self) -> None:
@@ -166,7 +176,7 @@ class SshBoard:
                 self._remote("test -f agent.pid && kill -KILL -$(cat agent.pid) 2>/dev/null; true")
                 (self._here / "agent.log").write_text(self.logs())
                 folder = shlex.quote(self._entry.folder)
-                self._ssh(f"rm -rf {folder}", timeout_s=COMMAND_S)
+                self._ssh(f"test -e {folder}/{_MARK} && rm -rf {folder}", timeout_s=COMMAND_S)
         finally:
             self._line.close()
 
@@ -183,7 +193,13 @@ class SshBoard:
         entry = self._entry
         credential = site.enroll(self.device, broker=self._line.broker_url)
         folder = shlex.quote(entry.folder)
-        self._ssh(f"mkdir -p {folder} && chmod 700 {folder}", timeout_s=COMMAND_S)
+        # It is removed at the end, hence nothing that was there before.
+        self._ssh(
+            f"if test -e {folder} && ! test -e {folder}/{_MARK}; then"
+            f" echo {folder} is there already, and not of an earlier run >&2; exit 1; fi;"
+            f" mkdir -p {folder} && chmod 700 {folder} && touch {folder}/{_MARK}",
+            timeout_s=COMMAND_S,
+        )
         files = {path.name: path for path in credential.iterdir() if path.is_file()}
         files["samples.npz"] = site.samples(self.device)
         self._remote("tar -xf - && mkdir -p state && rm -rf state/*", given=_archive(files))
@@ -230,9 +246,7 @@ class SshBoard:
     def _here_run(self, command: str) -> None:
         """Run a command of the owner's on this machine."""
         words = command.format(device=self.device, folder=self._entry.folder)
-        done = subprocess.run(
-            words, shell=True, capture_output=True, text=True, timeout=COMMAND_S, check=False
-        )
+        done = run(words, within_s=COMMAND_S)
         if done.returncode:
             raise BoardFailure(f"{words!r} ended with {done.returncode}", hint=done.stdout + done.stderr)
 

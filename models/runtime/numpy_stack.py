@@ -145,6 +145,9 @@ def _gemm(call: Call, inputs: Sequence[Any], stacked: Sequence[bool]) -> Array |
     a, b, c = (*inputs, None)[:3]
     if a is None or b is None or a.ndim != 2 + stacked[0] or b.ndim != 2 + stacked[1]:
         return None
+    if not (stacked[0] or stacked[1]):
+        # Only what is added has an axis of devices: the product has none to line it up with.
+        return None
     left = a.swapaxes(-1, -2) if attributes.get("transA") else a
     right = b.swapaxes(-1, -2) if attributes.get("transB") else b
     product = np.matmul(left, right)

@@ -40,4 +40,4 @@ def test_an_example_installs_what_it_uses(name):
     """mosquitto, pytest, and the extras of coordinator and runtime."""
     said = "\n".join(commands(name))
     assert "mosquitto" in said
-    assert '"lichen[onnx,coordinator]" pytest' in said
+    assert '"lichen[onnx,coordinator] @ $LICHEN" pytest' in said

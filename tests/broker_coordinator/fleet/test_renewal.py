@@ -192,13 +192,16 @@ def test_a_name_that_is_needed_or_none_is_refused(fleet, change, why):
 
 
 def test_a_new_key_of_the_broker_voids_the_old_certificate(fleet):
-    """For those who heed the list; devices stay as they are."""
+    """And each that the old key had before; for those who heed the list. Devices stay as they are."""
+    first = certificate(fleet.broker.path / "broker.pem")
+    renew_broker(fleet, add=["second.example"])
+    assert void(fleet) == set()
     before = certificate(fleet.broker.path / "broker.pem")
     renew_broker(fleet, new_key=True)
     after = certificate(fleet.broker.path / "broker.pem")
     assert after.public_key() != before.public_key()
     assert belong_together(fleet.broker.path / "broker.pem", fleet.broker.path / "broker.key")
-    assert void(fleet) == {f"{before.serial_number:x}"}
+    assert void(fleet) == {f"{first.serial_number:x}", f"{before.serial_number:x}"}
     assert fleet.registry.active == {"pi-07", "pi-08"}
     ca = fleet.path / "ca.pem"
     ca.write_bytes(ca.read_bytes() + (fleet.broker.path / "revoked.pem").read_bytes())
