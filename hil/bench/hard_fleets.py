@@ -9,7 +9,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hil.bench.learning_curve import LearningCurve, Measure, learning_curve
+from hil.bench.learning_curve import LearningCurve, Yardstick, learning_curve
+from hil.bench.markdown_table import table_rows
 from hil.simulate.scenario import read_scenario
 from hil.workload import Samples
 from models.zoo import digits
@@ -50,9 +51,9 @@ TRIALS: Mapping[str, Mapping[str, Sequence[str]]] = {
 _SECTION = """
 ## Hard fleets
 
-`make bench ARGS="--only hard_fleets"`: digits, an MLP of 2,410 parameters, one bit, {seeds} seeds:
-medians, the minimum in brackets; accuracy and worst class are means over the last quarter of a run. First the
-scenario `attackers`: ten of a hundred devices send the opposite of what they learned, ten times as large.
+`make bench ARGS="--only hard_fleets --target-seeds {seeds}"`: digits, an MLP of 2,410 parameters, one bit;
+medians over the seeds, the minimum in brackets; accuracy and worst class are means over the last quarter of a
+run. First the scenario `attackers`: ten of a hundred devices send the opposite of what they learned, ten times as large.
 Norms are clipped unless it is said.
 
 | aggregator | accuracy | worst class |
@@ -94,7 +95,7 @@ def _run(scenario: str, name: str, changes: Sequence[str], seed: int) -> Learnin
     rare = (f'partition="{RARE}"',) if scenario == "heavy-tail" else ()
     own = (f"seed={seed}", 'evaluation="none"', "held_out=0.0", *rare, *changes)
     held_out = digits.split(seed)[1]
-    measure = Measure(
+    measure = Yardstick(
         artifact=digits_artifact(hidden=32),
         samples=Samples(x=held_out.x, y=held_out.y),
         groups=held_out.y,
@@ -124,8 +125,10 @@ def hard_fleets_section(figures: Mapping[str, Any]) -> str:
     return _SECTION.format(
         seeds=figures["seeds"],
         seconds=figures["seconds"],
-        attackers=_table([row["name"], *_cells(row, "accuracy", "worst")] for row in figures["attackers"]),
-        rare=_table(
+        attackers=table_rows(
+            [row["name"], *_cells(row, "accuracy", "worst")] for row in figures["attackers"]
+        ),
+        rare=table_rows(
             [row["name"], *_cells(row, "accuracy", "worst", "worst_then"), f"{row['virtual_s']:.0f}"]
             for row in figures["heavy-tail"]
         ),
@@ -134,7 +137,3 @@ def hard_fleets_section(figures: Mapping[str, Any]) -> str:
 
 def _cells(row: Mapping[str, Any], *names: str) -> Iterator[str]:
     return (f"{row[name]['median']:.3f} ({row[name]['min']:.3f})" for name in names)
-
-
-def _table(rows: Iterator[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

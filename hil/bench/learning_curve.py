@@ -15,7 +15,7 @@ from hil.simulate.scenario import Written, run_scenario
 from hil.workload import Samples
 from models.runtime import TrainingArtifact, open_session, split_flat
 
-__all__ = ["CurvePoint", "LearningCurve", "Measure", "learning_curve"]
+__all__ = ["CurvePoint", "LearningCurve", "Yardstick", "learning_curve"]
 
 EVERY = 20
 """Updates from a point to the next."""
@@ -97,7 +97,7 @@ class LearningCurve:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measure:
+class Yardstick:
     """What versions of the artifact are measured with, and the group of each sample, an integer: its class,
     or the person that it is of."""
 
@@ -106,7 +106,7 @@ class Measure:
     groups: NDArray[np.integer[Any]]
 
 
-def learning_curve(written: Written, measure: Measure) -> LearningCurve:
+def learning_curve(written: Written, measure: Yardstick) -> LearningCurve:
     """Run a scenario that measures nothing itself, and measure what it publishes.
 
     Raises:
@@ -121,7 +121,7 @@ def learning_curve(written: Written, measure: Measure) -> LearningCurve:
 class _Recorder:
     """Looks at a fleet after each moment of its time."""
 
-    def __init__(self, state: Path, measure: Measure) -> None:
+    def __init__(self, state: Path, measure: Yardstick) -> None:
         self.state = state
         self.points: list[CurvePoint] = []
         self._measure = measure

@@ -5,6 +5,7 @@ from typing import Any
 
 from hil.bench.codec import codec_section
 from hil.bench.hard_fleets import hard_fleets_section
+from hil.bench.markdown_table import table_rows
 from hil.bench.target_page import target_section
 from hil.bench.training_page import training_section
 
@@ -135,12 +136,12 @@ def page(figures: Mapping[str, Any]) -> str:
     """The whole page; a section without figures is left out."""
     parts = [_HEAD]
     if "demo" in figures:
-        parts.append(_DEMO.format(rows=_table(_demo_rows(figures["demo"])), **figures["demo"]))
+        parts.append(_DEMO.format(rows=table_rows(_demo_rows(figures["demo"])), **figures["demo"]))
     if "traffic" in figures:
-        parts.append(_TRAFFIC.format(rows=_table(_traffic_rows(figures["traffic"]))))
+        parts.append(_TRAFFIC.format(rows=table_rows(_traffic_rows(figures["traffic"]))))
     if "footprint" in figures:
         cells = figures["footprint"]
-        parts.append(_FOOTPRINT.format(rows=_table(_footprint_rows(cells)), rest_s=cells[0]["rest_s"]))
+        parts.append(_FOOTPRINT.format(rows=table_rows(_footprint_rows(cells)), rest_s=cells[0]["rest_s"]))
     if "ingest" in figures:
         parts.append(_INGEST.format(**figures["ingest"]))
     if "load" in figures:
@@ -159,10 +160,6 @@ def page(figures: Mapping[str, Any]) -> str:
     if "hard_fleets" in figures:
         parts.append(hard_fleets_section(figures["hard_fleets"]))
     return "".join(parts)
-
-
-def _table(rows: Iterator[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _demo_rows(figures: Mapping[str, Any]) -> Iterator[Sequence[str]]:
@@ -208,7 +205,7 @@ def _links(rows: Sequence[Mapping[str, Any]]) -> str:
         ]
         for row in rows
     )
-    return _LINKS.format(model=rows[0]["model_bytes"], update=rows[0]["update_bytes"], rows=_table(table))
+    return _LINKS.format(model=rows[0]["model_bytes"], update=rows[0]["update_bytes"], rows=table_rows(table))
 
 
 def _zoo(figures: Mapping[str, Any]) -> str:
@@ -229,5 +226,5 @@ def _zoo(figures: Mapping[str, Any]) -> str:
         unit_ms=figures["unit_ms"],
         heads=" | ".join(heads),
         dashes=" | ".join("---" for _ in heads),
-        rows=_table(rows),
+        rows=table_rows(rows),
     )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fl_protocol.codec import codec_for
 from fl_protocol.errors import CodecError
-from hil.bench.learning_curve import LearningCurve, Measure, learning_curve
+from hil.bench.learning_curve import LearningCurve, Yardstick, learning_curve
 from hil.simulate.device_data import ByUser
 from hil.simulate.scenario import read_scenario
 from hil.workload import Samples
@@ -149,11 +149,11 @@ def _registered(codec: str) -> bool:
 
 
 @cache
-def _measure(workload: str, seed: int) -> Measure:
+def _measure(workload: str, seed: int) -> Yardstick:
     if workload == "digits":
         held_out = digits.split(seed)[1]
         samples = Samples(x=held_out.x, y=held_out.y)
-        return Measure(artifact=digits_artifact(hidden=HIDDEN), samples=samples, groups=held_out.y)
+        return Yardstick(artifact=digits_artifact(hidden=HIDDEN), samples=samples, groups=held_out.y)
     _, later = motion.split_in_time()
     samples = Samples(x=later.x, y=later.y)
-    return Measure(artifact=find(MOTION_MODEL).open(), samples=samples, groups=later.person)
+    return Yardstick(artifact=find(MOTION_MODEL).open(), samples=samples, groups=later.person)

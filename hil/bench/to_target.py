@@ -23,7 +23,7 @@ Curves = Mapping[Cell, LearningCurve]
 
 def target(book: Path, seeds: int = 5) -> dict[str, Any]:
     """The section's figures; runs that ``book`` does not have yet are made first."""
-    return target_figures(measured(book, list(cells(seeds))))
+    return {"seeds": seeds, **target_figures(measured(book, list(cells(seeds))))}
 
 
 def target_figures(curves: Curves) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """The section of docs/benchmarks.md on training beside PyTorch, from its figures."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from hil.bench.markdown_table import table_rows
 
 __all__ = ["training_section"]
 
@@ -76,16 +78,12 @@ def training_section(figures: Mapping[str, Any]) -> str:
         step_dashes=" | ".join("--- | ---" for _ in runtimes),
         tflite_head=" tflite to onnx |" if lite else "",
         tflite_dash=" --- |" if lite else "",
-        exact=_table(_exactness_row(family, runtimes) for family in families),
-        adamw=_table(_adamw_row(family, runtimes) for family in families),
-        steps=_table(_step_row(family, runtimes) for family in families),
-        sizes=_table(_size_row(family) for family in families),
+        exact=table_rows(_exactness_row(family, runtimes) for family in families),
+        adamw=table_rows(_adamw_row(family, runtimes) for family in families),
+        steps=table_rows(_step_row(family, runtimes) for family in families),
+        sizes=table_rows(_size_row(family) for family in families),
         memory=", ".join(memory),
     )
-
-
-def _table(rows: Iterable[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _exactness_row(family: Mapping[str, Any], runtimes: Sequence[str]) -> Sequence[str]:

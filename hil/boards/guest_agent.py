@@ -92,14 +92,18 @@ class GuestAgent:
         finally:
             self._ask("guest-file-close", {"handle": handle})
 
-    def set_clock(self, unix_s: float) -> None:
-        """Set the system's clock."""
-        self._ask("guest-set-time", {"time": int(unix_s * 1e9)})
-
     def power_off(self) -> None:
-        """Ask for an orderly shutdown; there is no answer."""
-        self._send(self._connected(ANSWER_S), "guest-shutdown", {"mode": "powerdown"})
-        self.close()
+        """Ask for an orderly shutdown; there is no answer.
+
+        Raises:
+            BoardFailure: it cannot be asked.
+        """
+        try:
+            self._send(self._connected(ANSWER_S), "guest-shutdown", {"mode": "powerdown"})
+        except OSError as error:
+            raise BoardFailure(f"the board cannot be asked to shut down: {error}") from None
+        finally:
+            self.close()
 
     def _ask(
         self, command: str, arguments: Mapping[str, Any] | None = None, *, within_s: float = ANSWER_S

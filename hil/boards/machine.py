@@ -4,7 +4,6 @@ It reaches one TCP port of this machine and nothing else: the network of QEMU is
 connects there is relayed by a program of our own to ``relay_to`` on loopback.
 """
 
-import datetime
 import shlex
 import shutil
 import sys
@@ -64,20 +63,13 @@ class EmulatedMachine:
         """Whether it went off, and nobody asked it to."""
         return self._wanted and not self.running
 
-    @property
-    def pid(self) -> int:
-        """QEMU's process."""
-        return self._process.pid if self._process is not None else 0
-
-    def start(self, *, clock_unix_s: float | None = None) -> None:
-        """Give it power. ``clock_unix_s`` is what its clock says then; this machine's time unless given."""
+    def start(self) -> None:
+        """Give it power; its clock says this machine's time then."""
         if self.running:
             return
         self.agent.close()
         (self._folder / "agent.socket").unlink(missing_ok=True)
-        self._process = ManagedProcess(
-            PROGRAM, self._words(clock_unix_s), self._folder / "qemu.log", folder=self._folder
-        )
+        self._process = ManagedProcess(PROGRAM, self._words(), self._folder / "qemu.log", folder=self._folder)
         self._process.start()
         self._wanted = True
 
@@ -97,18 +89,15 @@ class EmulatedMachine:
         if not self.running:
             return
         self._wanted = False
-        self.agent.power_off()
         try:
+            self.agent.power_off()
             Patience(say).until("the board shuts down", lambda: not self.running, within_s=POWER_OFF_S)
         except BoardFailure:
             self.cut_power()
             raise
 
-    def _words(self, clock_unix_s: float | None) -> list[str]:
+    def _words(self) -> list[str]:
         files = self._files
-        base = "utc"
-        if clock_unix_s is not None:
-            base = datetime.datetime.fromtimestamp(clock_unix_s, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")
         relay = shlex.join(
             [sys.executable, "-I", str(Path(__file__).with_name("relay.py")), str(self._relay_to)]
         )
@@ -122,7 +111,7 @@ class EmulatedMachine:
             *("-drive", f"file={files.card},format=raw,if=none,id=card,cache=writeback"),
             *("-device", "virtio-blk-device,drive=card"),
             *("-netdev", network, "-device", "virtio-net-device,netdev=net"),
-            *("-device", "virtio-rng-device", "-rtc", f"base={base}"),
+            *("-device", "virtio-rng-device", "-rtc", "base=utc"),
             *("-chardev", f"file,id=console,path={self.console},append=on", "-serial", "chardev:console"),
             *("-device", "virtio-serial-device"),
             *("-chardev", f"socket,id=agent,path={self._folder / 'agent.socket'},server=on,wait=off"),

@@ -200,10 +200,6 @@ class Site:
             why=self._coordinator.last_words,
         )
 
-    def stop_coordinator(self) -> None:
-        """End the coordinator in order."""
-        self._coordinator.stop()
-
     def kill_coordinator(self) -> None:
         """kill -9 of the coordinator."""
         self._coordinator.kill()
