@@ -53,8 +53,8 @@ _SECTION = """
 
 `make bench ARGS="--only hard_fleets --target-seeds {seeds}"`: digits, an MLP of 2,410 parameters, one bit;
 medians over the seeds, the minimum in brackets; accuracy and worst class are means over the last quarter of a
-run. First the scenario `attackers`: ten of a hundred devices send the opposite of what they learned, ten times as large.
-Norms are clipped unless it is said.
+run. First the scenario `attackers`: ten of a hundred devices send the opposite of what they learned, ten
+times as large. Norms are clipped unless it is said.
 
 | aggregator | accuracy | worst class |
 | --- | --- | --- |

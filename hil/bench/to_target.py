@@ -23,12 +23,13 @@ Curves = Mapping[Cell, LearningCurve]
 
 def target(book: Path, seeds: int = 5) -> dict[str, Any]:
     """The section's figures; runs that ``book`` does not have yet are made first."""
-    return {"seeds": seeds, **target_figures(measured(book, list(cells(seeds))))}
+    return target_figures(measured(book, list(cells(seeds))))
 
 
 def target_figures(curves: Curves) -> dict[str, Any]:
     """Rows by workload, aggregation and codec, and how many times as long as ``fedbuff`` others took."""
     return {
+        "seeds": len({cell.seed for cell in curves}),
         "updates": UPDATES,
         "left_out": [
             *(name for name in WORKLOADS if all(cell.workload != name for cell in curves)),
