@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from broker_coordinator.aggregation.appraisal import Appraisal, appraise_all
+from broker_coordinator.aggregation.appraisal import Appraisal, Unweighed, appraise_all
+from broker_coordinator.aggregation.weighing import Weighing
 from broker_coordinator.credit import CreditWindow
 from broker_coordinator.decide import (
     Accept,
@@ -37,7 +38,7 @@ from broker_coordinator.storage.uploads import ROW_BYTES, PayloadFiles
 from fl_io.crash import crash_point
 from fl_protocol.clock import Clock
 from fl_protocol.codec import Piece, codec_for
-from fl_protocol.errors import AggregatorError, MessageError
+from fl_protocol.errors import MessageError
 from fl_protocol.receipt import Receipt
 from fl_protocol.topics import BeginTopic, ChunkTopic, FleetTopics
 from fl_protocol.transport import Transport
@@ -47,8 +48,7 @@ from fl_protocol.version import VersionId
 __all__ = ["Batch", "Ingest", "commit_then_answer"]
 
 BUSY_WAIT_S = 2.0
-MOST_METRICS = 1024
-"""Names of metrics that are remembered: what devices call them is theirs."""
+UNWEIGHED_WAIT_S = 600.0
 
 
 @dataclass(slots=True)
@@ -128,7 +128,7 @@ class Ingest:
         self._payload_size, self._payload_exact = codec.largest(model.rules.layout), codec.exact
         self._uploading: dict[bytes, str] = {}
         self._open_uploads: Counter[str] = Counter()
-        self._reported: set[str] = set()
+        self._weighing = Weighing()
         self.recall()
         self.credit = CreditWindow(window_bytes)
         self.accepted = 0
@@ -362,22 +362,19 @@ class Ingest:
         batch.bases.clear()
         if not candidates:
             return
-        for action in candidates:
-            if len(self._reported) < MOST_METRICS:
-                self._reported.update(action.header.metrics)
-        try:
-            verdicts = appraise_all(
-                candidates, state=self._model.state, rules=self._model.rules, reported=self._reported
-            )
-        except AggregatorError as error:
-            # Nothing is recorded or answered: the devices keep their updates, and ask again.
-            self._model.weigh_fault = str(error)
-            raise
-        self._model.weigh_fault = ""
+        verdicts = appraise_all(
+            candidates,
+            state=self._model.state,
+            rules=self._model.rules,
+            reported=self._weighing.reported,
+        )
         good: list[tuple[Accept, Appraisal]] = []
         for action, verdict in zip(candidates, verdicts, strict=True):
             if isinstance(verdict, Appraisal):
                 good.append((action, verdict))
+                continue
+            if isinstance(verdict, Unweighed):
+                self._leave(batch, state, action, verdict)
                 continue
             refusal = Refuse(
                 device=action.device,
@@ -403,6 +400,17 @@ class Ingest:
                 batch.decoded[accept_seq] = appraisal.pieces
             batch.answers.append((self._topics.receipt(action.device, action.update_id), receipt))
         self._store.count_accepted(updates)
+        self._weighing.took(appraisal.asked for _, appraisal in good)
+        self._model.weigh_fault = self._weighing.fault
+
+    def _leave(self, batch: Batch, state: TaskState, action: Accept, verdict: Unweighed) -> None:
+        """Nothing is recorded: the device keeps its update, and asks again after a while."""
+        self._weighing.failed(action.device, verdict.error)
+        self.rejected["unweighed"] += 1
+        receipt = Receipt(
+            state="later", epoch=state.epoch, term=state.term, reason="unweighed", wait_s=UNWEIGHED_WAIT_S
+        )
+        self._say(batch, action.device, action.update_id, receipt)
 
     def _complete(self, batch: Batch, state: TaskState, device: str, update_id: bytes) -> None:
         """An upload has all its bytes: check them, and decide as if they had come in one message."""

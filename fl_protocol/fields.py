@@ -13,11 +13,13 @@ import msgpack
 
 from fl_protocol.errors import MessageError
 
-__all__ = ["MAX_INTEGER", "Fields", "compact", "pack", "unpack"]
+__all__ = ["MAX_INTEGER", "MAX_NUMBER", "Fields", "compact", "pack", "unpack"]
 
 T = TypeVar("T")
 
 MAX_INTEGER = (1 << 53) - 1
+MAX_NUMBER = (2.0 - 2.0**-23) * 2.0**127
+"""The largest finite float32: what a number that is written as one can be at most, in magnitude."""
 MAX_MAP_ITEMS = 256
 MAX_ARRAY_ITEMS = 4096
 MAX_NAME_CHARS = 128
@@ -167,14 +169,15 @@ class Fields:
         """``read(key)``, or ``None`` where the key is absent."""
         return read(key) if key in self else None
 
-    def numbers(self, key: str, *, most: int = 32) -> dict[str, float]:
-        """A map of at most ``most`` names, of at most 128 characters, to finite numbers."""
+    def numbers(self, key: str, *, most: int = 32, largest: float = math.inf) -> dict[str, float]:
+        """A map of at most ``most`` names, of at most 128 characters, to finite numbers of at most
+        ``largest`` in magnitude."""
         group = self.group(key)
         if len(group._body) > most or any(len(name) > MAX_NAME_CHARS for name in group._body):
             raise MessageError(
                 f"{key!r} must be a map of at most {most} names of {MAX_NAME_CHARS} characters"
             )
-        return {name: group.number(name) for name in group._body}
+        return {name: group.number(name, low=-largest, high=largest) for name in group._body}
 
     def _value(self, key: str, default: Any) -> Any:
         value = self._body.get(key)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fl_protocol.errors import MessageError
-from fl_protocol.fields import Fields, compact, pack, unpack
+from fl_protocol.fields import MAX_NUMBER, Fields, compact, pack, unpack
 from fl_protocol.layout import FINGERPRINT_BYTES
 from fl_protocol.topics import UPDATE_ID_BYTES
 from fl_protocol.version import VersionId
@@ -40,7 +40,8 @@ class UpdateHeader:
     """One update of one device.
 
     ``base`` is the version it was trained from; ``metrics`` holds ``before.*`` (the published base) and
-    ``after.*`` (the device's own trained weights) on the device's held-out samples, as sums and counts.
+    ``after.*`` (the device's own trained weights) on the device's held-out samples, as sums and counts,
+    none beyond float32.
     ``num_examples`` counts distinct training examples. ``incarnation`` names the state directory that
     made it. ``lease`` is the lease it answers, if any. ``runtime`` names what trained it (``runtime_label``),
     empty where the device does not say.
@@ -143,5 +144,5 @@ def _flat(fields: Fields) -> dict[str, float]:
         f"{group}.{metric}": value
         for group in ("before", "after")
         if group in fields
-        for metric, value in fields.numbers(group, most=MAX_METRICS).items()
+        for metric, value in fields.numbers(group, most=MAX_METRICS, largest=MAX_NUMBER).items()
     }

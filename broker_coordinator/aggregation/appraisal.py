@@ -8,7 +8,7 @@ import math
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
@@ -22,11 +22,11 @@ from broker_coordinator.aggregation.version_state import VersionState
 from broker_coordinator.storage.records import Refusal
 from fl_protocol.codec import HIGHEST_BUFFER, SEGMENT_ELEMENTS, Piece, UpdateCodec, codec_for, codec_seed
 from fl_protocol.codec.update_codec import joined, norm_of_pieces, whole_pieces
-from fl_protocol.errors import CodecError
+from fl_protocol.errors import AggregatorError, CodecError
 from fl_protocol.layout import TensorLayout
 from fl_protocol.update import UpdateHeader
 
-__all__ = ["MOST_KEPT", "Appraisal", "Candidate", "appraise", "appraise_all", "cached_codec"]
+__all__ = ["MOST_KEPT", "Appraisal", "Candidate", "Unweighed", "appraise", "appraise_all", "cached_codec"]
 
 MOST_KEPT = 1 << 21
 """float32 values that one batch keeps from appraisal to fold; updates beyond them are decoded twice."""
@@ -54,7 +54,7 @@ class Appraisal:
     """The scalars of an update as the journal keeps them: see ``AcceptedUpdate``.
 
     ``pieces`` are its decoded values, where they were kept: one that is folded next need not be decoded
-    again.
+    again. ``asked`` are the metrics that the rule asked for, and got.
     """
 
     weight: bytes
@@ -62,31 +62,38 @@ class Appraisal:
     norm: bytes
     staleness: int
     pieces: Sequence[Piece] | None = None
+    asked: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unweighed:
+    """The rule failed on it, and nothing in it is known to be wrong: it stays with its device."""
+
+    error: AggregatorError
+
+
+Verdict: TypeAlias = Appraisal | Refusal | Unweighed
 
 
 def appraise_all(
     candidates: Sequence[Candidate], *, state: VersionState, rules: FoldRules, reported: Container[str] = ()
-) -> list[Appraisal | Refusal]:
+) -> list[Verdict]:
     """Check whole payloads and find their scalars, against ``state``, the newest version; in their order.
 
     Those of a small model are decoded together, and what they hold is kept within ``MOST_KEPT``.
     ``reported`` names metrics that the fleet is known to report: a rule may ask for them, and for no others.
-
-    Raises:
-        AggregatorError: the rule cannot weigh an update for a reason that is its own.
+    One that the rule fails on holds up none of the others.
     """
     with np.errstate(over="ignore"):
         return _appraised(candidates, _Appraiser(state, rules, reported), rules)
 
 
-def _appraised(
-    candidates: Sequence[Candidate], appraiser: "_Appraiser", rules: FoldRules
-) -> list[Appraisal | Refusal]:
+def _appraised(candidates: Sequence[Candidate], appraiser: "_Appraiser", rules: FoldRules) -> list[Verdict]:
     size = rules.layout.size
     if size > SEGMENT_ELEMENTS or any(each.header.codec != rules.codec for each in candidates):
         kept = MOST_KEPT // size
         return [appraiser.alone(each, keep=place < kept) for place, each in enumerate(candidates)]
-    verdicts: list[Appraisal | Refusal] = []
+    verdicts: list[Verdict] = []
     together, kept = max(1, _DECODED_TOGETHER // size), MOST_KEPT // size
     for first in range(0, len(candidates), together):
         group = candidates[first : first + together]
@@ -104,10 +111,17 @@ def appraise(
     rules: FoldRules,
     keep: bool = False,
 ) -> Appraisal | Refusal:
-    """See ``appraise_all``; for one update. ``keep`` keeps its decoded values."""
+    """See ``appraise_all``; for one update. ``keep`` keeps its decoded values.
+
+    Raises:
+        AggregatorError: the rule cannot weigh it for a reason that is its own.
+    """
     alone = _Alone(device=device, update_id=update_id, header=header, payload=payload)
     with np.errstate(over="ignore"):
-        return _Appraiser(state, rules).alone(alone, keep=keep)
+        verdict = _Appraiser(state, rules).alone(alone, keep=keep)
+    if isinstance(verdict, Unweighed):
+        raise verdict.error
+    return verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +143,7 @@ class _Appraiser:
         self._staleness = rules.staleness.weight()
         self._largest_buffer = _largest_buffer(state)
 
-    def alone(self, candidate: Candidate, *, keep: bool) -> Appraisal | Refusal:
+    def alone(self, candidate: Candidate, *, keep: bool) -> Verdict:
         """One update, of any codec and size."""
         layout, payload = self._rules.layout, candidate.payload
         try:
@@ -148,7 +162,7 @@ class _Appraiser:
             norm = codec.norm(payload, layout, seed)
         return self._weigh(candidate, norm, pieces)
 
-    def together(self, candidates: Sequence[Candidate], *, keep: bool) -> list[Appraisal | Refusal]:
+    def together(self, candidates: Sequence[Candidate], *, keep: bool) -> list[Verdict]:
         """Updates of the rules' codec, decoded at once."""
         layout = self._rules.layout
         codec = cached_codec(self._rules.codec)
@@ -167,7 +181,7 @@ class _Appraiser:
 
     def _weigh(
         self, candidate: Candidate, decoded_norm: np.float32, pieces: Sequence[Piece] | None
-    ) -> Appraisal | Refusal:
+    ) -> Verdict:
         rules, state, header = self._rules, self._state, candidate.header
         norm = np.float32(decoded_norm / _inflation(header.codec, rules.layout))
         staleness = max(0, state.number - header.base.number)
@@ -184,19 +198,30 @@ class _Appraiser:
                 return Refusal(reason="malformed", message=f"the aggregator cannot weigh it: {error!r}")
             if unsound := claims.unsound():
                 return Refusal(reason="malformed", message=f"the aggregator cannot weigh it: {unsound}")
-            raise fault_of(rules.aggregator, "weigh", error) from error
+            return self._unweighed(candidate, claims, error)
         if not weight >= 0:
             if unsound := claims.unsound():
                 return Refusal(reason="not_finite", message=f"the aggregator gives it {weight}: {unsound}")
-            raise fault_of(rules.aggregator, "weigh", f"it gave {weight}, and weights are not below 0")
+            return self._unweighed(candidate, claims, f"it gave {weight}, and weights are not below 0")
         scale = np.float32(self._staleness(staleness) * clip_factor(norm, state, rules.clip))
         longest = max(float(decoded_norm), self._largest_buffer)
         heaviest = float(weight) * float(scale) * longest
         if not (math.isfinite(heaviest) and weight >= 0 and heaviest <= _MOST):
             return Refusal(reason="not_finite", message=f"weight {weight} times {longest} is no number")
         return Appraisal(
-            weight=to_raw(weight), scale=to_raw(scale), norm=to_raw(norm), staleness=staleness, pieces=pieces
+            weight=to_raw(weight),
+            scale=to_raw(scale),
+            norm=to_raw(norm),
+            staleness=staleness,
+            pieces=pieces,
+            asked=claims.answered,
         )
+
+    def _unweighed(self, candidate: Candidate, claims: Claims, error: Exception | str) -> Unweighed:
+        what = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+        said = f", whose {claims}" if claims.answered else ""
+        what = f"{what[:120]} (an update of {candidate.device!r}{said})"
+        return Unweighed(error=fault_of(self._rules.aggregator, "weigh", what))
 
 
 def _largest_buffer(state: VersionState) -> float:

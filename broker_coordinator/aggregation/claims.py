@@ -5,7 +5,7 @@ device alone lacks, or gives as no number or below 0, is the device's: sums and 
 """
 
 import math
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 
 __all__ = ["Claims"]
 
@@ -28,6 +28,11 @@ class Claims(Mapping[str, float]):
     def __len__(self) -> int:
         return len(self._metrics)
 
+    @property
+    def answered(self) -> frozenset[str]:
+        """The names that were asked for, and are there."""
+        return frozenset(self._asked & self._metrics.keys())
+
     def lacks(self, error: KeyError) -> bool:
         """Whether ``error`` comes of a metric asked for that others report and this update does not."""
         name = error.args[0] if error.args else None
@@ -38,10 +43,17 @@ class Claims(Mapping[str, float]):
         is nothing such."""
         wrong = [
             name
-            for name in sorted(self._asked & self._metrics.keys())
+            for name in sorted(self.answered)
             if not _sound(value := self._metrics[name]) or (value == 0 and name.endswith(".count"))
         ]
-        return ", ".join(f"{name} is {self._metrics[name]}" for name in wrong)
+        return self._in_words(wrong)
+
+    def __str__(self) -> str:
+        """What was asked for and is there, in words."""
+        return self._in_words(sorted(self.answered))
+
+    def _in_words(self, names: Iterable[str]) -> str:
+        return ", ".join(f"{name} is {self._metrics[name]}" for name in names)
 
 
 def _sound(value: float) -> bool:

@@ -1,14 +1,16 @@
 """Aggregators that users write: by ``module:Class``, from a folder of theirs, in a whole coordinator."""
 
+import hashlib
 import sys
 import textwrap
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from broker_coordinator.aggregation.aggregator_registry import aggregator_for
 from broker_coordinator.books.audit import audit
-from broker_coordinator.configuration import AggregatorTable
+from broker_coordinator.configuration import AggregatorTable, BufferTable
 from fl_protocol.errors import ConfigError
 
 LOSS_WEIGHTED = """
@@ -121,12 +123,12 @@ def test_the_first_update_without_the_metric_holds_up_nobody(fleet_of, folder):
     early = devices[0].make(fleet.layout, metrics={})
     devices[0].begin(*early)
     fleet.settle()
-    assert devices[0].words(early[0]) == []
+    assert devices[0].words(early[0]) == ["later"]
     send(fleet, devices[1:], losses(1.0, 1.0))
     assert fleet.coordinator.version.number == 1
     devices[0].begin(*early)
     fleet.settle()
-    assert devices[0].words(early[0]) == ["refused"]
+    assert devices[0].words(early[0]) == ["later", "refused"]
     assert fleet.coordinator.figures().aggregator_fault == ""
 
 
@@ -143,6 +145,64 @@ def test_a_claim_below_zero_is_its_device_s_fault_alone(fleet_of, folder, weight
     fleet.settle()
     assert devices[0].words(update[0]) == ["refused"]
     assert fleet.coordinator.figures().aggregator_fault == ""
+
+
+@pytest.mark.parametrize("claim", [{"before.loss": 0.0}, {"before.loss": 3e38}])
+def test_a_claim_that_a_rule_stumbles_over_holds_up_nobody(fleet_of, folder, claim):
+    """The rule divides by 0, or overflows: a burst with such an update is one commit, the others count, and
+    the update stays with its device; a rule that weighed others keeps its good name."""
+    weight = 'math.exp(1 / update.metrics["before.loss"]) * (update.metrics["before.loss"] ** 9)'
+    source = "import math\n" + textwrap.dedent(LOSS_WEIGHTED)
+    folder(source.replace('update.num_examples * update.metrics["before.loss"]', weight))
+    fleet = fleet_of(aggregator=RULE, buffer=BufferTable(size=50)).start()
+    devices = [fleet.device(f"d{number}") for number in range(6)]
+    send(fleet, devices[:1], losses(1.0))
+    commits, transaction = [], fleet.store.transaction
+    fleet.store.transaction = lambda name: commits.append(name) or transaction(name)
+    ids = []
+    for device, said in zip(devices[1:], [*losses(1.0, 2.0), claim, *losses(1.0, 1.0)], strict=True):
+        update = device.make(fleet.layout, metrics=said)
+        device.begin(*update)
+        ids.append(update[0])
+    fleet.settle()
+    last = [device.last(known) for device, known in zip(devices[1:], ids, strict=True)]
+    assert [receipt.state for receipt in last] == ["done", "done", "later", "done", "done"]
+    assert (last[2].reason, last[2].wait_s) == ("unweighed", 600.0)
+    assert commits.count("coordinator.ingest") == 1
+    figures = fleet.coordinator.figures()
+    assert (figures.rejected, figures.aggregator_fault) == ({"unweighed": 1}, "")
+    assert audit(fleet.folder).balanced
+
+
+def test_a_rule_that_fails_on_several_devices_is_called_faulty(fleet_of, folder):
+    """One device alone cannot give it a bad name; two can, until one can be weighed again."""
+    folder(LOSS_WEIGHTED.replace('* update.metrics["before.loss"]', '/ update.metrics["before.loss"]'))
+    fleet = fleet_of(aggregator=RULE, buffer=BufferTable(size=50)).start()
+    devices = [fleet.device(f"d{number}") for number in range(4)]
+    faults = []
+    for device, said in zip(devices, losses(1.0, 0.0, 0.0, 1.0), strict=True):
+        send(fleet, [device], [said])
+        faults.append(fleet.coordinator.figures().aggregator_fault)
+    assert [bool(fault) for fault in faults] == [False, False, True, False]
+    assert "ZeroDivisionError" in faults[2]
+    assert "'d2', whose before.loss is 0.0" in faults[2]
+
+
+def test_a_refused_update_teaches_no_metric(fleet_of, folder):
+    """The rule misspells one; a hostile device sends the misspelt name in an update that does not decode.
+    Honest updates wait all the same: to refuse them would be to lose them."""
+    folder(LOSS_WEIGHTED.replace("before.loss", "before.los"))
+    fleet = fleet_of(aggregator=RULE).start()
+    hostile, honest = fleet.device("d0"), fleet.device("d1")
+    update_id, header, payload = hostile.make(fleet.layout, metrics={"before.los": 1.0})
+    junk = b"\xff" * len(payload)
+    hostile.begin(update_id, replace(header, sha256=hashlib.sha256(junk).digest()), junk)
+    fleet.settle()
+    assert hostile.words(update_id) == ["refused"]
+    update = honest.make(fleet.layout, metrics={"before.loss": 1.0})
+    honest.begin(*update)
+    fleet.settle()
+    assert honest.words(update[0]) == ["later"]
 
 
 @pytest.mark.parametrize("fault", BROKEN)
@@ -188,7 +248,7 @@ def test_a_rule_that_cannot_weigh_leaves_updates_with_their_devices(fleet_of, fo
     update = device.make(fleet.layout, metrics={"before.loss": 1.0})
     device.begin(*update)
     fleet.settle()
-    assert device.words(update[0]) == []
+    assert device.words(update[0]) == ["later"]
     assert "weigh" in fleet.coordinator.figures().aggregator_fault
     assert "wait with their devices" in fleet.coordinator.figures().aggregator_fault
     fleet.crash()
@@ -196,7 +256,7 @@ def test_a_rule_that_cannot_weigh_leaves_updates_with_their_devices(fleet_of, fo
     fleet.start()
     device.begin(*update)
     fleet.settle()
-    assert device.words(update[0]) == ["done"]
+    assert device.words(update[0])[-1] == "done"
     assert fleet.coordinator.figures().aggregator_fault == ""
 
 

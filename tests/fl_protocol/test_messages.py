@@ -380,3 +380,23 @@ def test_an_envelope_has_three_octet_strings(parts):
     """A key id of 8 bytes or none, a signature of 64 or none."""
     with pytest.raises(MessageError):
         peek(msgpack.packb(parts), limit=1000)
+
+
+@pytest.mark.parametrize("claim", [1e39, -1e300])
+def test_a_metric_beyond_float32_makes_a_header_unreadable(claim):
+    """Nobody writes one; a rule of the user's that met one would overflow."""
+    header = UpdateHeader(
+        incarnation=bytes(8),
+        base=VersionId(epoch=1, number=0, digest=bytes(16)),
+        codec="int8",
+        size=1,
+        sha256=bytes(32),
+        fingerprint=bytes(8),
+        num_examples=1,
+        steps_done=1,
+        steps_planned=1,
+    )
+    body = msgpack.unpackb(header.pack())
+    packed = msgpack.packb(body | {"m": {"before": {"loss": claim}}})
+    with pytest.raises(MessageError, match="loss"):
+        UpdateHeader.unpack(packed)

@@ -269,11 +269,14 @@ def read_begin(octets):
 
 def read_metrics(body):
     """``before.*`` and ``after.*``."""
-    return {
+    metrics = {
         f"{group}.{name}": value
         for group in ("before", "after")
         for name, value in body.numbers(group, 16).items()
     }
+    if any(abs(value) > (2 - 2**-23) * 2**127 for value in metrics.values()):
+        raise Refused("m")
+    return metrics
 
 
 def write_header(header):
