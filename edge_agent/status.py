@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from edge_agent.birthmark import birthmark, is_alive
 from edge_agent.outbox import OutboxCounts, read_counts
 from fl_protocol.clock import Clock
 from fl_protocol.errors import StorageError
@@ -30,11 +31,13 @@ class StatusSink(Protocol):
 
 
 class StatusFile:
-    """Written when something changed, at most four times a second; whole at any moment, but not durable."""
+    """Written when something changed, at most four times a second; whole at any moment, but not durable.
+    It says which process wrote it: no other of its number passes for that one."""
 
     def __init__(self, path: Path, clock: Clock) -> None:
         self._path = path
         self._clock = clock
+        self._birthmark = birthmark(os.getpid())
         self._written: Mapping[str, Any] = {}
         self._next = 0.0
 
@@ -52,7 +55,8 @@ class StatusFile:
         temporary = self._path.with_name(".status.tmp")
         # A status that cannot be written must not keep the agent from its work.
         with contextlib.suppress(OSError):
-            temporary.write_text(json.dumps(status, indent=2) + "\n")
+            body = {**status, "birthmark": self._birthmark}
+            temporary.write_text(json.dumps(body, indent=2) + "\n")
             os.replace(temporary, self._path)
             self._written = dict(status)
         return None
@@ -71,7 +75,8 @@ def read_status(state: Path) -> dict[str, Any]:
             f"no status in {state}: {getattr(error, 'strerror', None) or error}",
             hint="start the agent with `lichen-agent run`, or name its configuration with --config",
         ) from None
-    status["running"] = _is_running(status.get("pid"))
+    pid, mark = status.get("pid"), status.get("birthmark")
+    status["running"] = type(pid) is int and pid > 0 and is_alive(pid, mark if isinstance(mark, str) else "")
     if not status["running"]:
         status["state"] = "stopped"
     with contextlib.suppress(StorageError):
@@ -86,15 +91,3 @@ def counts_body(counts: OutboxCounts) -> dict[str, Any]:
         "outbox": {"count": counts.waiting, "bytes": counts.waiting_bytes},
         "personal": {"bytes": counts.personal_bytes},
     }
-
-
-def _is_running(pid: object) -> bool:
-    if not isinstance(pid, int):
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
