@@ -31,7 +31,8 @@ def test_a_status_of_an_earlier_boot_passes_for_no_process_of_its_number(written
     assert written()["running"]
     mark = written()["birthmark"]
     boot, ticks = mark.split("/")
-    assert boot and ticks
+    assert boot
+    assert ticks
     status = written(birthmark=f"7b6c1e0a-0000-4000-8000-000000000000/{ticks}")
     assert (status["running"], status["state"]) == (False, "stopped")
     assert not written(birthmark=f"{boot}/{int(ticks) + 1}")["running"]
