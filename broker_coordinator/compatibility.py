@@ -13,6 +13,7 @@ __all__ = [
     "AGGREGATOR_OPTIONS",
     "OPTIMIZER_OPTIONS",
     "USUAL_LR",
+    "beyond_retention",
     "given",
     "kind_rules",
     "together",
@@ -24,9 +25,10 @@ AGGREGATOR_OPTIONS: Mapping[str, Mapping[str, float]] = {
     "trimmed_mean": {"trim": 0.2},
     "median": {},
     "krum": {"attackers": 1, "chosen": 1},
-    "ca2fl": {"age": 20},
+    "ca2fl": {"age": 20, "sum_bits": 64},
 }
-"""Aggregators of ours, with their options and what those are where nothing is said."""
+"""Aggregators of ours, with their options and what those are where nothing is said; ``sum_bits`` is nobody's
+to set, and tells journals apart."""
 _ADAPTIVE = {"beta1": 0.9, "beta2": 0.99, "tau": 1e-3}
 OPTIMIZER_OPTIONS: Mapping[str, Mapping[str, float]] = {
     "sgd": {},
@@ -96,6 +98,18 @@ def together(kind: str, options: Mapping[str, float], *, codec: str, size: int, 
         )
     if kind == "krum":
         yield from _krum(int(options["attackers"]), int(options["chosen"]), size, least)
+
+
+def beyond_retention(kind: str, options: Mapping[str, float], *, versions: int) -> str:
+    """What an aggregator keeps of payloads, where that is more than ``[retention] versions`` asks for, in
+    words; empty if it is not."""
+    called_upon = int(options.get("age", 0)) + 1
+    if kind != "ca2fl" or called_upon <= versions:
+        return ""
+    return (
+        f"[aggregator] age = {called_upon - 1} keeps the payloads of {called_upon} versions beside those of"
+        f" [retention] versions = {versions}, whatever its bytes and days: a smaller age keeps fewer"
+    )
 
 
 def _krum(attackers: int, chosen: int, size: int, least: int) -> Iterator[Rule]:

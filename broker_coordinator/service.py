@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from broker_coordinator.compatibility import beyond_retention
 from broker_coordinator.configuration import FleetConfiguration
 from broker_coordinator.coordinator import Coordinator
 from broker_coordinator.embedded_broker import EmbeddedBroker
@@ -54,6 +55,7 @@ def run_coordinator(configuration: FleetConfiguration, *, insecure: bool = False
         stack.enter_context(locked(state))
         artifact = TrainingArtifact.open(configuration.artifact)
         _check_batch(configuration, artifact)
+        _warn_of_payloads(configuration)
         evaluate = HeldOut(artifact, configuration.held_out).evaluate if configuration.held_out else None
         # The store comes before every other file: a folder that lost its database is not begun anew.
         store = SqliteStore.open(state)
@@ -93,6 +95,12 @@ def _check_batch(configuration: FleetConfiguration, artifact: TrainingArtifact) 
             hint=f"set batch_size = {most} or less, or build the artifact with --batch {asked}; for a fleet "
             "without LiteRT and tflite_runtime with --runtimes onnx",
         )
+
+
+def _warn_of_payloads(configuration: FleetConfiguration) -> None:
+    rule, kept = configuration.aggregator, configuration.retention.versions
+    if more := beyond_retention(rule.kind, rule.options, versions=kept):
+        _log.warning("%s", more)
 
 
 def read_status(state: Path) -> dict[str, Any]:

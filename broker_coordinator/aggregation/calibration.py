@@ -6,9 +6,10 @@ Update Calibration (2024). With h the newest update of each device seen, the ste
 that is not seen yet we have the mean of those seen: so a fleet that agrees takes the step it agrees on.
 
 The cache is the journal: the newest folded payload of each device, ``age`` versions back at most, is kept
-from pruning and decoded again. Only the sum of all h is a vector, a slot of the version's state; where a
+from pruning and decoded again. Only the sum of all h is a vector, kept in the version's state; where a
 state has none (the first such version, the first of an epoch or of another ``age``) it is added up from
-the journal. Every update counts alike.
+the journal. What is added to it is taken away again, for ever: in float32 the roundings would add up, so it
+is float64, in two slots. Every update counts alike.
 """
 
 import hashlib
@@ -32,6 +33,7 @@ from fl_protocol.update import UpdateHeader
 __all__ = ["CalibratedSums"]
 
 Floats = NDArray[np.float32]
+Sum = NDArray[np.float32] | NDArray[np.float64]
 
 
 class CalibratedSums:
@@ -43,10 +45,11 @@ class CalibratedSums:
         self._journal = journal
         self._layout = layout
         self._slot = f"{CACHE_SLOT}{rule.age}"
+        self._wide = rule.sum_bits == 64
         self._number = state.number
         self._after = max(0, state.number - rule.age)
         self._size = layout.weight_size
-        self._change = np.zeros(self._size, np.float32)
+        self._change = self._nothing()
         self._latest: dict[str, AcceptedUpdate] = {}
         self._count = self._known = 0
         self._sum = self._begun(state)
@@ -81,7 +84,7 @@ class CalibratedSums:
         if self._count:
             np.divide(self._step, np.float32(self._count), out=self._step)
         if self._seen:
-            mean = np.divide(self._sum, np.float32(self._seen))
+            mean = np.divide(self._sum, np.float32(self._seen)).astype(np.float32, copy=False)
             if self._count:
                 np.multiply(mean, np.float32(self._known / self._count), out=mean)
             np.add(self._step, mean, out=self._step)
@@ -89,24 +92,38 @@ class CalibratedSums:
 
     def slots(self) -> dict[str, Floats]:
         """What the next version's state keeps."""
-        return {self._slot: np.add(self._sum, self._change)}
+        total = np.add(self._sum, self._change)
+        if not self._wide:
+            return {self._slot: total}
+        high = total.astype(np.float32)
+        return {f"{self._slot}:high": high, f"{self._slot}:low": np.subtract(total, high).astype(np.float32)}
 
-    def _begun(self, state: VersionState) -> Floats:
+    def _nothing(self) -> Sum:
+        return np.zeros(self._size, np.float64) if self._wide else np.zeros(self._size, np.float32)
+
+    def _kept(self, state: VersionState) -> Sum | None:
+        """What ``slots`` gave to a state, if it did."""
+        if not self._wide:
+            known = state.slots.get(self._slot)
+            return known.copy() if known is not None else None
+        high, low = (state.slots.get(f"{self._slot}:{part}") for part in ("high", "low"))
+        return np.add(high, low, dtype=np.float64) if high is not None and low is not None else None
+
+    def _begun(self, state: VersionState) -> Sum:
         """The sum over the devices that are cached for ``state``; those just too old are taken away."""
-        known = state.slots.get(self._slot)
-        if known is not None:
-            total = known.copy()
+        total = self._kept(state)
+        if total is not None:
             if self._after:
                 for row in self._journal.last_words(self._after, self._number):
                     self._add(total, row, np.float32(-1))
             return total
-        total = np.zeros(self._size, np.float32)
+        total = self._nothing()
         for version in range(self._after + 1, self._number + 1):
             for row in self._journal.last_words(version, self._number):
                 self._add(total, row, np.float32(1))
         return total
 
-    def _add(self, total: Floats, row: AcceptedUpdate, factor: np.float32) -> None:
+    def _add(self, total: Sum, row: AcceptedUpdate, factor: np.float32) -> None:
         scale = np.float32(from_raw(row.scale) * factor)
         for start, values in self._pieces(row):
             if start < self._size:

@@ -11,15 +11,19 @@ __all__ = ["CachedCalibration"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachedCalibration:
-    """The rule's own parameter: an update is not called upon after ``age`` versions.
+    """The rule's own parameters: an update is not called upon after ``age`` versions, and the sum of what is
+    cached is kept in ``sum_bits`` (32 or 64).
 
     Raises:
-        ConfigError: ``age`` is below 1.
+        ConfigError: ``age`` is below 1, or ``sum_bits`` something else.
     """
 
     age: int = 20
+    sum_bits: int = 64
 
     def __post_init__(self) -> None:
+        if self.sum_bits not in (32, 64):
+            raise ConfigError(f"ca2fl with sum_bits = {self.sum_bits}: it must be 32 or 64")
         if self.age < 1:
             raise ConfigError(f"ca2fl with age = {self.age}: it must be at least 1")
 

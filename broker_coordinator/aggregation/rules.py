@@ -26,6 +26,9 @@ _STALENESS: dict[str, Callable[["StalenessRule"], StalenessWeight]] = {
     "hinge": lambda rule: hinge(rule.grace, rule.slope),
 }
 
+_UNSAID: Mapping[str, Mapping[str, float]] = {"ca2fl": {"sum_bits": 32}}
+"""What rules are about that do not say it: it was the only way, and their versions replay by it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StalenessRule:
@@ -90,7 +93,8 @@ class FoldRules:
 
     def make_aggregator(self) -> AnyAggregator:
         """The aggregator; raises ConfigError."""
-        return aggregator_for(self.aggregator, self.aggregator_options)
+        unsaid = _UNSAID.get(self.aggregator, {})
+        return aggregator_for(self.aggregator, {**unsaid, **self.aggregator_options})
 
     @property
     def cached_versions(self) -> int:

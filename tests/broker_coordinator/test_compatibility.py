@@ -3,7 +3,7 @@
 import pytest
 
 from broker_coordinator.aggregation.aggregator_registry import AGGREGATORS, aggregator_for
-from broker_coordinator.compatibility import AGGREGATOR_OPTIONS
+from broker_coordinator.compatibility import AGGREGATOR_OPTIONS, beyond_retention
 from broker_coordinator.configuration import read_fleet
 from fl_protocol.errors import ConfigError
 
@@ -116,3 +116,14 @@ def test_tables_of_names_agree():
         assert all(getattr(made, option) == getattr(usual, option) for option in options)
     with pytest.raises(ConfigError, match="tau"):
         aggregator_for("krum", {"tau": 1})
+
+
+@pytest.mark.parametrize(
+    ("kind", "age", "versions", "warned"),
+    [("ca2fl", 50, 50, True), ("ca2fl", 49, 50, False), ("mean", 50, 1, False)],
+)
+def test_an_age_that_keeps_more_than_retention_asks_for_is_told(kind, age, versions, warned):
+    """A disk that was measured by ``[retention]`` alone would fill."""
+    said = beyond_retention(kind, {"age": age}, versions=versions)
+    assert bool(said) == warned
+    assert not said or f"age = {age} keeps the payloads of {age + 1} versions" in said

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from broker_coordinator.aggregation.fold import Fold
-from broker_coordinator.aggregation.rules import DampingRule
+from broker_coordinator.aggregation.rules import ClipRule, DampingRule
 from broker_coordinator.aggregation.scalars import from_raw
 from broker_coordinator.aggregation.version_state import CACHE_SLOT
 from broker_coordinator.books.audit import audit
@@ -19,13 +19,13 @@ DEVICES = ["a b c", "a b d", "b e", "a a f", "c", "d a", "b c", "e f", "a b", "c
 """Who sends into which version; twice for two updates of one device."""
 
 
-@pytest.fixture
-def calibrated(small_rules):
-    """The rules; no version's step is damped, so that the reference stays short."""
+@pytest.fixture(params=[32, 64])
+def calibrated(request, small_rules):
+    """The rules, with either sum; no version's step is damped, so that the reference stays short."""
     return replace(
         small_rules,
         aggregator="ca2fl",
-        aggregator_options={"age": AGE},
+        aggregator_options={"age": AGE, "sum_bits": request.param},
         damping=DampingRule(enabled=False),
     )
 
@@ -73,9 +73,9 @@ def test_the_paper_s_steps(begin, calibrated, codec):
         history.close()
         assert history.open.state.master == pytest.approx(reference.x, abs=1e-4)
     known = [h for h, made in reference.cache.values() if made >= 8]
-    (slot,) = [name for name in history.open.state.slots if name.startswith(CACHE_SLOT)]
+    slots = [slot for name, slot in history.open.state.slots.items() if name.startswith(CACHE_SLOT)]
     expired = [h for h, made in reference.cache.values() if made == 7]
-    assert history.open.state.slots[slot] == pytest.approx(sum(known) + sum(expired), abs=1e-3)
+    assert sum(slots) == pytest.approx(sum(known) + sum(expired), abs=1e-3)
 
 
 def test_the_same_bits_after_a_crash_a_pruning_and_in_an_audit(begin, calibrated, tmp_path):
@@ -110,7 +110,7 @@ def test_it_begins_in_the_middle_and_with_another_age(begin, calibrated, tmp_pat
         (plain, "a b"),
         (plain, "c"),
         (calibrated, "a d"),
-        (replace(calibrated, aggregator_options={"age": 2}), "b"),
+        (replace(calibrated, aggregator_options={"age": 2, "sum_bits": 64}), "b"),
         (plain, "a"),
         (calibrated, "c"),
     ):
@@ -158,6 +158,48 @@ def test_equal_updates_are_one(begin, calibrated):
             history.open.add(history.accept(history.next(device=name, delta=delta)))
         history.close()
         assert history.open.state.master - before == pytest.approx(delta, abs=1e-5)
+
+
+def test_what_was_added_and_taken_away_again_leaves_no_trace(begin, small_rules):
+    """An update a million times the others', long forgotten: of float32 its roundings would stay for ever,
+    and be in every step."""
+    rules = replace(
+        small_rules,
+        aggregator="ca2fl",
+        aggregator_options={"age": AGE, "sum_bits": 64},
+        damping=DampingRule(enabled=False),
+        clip=ClipRule(enabled=False),
+    )
+    history = begin(rules=rules)
+    size = rules.layout.size
+    deltas = [np.full(size, np.float32(0.1 + number / 70)) for number in range(9)]
+    deltas[1] = np.full(size, np.float32(3e5))
+    for number, delta in enumerate(deltas):
+        history.open.add(history.accept(history.next(device=f"d{number}", delta=delta)))
+        history.close()
+    kept = [np.float64(delta[0]) for delta in deltas[-AGE - 1 :]]
+    slots = history.open.state.slots
+    assert slots[f"{CACHE_SLOT}{AGE}:high"] + np.float64(0) == pytest.approx(sum(kept), rel=1e-7)
+    total = slots[f"{CACHE_SLOT}{AGE}:high"].astype(np.float64) + slots[f"{CACHE_SLOT}{AGE}:low"]
+    assert total == pytest.approx(sum(kept), rel=1e-9)
+
+
+def test_a_journal_of_a_float32_sum_replays_by_it_and_goes_on_in_float64(begin, small_rules, tmp_path):
+    """Rules that name no ``sum_bits`` are an older release's: its versions keep their bits. The first of
+    the new rules adds the sum up from the journal."""
+    older = replace(small_rules, aggregator="ca2fl", aggregator_options={"age": AGE})
+    newer = replace(older, aggregator_options={"age": AGE, "sum_bits": 64})
+    for rules, names in ((older, "a b"), (older, "b c"), (newer, "a"), (newer, "c d")):
+        history = begin(tmp_path / "a", rules)
+        history.numbers = 10 * (history.version.number + 1)
+        send(history, names.split())
+        history.close()
+        slots = sorted(history.open.state.slots)
+        one = f"{CACHE_SLOT}{AGE}"
+        assert slots == ([one] if rules is older else [f"{one}:high", f"{one}:low"])
+        history.store.close()
+    report = audit(tmp_path / "a")
+    assert (report.versions_checked, report.versions_ok) == (4, 4), report.faults
 
 
 def test_a_new_epoch_adds_it_up_anew(begin, calibrated):
