@@ -136,6 +136,12 @@ class Assignment:
         """An ``idle_reason`` as it may leave the device."""
         return self._setbacks.for_others(reason)
 
+    @property
+    def standing(self) -> str:
+        """What lastingly keeps this device from training, as it may leave the device; empty while nothing
+        does."""
+        return self._setbacks.standing or self._lookout.standing
+
     def should_cancel(self) -> bool:
         """Whether a training under way must end now: paused, or a gate of the device shut."""
         if not self._orders.paused and self._lookout.shut(in_training=True) is None:

@@ -49,6 +49,11 @@ class Lookout:
         since = self._shut_since
         return since is not None and self._clock.monotonic() - since >= LEAVE_AFTER_S
 
+    @property
+    def standing(self) -> str:
+        """Which gate has been shut for so long; empty where none has."""
+        return (self._shut or "") if self.left else ""
+
     def shut(self, *, in_training: bool = False) -> str | None:
         """Why this device must not train now; ``None`` when its gates are open."""
         now = self._clock.monotonic()

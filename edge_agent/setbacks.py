@@ -75,6 +75,12 @@ class Setbacks:
         over = until is not None and self._clock.monotonic() >= until
         return None if over else (last.failed.reason, until)
 
+    @property
+    def standing(self) -> str:
+        """What the last failure was, as it may leave the device, until something succeeds; empty where
+        nothing has failed since."""
+        return self._last.failed.for_others if self._last is not None else ""
+
     def for_others(self, reason: str) -> str:
         """A reason as it may leave the device: that of the last failure may not as it is."""
         last = self._last

@@ -27,6 +27,7 @@ from edge_agent.outbox import Outbox, OutboxCounts, OutboxEntry
 from edge_agent.presence import Presence
 from edge_agent.safe_mode import SafeMode
 from edge_agent.sample_count import CountSamples, count_samples
+from edge_agent.standing import Standing
 from edge_agent.state_folder import StateFolder
 from edge_agent.status import StatusFile, StatusSink, counts_body
 from edge_agent.wear import Wear
@@ -111,7 +112,7 @@ class Supervisor:
             lookout=self._lookout,
             safe_mode=self._safe_mode,
             incarnation=folder.incarnation,
-            idle_reason=lambda: self._assignment.for_others(self.idle_reason),
+            idle_reason=self._for_birth,
             disk=disk,
             chance=chance,
         )
@@ -130,6 +131,9 @@ class Supervisor:
             report=self._correspondence.report,
             chance=chance,
             entropy=entropy,
+        )
+        self._standing = Standing(
+            clock, trouble=self._in_the_way, restate=self._correspondence.attendance.restate
         )
         self._chores = Chores(clock, self._works())
         self._status = status or StatusFile(folder.run / "status.json", clock)
@@ -260,12 +264,25 @@ class Supervisor:
     def _connected(self) -> bool:
         return self._correspondence.attendance.connected
 
+    def _for_birth(self) -> str:
+        """Why this device is not training, as a birth says it."""
+        self._standing.told()
+        return self._assignment.for_others(self.idle_reason)
+
+    def _in_the_way(self) -> str:
+        return self._chores.trouble("assignment") or self._safe_mode.reason or self._assignment.standing
+
+    def _stand(self) -> float:
+        """What a connection brings with it needs no birth beside it."""
+        return self._standing.work() if self._connected else LONGEST_SLEEP_S
+
     def _works(self) -> dict[str, Callable[[], float]]:
         """What there is to do by turns, and in which order: what is wanted, before it is fetched."""
         return {
             "assignment": self._employ_worker,
             "downloads": self._correspondence.downloads.work,
             "uploads": self._correspondence.uploads.work,
+            "standing": self._stand,
             "attendance": self._correspondence.attend,
             "expiry": self._expire,
             "safe_mode": self._safe_mode.work,

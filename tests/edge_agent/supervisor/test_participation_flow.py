@@ -244,6 +244,25 @@ def test_a_reason_that_may_quote_samples_stays_on_the_device(world):
     assert world.coordinator.births[-1].idle_reason == "KeyError"
 
 
+def test_a_device_that_fails_every_version_is_heard_of(world):
+    """On a connection that stands: one birth says so, and one that it trains again."""
+    world.coordinator.publish_version(1)
+    world.boot()
+    world.advance(10)
+    births = len(world.coordinator.births)
+    world.script.failures = [JobFailed(reason="KeyError: patient 4711", retryable=False, told="KeyError")] * 6
+    for number in range(2, 8):
+        world.coordinator.publish_version(number)
+        world.advance(4000)
+    assert [birth.idle_reason for birth in world.coordinator.births[births:]] == ["KeyError"]
+    assert not world.script.failures
+    for number in range(8, 12):
+        world.coordinator.publish_version(number)
+        world.advance(4000)
+    said = [birth.idle_reason for birth in world.coordinator.births[births:]]
+    assert said == ["KeyError", "trained on version 1.8; waiting for a newer one"]
+
+
 def test_a_worker_that_always_crashes_is_left_alone_after_five_times(world):
     """A device must not burn its battery on a version that kills its runtime."""
     world.coordinator.publish_version(1)

@@ -103,7 +103,8 @@ def test_a_disk_that_keeps_it_from_training_does_not_keep_it_from_delivering(wor
     world.coordinator.births.clear()
     world.advance(100)
     assert world.outbox.counts().done == 1
-    assert [birth.online for birth in world.coordinator.births] == [False, True]
+    assert [birth.online for birth in world.coordinator.births] == [False, True, True]
+    assert world.coordinator.births[-1].idle_reason == "no space left on device"
     assert world.agent.idle_reason == "no space left on device"
 
 
