@@ -45,6 +45,7 @@ LONGEST_SLEEP_S = 600.0
 EXPIRE_EVERY_S = 3600.0
 WORKER_ALLOWANCE_S = 300.0
 """What a job may take beyond its own deadline: a worker's start, a check, the grace of one that is killed."""
+_PASSING = ("verifying", "fetching version", "uploading")
 _log = logging.getLogger("lichen.agent")
 
 _Item: TypeAlias = TransportEvent | tuple[Job, Result] | None
@@ -370,16 +371,17 @@ class Supervisor:
         return self._counts
 
     def _say(self) -> None:
-        """One line for each change of what we do."""
+        """One line for each change of what we do; what every version passes through only where all is told."""
         if not _log.isEnabledFor(logging.INFO):
             return
         reason = self.idle_reason
         line = f"{self.state}: {reason}" if reason else self.state
         if reason.startswith(self.state):
             line = reason
-        if line != self._said:
+        level = logging.DEBUG if line.startswith(_PASSING) else logging.INFO
+        if line != self._said and _log.isEnabledFor(level):
             self._said = line
-            _log.info("%s", line)
+            _log.log(level, "%s", line)
 
 
 def _name(job: Job | None) -> str:

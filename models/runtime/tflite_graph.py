@@ -14,6 +14,7 @@ import numpy as np
 
 from fl_protocol.errors import ArtifactError
 from models.runtime.artifact import TrainingArtifact
+from models.runtime.native_chatter import without_info_lines
 from models.runtime.session import STEP, Array, GraphRunner, GraphSession, Session
 from models.runtime.static_batch import StaticBatchSession
 
@@ -59,11 +60,12 @@ class _Loader:
         """See ``GraphSession``."""
         _trim()
         try:
-            interpreter = self._interpreter_class(model_content=content, num_threads=1)
-            # Asked for now: with XNNPACK, allocating turns a scalar into a vector of one value.
-            inputs = {entry["name"]: entry for entry in interpreter.get_input_details()}
-            outputs = {entry["name"]: entry for entry in interpreter.get_output_details()}
-            interpreter.allocate_tensors()
+            with without_info_lines():
+                interpreter = self._interpreter_class(model_content=content, num_threads=1)
+                # Asked for now: with XNNPACK, allocating turns a scalar into a vector of one value.
+                inputs = {entry["name"]: entry for entry in interpreter.get_input_details()}
+                outputs = {entry["name"]: entry for entry in interpreter.get_output_details()}
+                interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise ArtifactError(f"{file}: the {self._runtime} runtime cannot load it: {error}") from None
         _trim()

@@ -1,5 +1,6 @@
 """From a published version to a receipt, and every reason on the way not to train."""
 
+import logging
 from dataclasses import replace
 
 import pytest
@@ -242,6 +243,24 @@ def test_a_reason_that_may_quote_samples_stays_on_the_device(world):
     world.transport.reconnect()
     world.advance(1)
     assert world.coordinator.births[-1].idle_reason == "KeyError"
+
+
+def test_a_version_is_two_lines_of_the_log(world, caplog):
+    """A device that takes part every minute for years fills its card with no more; the rest is for debugging."""
+    world.coordinator.publish_version(1)
+    world.boot()
+    world.advance(10)
+    with caplog.at_level(logging.INFO, "lichen.agent"):
+        for number in range(2, 5):
+            caplog.clear()
+            world.coordinator.publish_version(number)
+            world.advance(60)
+            lines = [record.getMessage() for record in caplog.records]
+            assert lines == ["training", f"waiting: trained on version 1.{number}; waiting for a newer one"]
+    with caplog.at_level(logging.DEBUG, "lichen.agent"):
+        world.coordinator.publish_version(5)
+        world.advance(60)
+        assert "fetching version 1.5" in [record.getMessage() for record in caplog.records]
 
 
 def test_a_device_that_fails_every_version_is_heard_of(world):
