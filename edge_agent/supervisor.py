@@ -371,7 +371,7 @@ class Supervisor:
         return self._counts
 
     def _say(self) -> None:
-        """One line for each change of what we do; what every version passes through only where all is told."""
+        """One line for each change of what we do; what every version passes through is for debugging."""
         if not _log.isEnabledFor(logging.INFO):
             return
         reason = self.idle_reason

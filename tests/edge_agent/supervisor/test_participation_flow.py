@@ -246,7 +246,7 @@ def test_a_reason_that_may_quote_samples_stays_on_the_device(world):
 
 
 def test_a_version_is_two_lines_of_the_log(world, caplog):
-    """A device that takes part every minute for years fills its card with no more; the rest is for debugging."""
+    """A device that takes part every minute for years writes no more; the rest is for debugging."""
     world.coordinator.publish_version(1)
     world.boot()
     world.advance(10)
