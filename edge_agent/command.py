@@ -131,6 +131,8 @@ def _status_text(status: dict[str, Any]) -> str:
     version = status.get("version")
     updates, outbox, samples = status.get("updates", {}), status.get("outbox", {}), status.get("samples", {})
     personal = status.get("personal", {}).get("bytes", 0)
+    residual = status.get("residual", {}).get("bytes", 0)
+    left = f", and {residual} of what updates left out" if residual else ""
     wrong = status.get("tls_date_error")
     memory = status.get("limits", {}).get("memory_bytes")
     lines = [
@@ -139,7 +141,7 @@ def _status_text(status: dict[str, Any]) -> str:
         ("idle", status.get("idle_reason") or "-"),
         ("version", "-" if version is None else f"{status.get('epoch')}.{version}"),
         ("updates", ", ".join(f"{count} {name}" for name, count in updates.items())),
-        ("outbox", f"{outbox.get('count', 0)} waiting, {outbox.get('bytes', 0)} bytes"),
+        ("outbox", f"{outbox.get('count', 0)} waiting, {outbox.get('bytes', 0)} bytes{left}"),
         ("personal", f"{personal} bytes, which stay on this device" if personal else "-"),
         ("samples", f"{samples.get('training', 0)} to train on, {samples.get('held_out', 0)} held out"),
         ("memory", f"at most {memory >> 20} MiB for the whole agent" if memory else "not limited as a whole"),

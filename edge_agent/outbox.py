@@ -127,7 +127,7 @@ class LedgerRow:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutboxCounts:
     """Updates by outcome since the file was made; entries that wait now, and their bytes; the bytes of the
-    newest device state."""
+    newest device state, and of what the newest update left out."""
 
     created: int = 0
     done: int = 0
@@ -137,6 +137,7 @@ class OutboxCounts:
     waiting: int = 0
     waiting_bytes: int = 0
     personal_bytes: int = 0
+    residual_bytes: int = 0
 
 
 class OutboxFile:
@@ -233,14 +234,18 @@ class Outbox:
     ) -> OutboxEntry:
         """Keep an update: payload, header, ledger row, the codec's state and the device's in one commit.
 
+        The codec's state (``None``: as it was) counts into ``max_bytes`` too: older updates give way to it.
+
         Raises:
-            StorageError: also if the payload alone is larger than the whole box.
+            StorageError: also if payload and codec state alone are larger than the whole box.
         """
         packed = header.pack()
-        cost = len(payload) + len(packed)
+        left = self._residual_bytes() if codec_state is None else len(codec_state)
+        cost = len(payload) + len(packed) + left
         if cost > self._max_bytes:
+            beside = f", {left} of what it leaves out among them," if left else ""
             raise StorageError(
-                f"an update of {cost} bytes does not fit into an outbox of {self._max_bytes}",
+                f"an update of {cost} bytes{beside} does not fit into an outbox of {self._max_bytes}",
                 hint="raise max_bytes under [outbox] in agent.toml",
             )
         with self._commit(purpose="agent.update") as db:
@@ -395,6 +400,10 @@ class Outbox:
             if not self._shared:
                 self._file.close()
 
+    def _residual_bytes(self) -> int:
+        with self._translated:
+            return _residual_bytes(self._db, f" WHERE box = {self._box}")
+
     def _make_room(self, db: sqlite3.Connection, cost: int) -> None:
         (used,) = db.execute(
             "SELECT total(size + length(header)) FROM outbox WHERE box = ?", (self._box,)
@@ -476,7 +485,20 @@ def _counts(db: sqlite3.Connection, box: int = 0) -> OutboxCounts:
     totals = dict(db.execute(f"SELECT outcome, count FROM totals{where}"))
     waiting, size = db.execute(f"SELECT count(*), coalesce(sum(size), 0) FROM outbox{where}").fetchone()
     personal = newest_size(db, box=box) if version >= _FORMAT else 0
-    return OutboxCounts(**totals, waiting=waiting, waiting_bytes=size, personal_bytes=personal)
+    return OutboxCounts(
+        **totals,
+        waiting=waiting,
+        waiting_bytes=size,
+        personal_bytes=personal,
+        residual_bytes=_residual_bytes(db, where),
+    )
+
+
+def _residual_bytes(db: sqlite3.Connection, where: str) -> int:
+    """What the codec's state takes, without reading it; ``where`` names the box."""
+    state = f"{where} AND key = ?" if where else " WHERE key = ?"
+    row = db.execute(f"SELECT length(value) FROM facts{state}", (_CODEC_STATE,)).fetchone()
+    return row[0] if row else 0
 
 
 def _key(base: VersionId) -> Sequence[object]:

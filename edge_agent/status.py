@@ -85,9 +85,10 @@ def read_status(state: Path) -> dict[str, Any]:
 
 
 def counts_body(counts: OutboxCounts) -> dict[str, Any]:
-    """``updates``, ``outbox`` and ``personal`` as the status shows them."""
+    """``updates``, ``outbox``, ``personal`` and ``residual`` as the status shows them."""
     return {
         "updates": {name: getattr(counts, name) for name in ("created", "done", "refused", "expired")},
         "outbox": {"count": counts.waiting, "bytes": counts.waiting_bytes},
         "personal": {"bytes": counts.personal_bytes},
+        "residual": {"bytes": counts.residual_bytes},
     }

@@ -1,8 +1,8 @@
 """Native chatter: what a library in C writes to the standard error of the whole process, unasked.
 
 An interpreter says ``INFO: Created TensorFlow Lite XNNPACK delegate for CPU.`` where its first graph is
-opened: into the line of a terminal that a spinner draws, and once a version into the log of a device. It heeds
-no setting.
+opened: into the line of a terminal that a spinner draws, and once a version into the log of a device. It
+heeds no setting.
 """
 
 import contextlib

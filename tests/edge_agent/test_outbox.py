@@ -132,6 +132,24 @@ def test_an_update_larger_than_the_box_is_an_error_and_drops_nothing(make):
     assert [entry.update_id for entry in box.entries()] == [update_id(1)]
 
 
+def test_what_an_update_leaves_out_takes_room_in_the_box(make, tmp_path):
+    """Older updates give way to it, come with the update or there before; the status tells."""
+    cost = len(PAYLOAD) + len(header().pack())
+    box = make(max_bytes=3 * cost)
+    for number in (1, 2):
+        box.put(update_id(number), header(number), PAYLOAD)
+    box.put(update_id(3), header(3), PAYLOAD, codec_state=bytes(cost))
+    assert [entry.update_id for entry in box.entries()] == [update_id(2), update_id(3)]
+    box.put(update_id(4), header(4), PAYLOAD)
+    assert [entry.update_id for entry in box.entries()] == [update_id(3), update_id(4)]
+    assert box.counts().residual_bytes == read_counts(tmp_path / "agent.db").residual_bytes == cost
+    with pytest.raises(StorageError, match=f"{2 * cost + 1} of what it leaves out"):
+        box.put(update_id(5), header(5), PAYLOAD, codec_state=bytes(2 * cost + 1))
+    assert box.counts().residual_bytes == cost
+    box.put(update_id(6), header(6), PAYLOAD, codec_state=b"")
+    assert (box.counts().waiting, box.counts().residual_bytes) == (3, 0)
+
+
 def test_the_same_id_twice_is_an_error_and_changes_nothing(make):
     """An update id is bound to one header and payload."""
     box = make()
