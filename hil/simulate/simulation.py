@@ -16,7 +16,7 @@ from broker_coordinator.coordinator import Coordinator
 from broker_coordinator.evaluation import Evaluation
 from edge_agent.sample_form import Array, as_stored
 from edge_agent.trainer import Trainer
-from fl_io.configuration import check_configuration
+from fl_io.configuration import check_table
 from fl_protocol.codec import codec_for
 from fl_protocol.errors import CodecError, ConfigError
 from fl_protocol.loopback import Link
@@ -127,7 +127,7 @@ def simulate(
             seed=seed,
             runtimes=tuple(runtimes),
             evaluate=measure.evaluate if measure is not None else None,
-            make_trainer=_trainers(attack, trainer, seed),
+            make_trainer=_trainers(attack, trainer, seed, base),
             dropout=Dropout(probability=dropout, away_s=away_s) if dropout else None,
             stacked=stacked,
         )
@@ -187,8 +187,8 @@ def _configuration(
     own = {"fleet": "simulation", "state": str(state), "artifact": str(artifact.path)}
     tables["plan"] = {**tables.get("plan", {}), **(plan or {})}
     tables["update"] = {"codec": codec, **tables.get("update", {})}
-    configuration = check_configuration(
-        {**tables, **own, "stop_after_versions": versions}, FleetConfiguration, path=base
+    configuration = check_table(
+        {**tables, **own, "stop_after_versions": versions}, FleetConfiguration, path=base, within=("fleet",)
     )
     try:
         codec_for(configuration.update.codec)
@@ -262,11 +262,14 @@ def _link(kind: DeviceClass) -> Link | None:
 
 
 def _trainers(
-    attack: Attack | Mapping[str, Any] | str | None, own: Callable[[], Trainer] | None, seed: int
+    attack: Attack | Mapping[str, Any] | str | None,
+    own: Callable[[], Trainer] | None,
+    seed: int,
+    base: Path,
 ) -> Callable[[Trainer | None, int], Trainer] | None:
     if attack is None and own is None:
         return None
-    harm = attack if isinstance(attack, Attack) or attack is None else attack_of(attack)
+    harm = attack if isinstance(attack, Attack) or attack is None else attack_of(attack, path=base)
 
     def make(graph: Trainer | None, device: int) -> Trainer:
         trainer = own() if own is not None else graph
