@@ -27,6 +27,7 @@ from broker_coordinator.keys import Signing
 from broker_coordinator.leasing import Commands, Leasing
 from broker_coordinator.metrics import Figures
 from broker_coordinator.outgoing import Outgoing
+from broker_coordinator.progress import Progress, unwatched
 from broker_coordinator.publication.edition import Editor
 from broker_coordinator.publication.publisher import Publisher
 from broker_coordinator.publication.shelf import BlobShelf
@@ -56,6 +57,7 @@ INBOX_WINDOWS = 4
 
 class Coordinator:
     """One task of one fleet. Whoever makes it holds the state folder's lock; it begins a new term.
+    ``progress`` hears of the pieces of work that may be long: here, and within a turn.
 
     Raises:
         ArtifactError: the artifact is damaged.
@@ -78,7 +80,9 @@ class Coordinator:
         entropy: Callable[[int], bytes] = secrets.token_bytes,
         broker_name: str = "",
         insecure: bool = False,
+        progress: Progress = unwatched,
     ) -> None:
+        self._progress = progress
         state = Path(configuration.state)
         self._configuration = configuration
         self._store = store
@@ -102,6 +106,7 @@ class Coordinator:
             clock=clock,
             last_number=configuration.stop_after_versions,
             disk=disk,
+            progress=progress,
         )
         self._outgoing = Outgoing(transport)
         self._inbox = Inbox(INBOX_WINDOWS * configuration.ingest.window_bytes, transport.acknowledge)
@@ -400,6 +405,7 @@ class Coordinator:
         while len(self._intake):
             batch = self._intake.commit()
             self._unpruned = True
+            self._progress()
             for update in batch.accepted:
                 self._model.fold(update, batch.decoded.get(update.accept_seq))
             if batch.rolled_back:
@@ -419,6 +425,7 @@ class Coordinator:
             self._committed_at = self._clock.monotonic()
             _log.info("version %d from %d updates (%s)", version.number, version.updates, version.closed_by)
             self._announce(version)
+            self._progress()
             self._tidy()
 
     def _tidy(self) -> None:
