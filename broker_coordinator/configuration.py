@@ -155,8 +155,9 @@ class BufferTable:
     """``[buffer]``: a version closes at ``size`` updates, or after ``flush_after_s`` with ``min_updates``.
 
     ``fedbuff`` buffers what comes. ``fedasync`` makes a version of each update (``size`` is 1), ``mixing`` is
-    its alpha. ``rounds`` asks a cohort of ``size * over_selection`` for each version; what comes ``late``,
-    from an earlier round, is taken with its staleness (``accept``) or not (``refuse``).
+    its alpha. ``rounds`` asks a cohort of ``size * over_selection`` for each version; whom a round leaves
+    behind gives up and may be asked again at once (``late = refuse``), or is waited for, and what comes late
+    is taken with its staleness (``accept``).
     """
 
     kind: str = "fedbuff"
@@ -164,7 +165,7 @@ class BufferTable:
     flush_after_s: float = 600.0
     min_updates: int = 1
     over_selection: float = 1.3
-    late: str = "accept"
+    late: str = "refuse"
     mixing: float = 0.6
 
     def __post_init__(self) -> None:
