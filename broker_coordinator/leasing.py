@@ -1,7 +1,7 @@
-"""Leases, kept: granted to whom the selection chooses, said by signed commands, ended by time, by an update,
-or by the horizon, beyond which no update of theirs would be taken.
+"""Leases, kept: granted to whom the selection chooses, said by signed commands, ended by time or an update.
 
-A lease only limits how many train at a time. The late update of one that expired is accepted like any.
+One ends too when its version falls below the horizon, for no update of it would be taken then. A lease only
+limits how many train at a time: the late update of one that expired is accepted like any.
 """
 
 import secrets
