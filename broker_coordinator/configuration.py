@@ -48,6 +48,9 @@ MOST = 10**9
 SELECTIONS = ("auto", "open", "random", "fair", "train")
 IN_FLIGHT_PER_K = 3
 """A full step at high staleness diverges: in flight stays near three buffers."""
+IN_FLIGHT_FEDASYNC = 10
+"""Of versions of one update each: three in flight, and soon stragglers alone would hold the places. Its steps
+are damped by its mixing and by their staleness."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +115,8 @@ class UpdateTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectionTable:
-    """``[selection]``: who trains. ``in_flight`` 0 means three buffers, and in rounds the cohort.
+    """``[selection]``: who trains. ``in_flight`` 0 means three buffers, ten with ``fedasync``, and in
+    rounds the cohort.
 
     ``open`` draws ``participation`` of the fleet by hash; ``random`` and ``fair`` (fewest turns first) grant
     leases. ``auto`` grants leases at random where more devices are on line than may be in flight, else it is
@@ -155,8 +159,9 @@ class BufferTable:
     """``[buffer]``: a version closes at ``size`` updates, or after ``flush_after_s`` with ``min_updates``.
 
     ``fedbuff`` buffers what comes. ``fedasync`` makes a version of each update (``size`` is 1), ``mixing`` is
-    its alpha. ``rounds`` asks a cohort of ``size * over_selection`` for each version; what comes ``late``,
-    from an earlier round, is taken with its staleness (``accept``) or not (``refuse``).
+    its alpha. ``rounds`` asks a cohort of ``size * over_selection`` for each version; whom a round leaves
+    behind gives up and may be asked again at once (``late = refuse``), or is waited for, and what comes late
+    is taken with its staleness (``accept``).
     """
 
     kind: str = "fedbuff"
@@ -164,7 +169,7 @@ class BufferTable:
     flush_after_s: float = 600.0
     min_updates: int = 1
     over_selection: float = 1.3
-    late: str = "accept"
+    late: str = "refuse"
     mixing: float = 0.6
 
     def __post_init__(self) -> None:
@@ -438,7 +443,8 @@ class FleetConfiguration:
         """How many leases may be held at a time."""
         if self.buffer.kind == "rounds":
             return self.selection.in_flight or self._cohort
-        return self.selection.in_flight or IN_FLIGHT_PER_K * self.buffer.size
+        usual = IN_FLIGHT_FEDASYNC if self.buffer.kind == "fedasync" else IN_FLIGHT_PER_K * self.buffer.size
+        return self.selection.in_flight or usual
 
     @property
     def choice(self) -> Selection:

@@ -2,7 +2,8 @@
 
 One sqlite file in WAL mode with ``synchronous=FULL``: a verb returns after its commit is on the disk. An
 update leaves only by the coordinator's own word (``settle``) or by the drop policy: when the box would pass
-``max_bytes`` its oldest entries expire, and so do entries older than ``max_age_s``. The ledger says which.
+``max_bytes`` its oldest entries expire, and so do entries older than ``max_age_s``, and those that were never
+sent and would be refused as late. The ledger says which.
 
 An agent has a file of its own, and box 0 in it. Agents of one process may share a file (``OutboxFile``), a
 box each.
@@ -323,6 +324,11 @@ class Outbox:
             raise ValueError(f"{outcome!r} does not settle an update")
         with self._commit(purpose="agent.settle") as db:
             return self._let_go(db, update_id, outcome, reason)
+
+    def expire_late(self, update_id: bytes) -> None:
+        """Let go of an update of which nothing was ever sent, because it would be refused as late."""
+        with self._commit(purpose="agent.expire") as db:
+            self._let_go(db, update_id, "expired", "late")
 
     def expire_old(self) -> list[bytes]:
         """Let go of the entries that waited too long; the ids that went."""

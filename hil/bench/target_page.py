@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hil.bench.markdown_table import table_rows
+from hil.bench.target_plots import PLOTS, plot_name
 
 __all__ = ["target_section"]
 
@@ -20,6 +21,8 @@ there, with the least favourable in brackets.
 | data | aggregation | codec | seeds there | smaller, payload | smaller, all MQTT | updates | time, s | accuracy | worst |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 {rows}
+
+{plots}
 
 How many times as long as FedBuff others take to that common target, at one bit, seed by seed:
 
@@ -42,9 +45,16 @@ def target_section(figures: Mapping[str, Any]) -> str:
         seeds=figures["seeds"],
         updates=figures["updates"],
         rows=table_rows(_rows(figures["rows"])),
+        plots="\n".join(_plots(figures["rows"])),
         slower=table_rows(_slower(figures["slower"])),
         left_out=f"\nNot run: {left_out}.\n" if left_out else "",
     )
+
+
+def _plots(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for workload in dict.fromkeys(row["workload"] for row in rows):
+        for kind, told in PLOTS.items():
+            yield f"![{workload}: {told}]({plot_name(workload, kind)})"
 
 
 def _rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[str]]:
