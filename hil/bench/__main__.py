@@ -21,6 +21,7 @@ from hil.bench.ingest import ingest
 from hil.bench.links import links
 from hil.bench.load import load
 from hil.bench.page import page
+from hil.bench.peers import peers
 from hil.bench.server_rules import server_rules
 from hil.bench.simulator import LARGEST, simulator
 from hil.bench.stability import stability
@@ -40,6 +41,7 @@ def main(words: list[str] | None = None) -> int:
         choices=[
             *("demo", "traffic", "footprint", "ingest", "load", "links", "zoo", "training", "codec"),
             *("feedback", "target", "hard_fleets", "stability", "server_rules", "buffer_memory", "simulator"),
+            "peers",
         ],
     )
     parser.add_argument("--seeds", type=int, default=10, help="demos of the section demo")
@@ -71,12 +73,13 @@ def main(words: list[str] | None = None) -> int:
         "buffer_memory": buffer_memory,
         "simulator": lambda: simulator(largest=LARGEST if options.largest else 0),
     }
+    apart: Mapping[str, Callable[[], Any]] = {"peers": peers}  # needs another environment: `make bench-peers`
     book = options.docs / "benchmarks.json"
     figures: dict[str, Any] = json.loads(book.read_text()) if book.exists() else {}
     for name in options.only or sections:
         sys.stderr.write(f"measuring {name}\n")
         try:
-            figures[name] = sections[name]()
+            figures[name] = {**sections, **apart}[name]()
         except LichenError as error:
             sys.stderr.write(f"error: {name}: {error}\n")
             return 1

@@ -8,6 +8,7 @@ from hil.bench.codec import codec_section
 from hil.bench.feedback import feedback_section
 from hil.bench.hard_fleets import hard_fleets_section
 from hil.bench.markdown_table import table_rows
+from hil.bench.peers_page import peers_section
 from hil.bench.server_rules import server_rules_section
 from hil.bench.simulator_page import simulator_section
 from hil.bench.stability_page import stability_section
@@ -146,6 +147,7 @@ _SECTIONS: Mapping[str, Callable[[Any], str]] = {
     "server_rules": server_rules_section,
     "buffer_memory": buffer_memory_section,
     "simulator": simulator_section,
+    "peers": peers_section,
 }
 
 
