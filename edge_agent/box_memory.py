@@ -18,9 +18,9 @@ class BoxMemory:
     """One box of an outbox file; what is ``None``, or not there, is not known.
 
     ``sequence`` is the newest row of the ledger, 0 before the first, ``used_bytes`` the size of what waits,
-    headers and all, ``residual_bytes`` that of the codec's state. ``facts`` says of a fact that there is none by ``None``. ``asked`` is the base that was
-    asked about last, and whether an update was made from it. ``sent_next`` is an update's payload that was
-    put in and not read yet: it is sent at once, as a rule.
+    headers and all, ``residual_bytes`` that of the codec's state. ``facts`` says of a fact that there is none
+    by ``None``. ``asked`` is the base that was asked about last, and whether an update was made from it.
+    ``sent_next`` is an update's payload that was put in and not read yet: it is sent at once, as a rule.
     """
 
     sequence: int | None = None
