@@ -8,14 +8,12 @@ on the FAT partition (pi-gen, stage2/04-cloud-init).
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from fl_protocol.errors import ConfigError, LichenError
-from hil.boards import errand
-from hil.boards.board import BoardFailure
-from hil.boards.errand import DEBIAN_PATH
 
 __all__ = ["PACKAGES", "SETTINGS", "SUITE", "make_root", "missing_programs"]
 
@@ -94,7 +92,7 @@ def missing_programs(*names: str) -> list[str]:
         "qemu-system-aarch64": "qemu-system-arm",
         "sfdisk": "fdisk",
     }
-    return sorted({homes[name] for name in names if shutil.which(name, path=DEBIAN_PATH) is None})
+    return sorted({homes[name] for name in names if shutil.which(name, path=_path()) is None})
 
 
 def make_root(folder: Path) -> None:
@@ -144,11 +142,19 @@ def run(words: list[str], *, what: str, timeout_s: float = _BUILD_TIMEOUT_S) -> 
     Raises:
         LichenError: it failed, or took too long; ``what`` says what that means.
     """
-    environment = {**os.environ, "PATH": DEBIAN_PATH, "LC_ALL": "C.UTF-8"}
     try:
-        done = errand.run(words, within_s=timeout_s, environment=environment)
-    except BoardFailure as error:
-        raise LichenError(f"{what}: {error.args[0]}", hint=error.hint) from None
+        done = subprocess.run(
+            words,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "PATH": _path(), "LC_ALL": "C.UTF-8"},
+        )
+    except subprocess.TimeoutExpired:
+        raise LichenError(f"{what}: {words[0]} took longer than {timeout_s:.0f} s") from None
     if done.returncode:
         said = "\n".join((done.stderr or done.stdout).splitlines()[-12:])
         raise LichenError(f"{what}: {words[0]} ended with {done.returncode}", hint=said)
@@ -177,3 +183,7 @@ def _mirror() -> list[str]:
     """Where this machine's own apt finds the suite; nothing where it does not know it."""
     words = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]
     return run([*words, f"Codename: {SUITE}"], what="apt cannot be asked").split()[:1]
+
+
+def _path() -> str:
+    return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
