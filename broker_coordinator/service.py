@@ -51,11 +51,11 @@ def run_coordinator(configuration: FleetConfiguration, *, insecure: bool = False
     plain = _plain(configuration.broker)
     if plain:
         _accept_plain(configuration.broker, insecure=insecure)
+    _warn_of_payloads(configuration)
     with contextlib.ExitStack() as stack:
         stack.enter_context(locked(state))
         artifact = TrainingArtifact.open(configuration.artifact)
         _check_batch(configuration, artifact)
-        _warn_of_payloads(configuration)
         evaluate = HeldOut(artifact, configuration.held_out).evaluate if configuration.held_out else None
         # The store comes before every other file: a folder that lost its database is not begun anew.
         store = SqliteStore.open(state)

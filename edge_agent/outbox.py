@@ -241,15 +241,15 @@ class Outbox:
         """
         packed = header.pack()
         left = self._residual_bytes() if codec_state is None else len(codec_state)
-        cost = len(payload) + len(packed) + left
-        if cost > self._max_bytes:
-            beside = f", {left} of what it leaves out among them," if left else ""
+        cost = len(payload) + len(packed)
+        if cost + left > self._max_bytes:
+            beside = f", and {left} of what it leaves out," if left else ""
             raise StorageError(
                 f"an update of {cost} bytes{beside} does not fit into an outbox of {self._max_bytes}",
                 hint="raise max_bytes under [outbox] in agent.toml",
             )
         with self._commit(purpose="agent.update") as db:
-            self._make_room(db, cost)
+            self._make_room(db, cost + left)
             sequence = self._append(db, update_id, "created", "")
             base = header.base
             age_s = self._ages_saved_at - self._clock.monotonic()
@@ -382,6 +382,10 @@ class Outbox:
         """What the encoding of the newest update left, whatever became of that update; empty if nothing."""
         return self.recall(_CODEC_STATE) or b""
 
+    def _residual_bytes(self) -> int:
+        with self._translated:
+            return _residual_bytes(self._db, f" WHERE box = {self._box}")
+
     def device_state(self, artifact: bytes) -> DeviceState | None:
         """The device state kept for an artifact (by its digest), or else the newest."""
         with self._translated:
@@ -399,10 +403,6 @@ class Outbox:
         finally:
             if not self._shared:
                 self._file.close()
-
-    def _residual_bytes(self) -> int:
-        with self._translated:
-            return _residual_bytes(self._db, f" WHERE box = {self._box}")
 
     def _make_room(self, db: sqlite3.Connection, cost: int) -> None:
         (used,) = db.execute(
