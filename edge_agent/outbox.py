@@ -382,10 +382,6 @@ class Outbox:
         """What the encoding of the newest update left, whatever became of that update; empty if nothing."""
         return self.recall(_CODEC_STATE) or b""
 
-    def _residual_bytes(self) -> int:
-        with self._translated:
-            return _residual_bytes(self._db, f" WHERE box = {self._box}")
-
     def device_state(self, artifact: bytes) -> DeviceState | None:
         """The device state kept for an artifact (by its digest), or else the newest."""
         with self._translated:
@@ -432,6 +428,10 @@ class Outbox:
             with self._commit(purpose="agent.ages") as db:
                 db.execute("UPDATE outbox SET age_s = age_s + ? WHERE box = ?", (elapsed, self._box))
         self._ages_saved_at = now
+
+    def _residual_bytes(self) -> int:
+        with self._translated:
+            return _residual_bytes(self._db, f" WHERE box = {self._box}")
 
     @contextmanager
     def _commit(self, *, purpose: str) -> Iterator[sqlite3.Connection]:
