@@ -240,7 +240,9 @@ class Outbox:
             StorageError: also if payload and codec state alone are larger than the whole box.
         """
         packed = header.pack()
-        left = self._residual_bytes() if codec_state is None else len(codec_state)
+        with self._translated:
+            kept = _residual_bytes(self._db, f" WHERE box = {self._box}")
+        left = kept if codec_state is None else len(codec_state)
         cost = len(payload) + len(packed)
         if cost + left > self._max_bytes:
             beside = f", and {left} of what it leaves out," if left else ""
@@ -428,10 +430,6 @@ class Outbox:
             with self._commit(purpose="agent.ages") as db:
                 db.execute("UPDATE outbox SET age_s = age_s + ? WHERE box = ?", (elapsed, self._box))
         self._ages_saved_at = now
-
-    def _residual_bytes(self) -> int:
-        with self._translated:
-            return _residual_bytes(self._db, f" WHERE box = {self._box}")
 
     @contextmanager
     def _commit(self, *, purpose: str) -> Iterator[sqlite3.Connection]:
