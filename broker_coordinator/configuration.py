@@ -1,4 +1,7 @@
-"""FLEET.toml: what an operator says about a fleet. Each table is a dataclass; unknown keys are faults."""
+"""FLEET.toml: what an operator says about a fleet. Each table is a dataclass; unknown keys are faults.
+
+Here are the tables on how a fleet learns; those on how its coordinator is run are in ``service_tables``.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +17,16 @@ from broker_coordinator.compatibility import (
     usable_codec,
 )
 from broker_coordinator.selection import LeaseSelection, RoundSelection, Selection, cohort
-from fl_io.configuration import read_configuration
-from fl_io.tls import TlsFiles
+from broker_coordinator.service_tables import (
+    HorizonTable,
+    HttpTable,
+    IdentityTable,
+    IngestTable,
+    PublishTable,
+    RetentionTable,
+    TlsTable,
+)
+from fl_io.configuration import check_rules, read_configuration
 from fl_protocol.codec.spec import CodecSpec
 from fl_protocol.errors import CodecError
 from fl_protocol.plan import TrainingPlan
@@ -67,7 +78,7 @@ class PlanTable:
     deadline_s: float = 600.0
 
     def __post_init__(self) -> None:
-        _check(
+        check_rules(
             (1 <= self.epochs <= 10_000, "epochs must be from 1 to 10000"),
             (1 <= self.batch_size <= 1 << 20, "batch_size must be from 1 to 1048576"),
             (0 <= self.lr <= 1e6, "lr must be from 0 to 1e6"),
@@ -100,7 +111,7 @@ class UpdateTable:
     max_examples: int = 100_000
 
     def __post_init__(self) -> None:
-        _check((1 <= self.max_examples <= MOST, f"max_examples must be from 1 to {MOST}"))
+        check_rules((1 <= self.max_examples <= MOST, f"max_examples must be from 1 to {MOST}"))
         try:
             CodecSpec.parse(self.codec)
             usable_codec(self.codec)
@@ -130,7 +141,7 @@ class SelectionTable:
     lease_s: float = 600.0
 
     def __post_init__(self) -> None:
-        _check(
+        check_rules(
             (self.kind in SELECTIONS, "kind must be auto, open, random or fair"),
             (0 < self.participation <= 1, "participation must be above 0 and at most 1"),
             (0 <= self.spread_s <= 86400, "spread_s must be from 0 to 86400"),
@@ -174,7 +185,7 @@ class BufferTable:
 
     def __post_init__(self) -> None:
         rounds = self.kind == "rounds"
-        _check(
+        check_rules(
             (self.kind in BUFFERS, f"kind must be one of {', '.join(BUFFERS)}"),
             (self.kind != "fedasync" or self.size == 1, "fedasync makes a version of each update: size = 1"),
             (1 <= self.over_selection <= 10, "over_selection must be from 1 to 10"),
@@ -204,7 +215,7 @@ class AggregatorTable:
     age: int | None = None
 
     def __post_init__(self) -> None:
-        _check(
+        check_rules(
             *kind_rules("kind", self.kind, AGGREGATOR_OPTIONS, self._given),
             (self.trim is None or 0 <= self.trim < 0.5, "trim must be at least 0 and below 0.5"),
             (self.attackers is None or self.attackers >= 0, "attackers must not be negative"),
@@ -232,7 +243,7 @@ class StalenessTable:
     slope: float = 0.3
 
     def __post_init__(self) -> None:
-        _check(
+        check_rules(
             (
                 self.kind in ("constant", "polynomial", "hinge"),
                 "kind must be constant, polynomial or hinge",
@@ -255,7 +266,7 @@ class ServerTable:
 
     def __post_init__(self) -> None:
         betas = [beta for beta in (self.beta1, self.beta2) if beta is not None]
-        _check(
+        check_rules(
             *kind_rules("optimizer", self.optimizer, OPTIMIZER_OPTIONS, self._given),
             (self.lr is None or 0 < self.lr <= 1e6, "lr must be above 0 and at most 1e6"),
             (all(0 <= beta < 1 for beta in betas), "beta1 and beta2 must be at least 0 and below 1"),
@@ -283,101 +294,6 @@ class DefenceTable:
     statistics at eight times the median distance from their median."""
 
     clip: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HorizonTable:
-    """``[horizon]``: an update trained more than ``versions`` ago is stale."""
-
-    versions: int = 20
-
-    def __post_init__(self) -> None:
-        _check((self.versions >= 1, "versions must be at least 1"))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetentionTable:
-    """``[retention]``: how much of the past can be replayed."""
-
-    versions: int = 50
-    bytes: int = 2_000_000_000
-    days: float = 7.0
-
-    def __post_init__(self) -> None:
-        _check(
-            (self.versions >= 1, "versions must be at least 1"),
-            (self.bytes >= 0 and self.days >= 0, "bytes and days must not be negative"),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PublishTable:
-    """``[publish]``: at most every ``every_s``; ``keep`` versions stay on the broker."""
-
-    every_s: float = 0.0
-    keep: int = 3
-    retain: str = "auto"
-
-    def __post_init__(self) -> None:
-        _check(
-            (self.every_s >= 0, "every_s must not be negative"),
-            (self.keep >= 3, "keep must be at least 3: a device may still be fetching an older version"),
-            (self.retain in ("auto", "never"), "retain must be auto or never"),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IngestTable:
-    """``[ingest]``: bytes of open credit in all, and messages per commit."""
-
-    window_bytes: int = 8 << 20
-    batch: int = 512
-
-    def __post_init__(self) -> None:
-        _check(
-            (self.window_bytes >= 1 << 17, "window_bytes must be at least 131072"),
-            (1 <= self.batch <= 4096, "batch must be from 1 to 4096"),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HttpTable:
-    """``[http]``: metrics and health, for whoever reaches ``host``; ``port`` 0 takes a free one."""
-
-    enabled: bool = True
-    host: str = "127.0.0.1"
-    port: int = 0
-
-    def __post_init__(self) -> None:
-        _check(
-            (bool(self.host), "host must be an address, as 127.0.0.1"),
-            (0 <= self.port <= 65535, "port must be from 0 to 65535"),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TlsTable:
-    """``[tls]``: PEM files of the broker connection."""
-
-    ca: Path | None = None
-    certificate: Path | None = None
-    key: Path | None = None
-
-    @property
-    def files(self) -> TlsFiles:
-        """As the transport takes them."""
-        return TlsFiles(ca=self.ca, certificate=self.certificate, key=self.key)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IdentityTable:
-    """``[identity]``: what ``lichen fleet`` keeps. With a ``registry`` only its devices are taken, unless
-    revoked. ``broker`` is the URL that devices are given, ``reload`` a command that has the broker read its
-    files again (empty: SIGHUP to the mosquitto of ``broker/mosquitto.pid``)."""
-
-    registry: Path | None = None
-    broker: str = ""
-    reload: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -412,7 +328,7 @@ class FleetConfiguration:
     identity: IdentityTable = field(default_factory=IdentityTable)
 
     def __post_init__(self) -> None:
-        _check(
+        check_rules(
             (valid_name(self.fleet), "fleet must be 1 to 64 of A-Z a-z 0-9 . _ -"),
             (valid_name(self.task), "task must be 1 to 64 of A-Z a-z 0-9 . _ -"),
             (self.stop_after_versions >= 0, "stop_after_versions must not be negative"),
@@ -473,9 +389,3 @@ class FleetConfiguration:
 def read_fleet(path: Path) -> FleetConfiguration:
     """Read FLEET.toml; raises ConfigError with every fault."""
     return read_configuration(path, FleetConfiguration)
-
-
-def _check(*rules: tuple[bool, str]) -> None:
-    faults = [fault for holds, fault in rules if not holds]
-    if faults:
-        raise ValueError("; ".join(faults))

@@ -54,11 +54,11 @@ def run_coordinator(configuration: FleetConfiguration, *, insecure: bool = False
     plain = _plain(configuration.broker)
     if plain:
         _accept_plain(configuration.broker, insecure=insecure)
+    _warn_of_payloads(configuration)
     with contextlib.ExitStack() as stack:
         stack.enter_context(locked(state))
         artifact = TrainingArtifact.open(configuration.artifact)
         _check_batch(configuration, artifact)
-        _warn_of_payloads(configuration)
         clock = SystemClock()
         watchdog = Watchdog(Notifier(), clock)
         held_out = configuration.held_out

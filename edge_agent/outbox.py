@@ -244,15 +244,15 @@ class Outbox:
         """
         packed = header.pack()
         left = self._residual_bytes() if codec_state is None else len(codec_state)
-        cost = len(payload) + len(packed) + left
-        if cost > self._max_bytes:
-            beside = f", {left} of what it leaves out among them," if left else ""
+        cost = len(payload) + len(packed)
+        if cost + left > self._max_bytes:
+            beside = f", and {left} of what it leaves out," if left else ""
             raise StorageError(
                 f"an update of {cost} bytes{beside} does not fit into an outbox of {self._max_bytes}",
                 hint="raise max_bytes under [outbox] in agent.toml",
             )
         with self._commit(purpose="agent.update") as db:
-            used = self._make_room(db, cost)
+            used = self._make_room(db, cost + left)
             sequence = self._append(db, update_id, "created", "")
             base = header.base
             age_s = self._ages_saved_at - self._clock.monotonic()
@@ -272,7 +272,7 @@ class Outbox:
             if device_state is not None:
                 keep_state(db, device_state, sequence, box=self._box)
                 self._memory.has_device_state = True
-            self._memory.used_bytes = used + len(payload) + len(packed)
+            self._memory.used_bytes = used + cost
         self._memory.asked = base, True
         self._memory.sent_next = (update_id, payload) if len(payload) <= INLINE_BYTES else None
         return OutboxEntry(

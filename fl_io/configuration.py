@@ -18,11 +18,18 @@ from typing import Any, TypeVar
 
 from fl_protocol.errors import ConfigError
 
-__all__ = ["check_configuration", "check_table", "read_configuration"]
+__all__ = ["check_configuration", "check_rules", "check_table", "read_configuration"]
 
 T = TypeVar("T")
 
 _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", Path: "a path"}
+
+
+def check_rules(*rules: tuple[bool, str]) -> None:
+    """For ``__post_init__``: raise ValueError that names every fault whose rule does not hold."""
+    faults = [fault for holds, fault in rules if not holds]
+    if faults:
+        raise ValueError("; ".join(faults))
 
 
 def read_configuration(path: Path, kind: type[T]) -> T:

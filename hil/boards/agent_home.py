@@ -30,7 +30,7 @@ _FILL_BYTES = 1 << 16
 
 
 class AgentHome:
-    """Folder, disk and clock of one device's agent.
+    """Folder, disk and clock of one device's agent; none of them is left where it cannot be made.
 
     Raises:
         BoardFailure: the samples cannot be given to it.
@@ -46,9 +46,12 @@ class AgentHome:
                 shutil.copy2(path, self.folder)
         self.disk = self._mount()
         """Whether the state has a disk of its own, which can be filled."""
-        self.clock = self._make_clock()
-        """None where there is no C compiler."""
-        self._agent("samples", "add", str(site.samples(device)))
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.close)
+            self.clock = self._make_clock()
+            """None where there is no C compiler."""
+            self._agent("samples", "add", str(site.samples(device)))
+            stack.pop_all()
 
     @property
     def words(self) -> list[str]:

@@ -23,7 +23,7 @@ STOP_S = 30.0
 
 class ProcessBoard:
     """One device as a process; see ``hil.boards.board.Board``. ``line`` is its way to the broker, a relay
-    unless given, ``confinement`` holds it in; it closes both.
+    unless given, ``confinement`` holds it in; it closes both, also where it cannot be made.
 
     Raises:
         BoardFailure: its samples cannot be given to it.
@@ -42,16 +42,17 @@ class ProcessBoard:
     ) -> None:
         self.device = device
         self.confinement = confinement
-        self._line = line or RelayLine(site.port)
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(confinement.close)
+            self._line = line or RelayLine(site.port)
+            stack.callback(self._line.close)
             self.home = AgentHome(folder, device, site, broker=self._line.broker_url)
-        except BaseException:
-            self._line.close()
-            raise
-        self.abilities = self.home.abilities
-        words = confinement.enter(self._line.enter(self.home.words))
-        self._agent = ManagedProcess(device, words, folder / "agent.log", folder=folder)
-        self._started = False
+            stack.callback(self.home.close)
+            self.abilities = self.home.abilities
+            words = confinement.enter(self._line.enter(self.home.words))
+            self._agent = ManagedProcess(device, words, folder / "agent.log", folder=folder)
+            self._started = False
+            stack.pop_all()
 
     def start(self) -> None:
         """Start the agent."""

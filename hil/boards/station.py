@@ -152,6 +152,7 @@ def _local(kind: str, folder: Path, options: SiteOptions, say: Callable[[str], N
     if link is not None:
         options = _reached_as(options, link.address)
     with contextlib.ExitStack() as stack:
+        stack.callback(confinement.close)
         site = stack.enter_context(Site(folder / "site", options, say))
         site.start()
         line: Line | None = PacketLine(site.port, link) if link is not None else None

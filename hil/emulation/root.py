@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fl_protocol.errors import LichenError
+from hil.boards import errand
+from hil.boards.errand import DEBIAN_PATH
 from hil.emulation.machines import PYTHON, SUITE, Machine
 
 __all__ = ["Root", "missing_tools"]
@@ -122,20 +124,8 @@ def _mirror() -> list[str]:
 def _run(
     words: Sequence[str], *, timeout_s: float, environment: Mapping[str, str] | None = None
 ) -> "subprocess.CompletedProcess[str]":
-    path = {"PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
-    try:
-        return subprocess.run(
-            words,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout_s,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, **path} if environment is None else {**environment, **path},
-        )
-    except subprocess.TimeoutExpired:
-        raise LichenError(f"{words[0]} took longer than {timeout_s:.0f} s: {' '.join(words)}") from None
+    usual = os.environ if environment is None else environment
+    return errand.run(words, within_s=timeout_s, environment={**usual, "PATH": DEBIAN_PATH})
 
 
 def _checked(done: "subprocess.CompletedProcess[str]", what: str) -> None:

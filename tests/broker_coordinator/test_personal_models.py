@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from broker_coordinator import command
+from broker_coordinator.command_words import status_lines
 from broker_coordinator.evaluation import Evaluation
 from fl_protocol.artifact import Parameter
 from fl_protocol.blob import BlobRef
@@ -52,6 +53,6 @@ def test_the_coordinators_figures_say_what_they_lack(fleet):
 def test_a_loss_says_who_measured_it_too(fleet):
     """Models without an accuracy are no exception."""
     body = replace(fleet.coordinator.figures(), accuracy=None, accuracy_caveat="").to_body()
-    lines = dict(command._status_lines({**body, "running": False}))
+    lines = dict(status_lines({**body, "running": False}))
     assert lines["loss"] == "2 at version 0, by the coordinator on 40 examples"
     assert "devices say" not in lines
