@@ -6,11 +6,12 @@ over what is due now, ``next_due`` says when to come back. No threads. A connect
 and receiving alike, from the moment its ``Connected`` is handed over, and not before.
 """
 
-import heapq
+import functools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from fl_protocol.agenda import Agenda
 from fl_protocol.clock import Clock
 from fl_protocol.subscriptions import Subscriptions, matches
 from fl_protocol.transport import (
@@ -43,6 +44,9 @@ class Faults:
     delay_s: tuple[float, float] = (0.0, 0.0)
 
 
+_NO_FAULTS = Faults()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
     """What a client's messages travel over, one after the other: seconds each way, and bytes a second
@@ -66,14 +70,14 @@ class LoopbackBroker:
     """One broker. Same seed and same calls, same deliveries."""
 
     def __init__(self, clock: Clock, *, seed: int = 0, faults: Faults | None = None) -> None:
-        self.faults = faults or Faults()
+        self.faults = faults or _NO_FAULTS
         self.lost = 0
         self._clock = clock
         self._random = random.Random(seed)
         self._retained: dict[str, bytes] = {}
         self._sessions: dict[str, _Session] = {}
         self._subscriptions: Subscriptions[_Session] = Subscriptions()
-        self._pending: list[tuple[float, int, Callable[[], None]]] = []
+        self._pending = Agenda()
         self._sequence = 0
 
     def connect(
@@ -93,15 +97,11 @@ class LoopbackBroker:
 
     def deliver_due(self) -> int:
         """Hand over everything that is due, and what that causes at once; how many deliveries it made."""
-        count = 0
-        while self._pending and self._pending[0][0] <= self._clock.monotonic():
-            heapq.heappop(self._pending)[2]()
-            count += 1
-        return count
+        return self._pending.happen(self._clock.monotonic())
 
     def next_due(self) -> float | None:
         """Clock time of the next delivery; ``None`` when nothing is under way."""
-        return self._pending[0][0] if self._pending else None
+        return self._pending.next_due()
 
     def now(self) -> float:
         """Its clock's time."""
@@ -187,7 +187,8 @@ class LoopbackBroker:
     def confirm(self, transport: "LoopbackTransport", token: int) -> None:
         """Acknowledge a publish."""
         connection = transport.connection
-        self._later(lambda: transport.delivered(token, connection), plain=True, at=transport.comes(0))
+        delivered = functools.partial(transport.delivered, token, connection)
+        self._later(delivered, plain=True, at=transport.comes(0))
 
     def carry(
         self, transport: "LoopbackTransport", token: int, topic: str, payload: bytes, *, retain: bool
@@ -219,14 +220,16 @@ class LoopbackBroker:
             self._hand(session, message)
 
     def _hand(self, session: _Session, message: Received) -> None:
-        if self._random.random() < self.faults.lose:
+        faults = self.faults
+        if faults is not _NO_FAULTS and self._random.random() < faults.lose:
             self.lost += 1
             return
-        at = (
-            session.connection.comes(len(message.topic) + len(message.payload)) if session.connection else 0.0
-        )
-        for _ in range(2 if self._random.random() < self.faults.repeat else 1):
-            self._later(lambda: self._deliver(session, message), at=at)
+        connection = session.connection
+        at = 0.0 if connection is None else connection.comes(len(message.topic) + len(message.payload))
+        deliver = functools.partial(self._deliver, session, message)
+        self._later(deliver, at=at)
+        if faults is not _NO_FAULTS and self._random.random() < faults.repeat:
+            self._later(deliver, at=at)
 
     def _deliver(self, session: _Session, message: Received) -> None:
         transport = session.connection
@@ -236,20 +239,24 @@ class LoopbackBroker:
             else:
                 self.lost += 1
             return
+        if not transport.manual_ack:
+            transport.emit(message)
+            return
         self._sequence += 1
         numbered = Received(message.topic, message.payload, message.retained, self._sequence)
-        if transport.manual_ack:
-            session.unacknowledged[numbered.token] = numbered
+        session.unacknowledged[numbered.token] = numbered
         transport.emit(numbered)
 
     def _later(self, call: Callable[[], None], *, plain: bool = False, at: float = 0.0) -> None:
         """``at``: the time before which a link does not bring it."""
-        low, high = (0.0, 0.0) if plain else self.faults.delay_s
-        delay = self._random.uniform(low, high)
-        if not plain and self._random.random() < self.faults.reorder:
-            delay += self._random.uniform(0.0, max(high, 1.0))
-        self._sequence += 1
-        heapq.heappush(self._pending, (max(self._clock.monotonic(), at) + delay, self._sequence, call))
+        now = self._clock.monotonic()
+        due = at if at > now else now
+        if not plain and self.faults is not _NO_FAULTS:
+            low, high = self.faults.delay_s
+            due += self._random.uniform(low, high)
+            if self._random.random() < self.faults.reorder:
+                due += self._random.uniform(0.0, max(high, 1.0))
+        self._pending.plan(due, call)
 
 
 class LoopbackTransport:

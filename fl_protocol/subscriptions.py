@@ -17,20 +17,40 @@ class _Level(Generic[S]):
 
 
 class Subscriptions(Generic[S]):
-    """Filters with ``+`` and ``#`` (MQTT 3.1.1, section 4.7) of any number of subscribers."""
+    """Filters with ``+`` and ``#`` (MQTT 3.1.1, section 4.7) of any number of subscribers.
+
+    Those without are looked up whole: most are, and a device's own take two levels of the tree each.
+    """
 
     def __init__(self) -> None:
         self._root: _Level[S] = _Level()
+        self._exact: dict[str, dict[S, None]] = {}
 
     def add(self, pattern: str, subscriber: S) -> None:
         """Subscribe; once more changes nothing."""
+        if not _is_wild(pattern):
+            subscribers = self._exact.get(pattern)
+            if subscribers is None:
+                subscribers = self._exact[pattern] = {}
+            subscribers[subscriber] = None
+            return
         level = self._root
         for word in pattern.split("/"):
-            level = level.below.setdefault(word, _Level())
+            below = level.below.get(word)
+            if below is None:
+                below = level.below[word] = _Level()
+            level = below
         level.here[subscriber] = None
 
     def remove(self, pattern: str, subscriber: S) -> None:
         """Unsubscribe, if it was subscribed; nothing stays of a filter that nobody has."""
+        if not _is_wild(pattern):
+            subscribers = self._exact.get(pattern)
+            if subscribers is not None:
+                subscribers.pop(subscriber, None)
+                if not subscribers:
+                    del self._exact[pattern]
+            return
         path = [(self._root, "")]
         for word in pattern.split("/"):
             below = path[-1][0].below.get(word)
@@ -45,7 +65,7 @@ class Subscriptions(Generic[S]):
 
     def of(self, topic: str) -> list[S]:
         """Who gets a message on ``topic``, each once."""
-        found: dict[S, None] = {}
+        found = dict(self._exact.get(topic, ()))
         for level in self._levels(topic.split("/")):
             found.update(level.here)
         return list(found)
@@ -68,6 +88,10 @@ class Subscriptions(Generic[S]):
             yield level
             if (rest := level.below.get("#")) is not None:
                 yield rest
+
+
+def _is_wild(pattern: str) -> bool:
+    return "+" in pattern or "#" in pattern
 
 
 def matches(pattern: str, topic: str) -> bool:

@@ -26,6 +26,7 @@ from fl_protocol.codec.segments import longest_segment
 from fl_protocol.codec.spec import CodecSpec
 from fl_protocol.codec.streams import MASK, SIGN1, SIGN2, Stream, first_octets
 from fl_protocol.codec.update_codec import Piece, blank_payload
+from fl_protocol.errors import LayoutError
 from fl_protocol.layout import TensorLayout
 
 __all__ = ["Eden"]
@@ -97,8 +98,9 @@ class Eden:
                 np.copyto(blocks[: run.values], values[run.first : run.first + run.values])
                 blocks[run.values :] = 0
                 blocks = blocks.reshape(run.blocks, run.width)
+                rows = (signs[0][run.octets], signs[1][run.octets])
                 codes, fitted[run.scales] = _rotate_and_fit(
-                    blocks, run, signs, bits=self.bits, scratch=scratch, wide=wide
+                    blocks, rows, bits=self.bits, scratch=scratch, wide=wide
                 )
                 payload.write(octets_of(codes, self.bits).data)
             # the kept values stand for the others too; the factor travels inside the scale
@@ -107,6 +109,37 @@ class Eden:
         payload.seek(0)
         payload.write(scales.data)
         return payload.getvalue()
+
+    def encode_all(self, deltas: Floats, layout: TensorLayout, seeds: Sequence[bytes]) -> list[bytes]:
+        """Rotate and fit the same run of blocks of all deltas together."""
+        if deltas.dtype != np.float32 or deltas.shape != (len(seeds), layout.size):
+            raise LayoutError(f"expected float32[{len(seeds)}, {layout.size}], got {deltas.shape}")
+        check_values(deltas, "a delta")
+        count, octets = payload_parts(layout, self.keep)
+        scales = np.zeros((len(seeds), count), "<f4")
+        codes = np.empty((len(seeds), self.bits * octets), np.uint8)
+        # as in ``decode_all``: one draw gives the signs of all spans
+        signs = [first_octets(seeds, purpose, octets) for purpose in (SIGN1, SIGN2)]
+        masks = [Stream(seed, MASK) for seed in seeds] if self.keep < 1 else []
+        for span in spans(layout, self.keep):
+            segment = span.segment
+            values = deltas[:, segment.start : segment.start + segment.size]
+            if self.keep < 1:
+                places = [kept_positions(mask, segment.size, span.kept) for mask in masks]
+                values = np.stack([row[kept] for row, kept in zip(values, places, strict=True)])
+            fitted = np.empty((len(seeds), span.blocks))
+            for run in span.runs():
+                bits = slice(span.code + run.octets.start, span.code + run.octets.stop)
+                fitted[:, run.scales] = _encode_rows(
+                    values[:, run.first : run.first + run.values],
+                    (signs[0][:, bits], signs[1][:, bits]),
+                    run,
+                    bits=self.bits,
+                    out=codes[:, self.bits * bits.start : self.bits * bits.stop],
+                )
+            fitted *= segment.size / span.kept
+            scales[:, span.scale : span.scale + span.blocks] = bounded_scales(fitted)
+        return [own.tobytes() + code.tobytes() for own, code in zip(scales, codes, strict=True)]
 
     def check(self, payload: bytes, layout: TensorLayout) -> None:
         """Verify the length and the scales; every pattern of code bits is valid."""
@@ -268,28 +301,51 @@ def _decode_rows(codes: Octets, signs: Signs, scales: Floats, run: Run, *, bits:
         np.add(values, np.float32(0), out=out[rows])
 
 
+def _encode_rows(values: Floats, signs: Signs, run: Run, *, bits: int, out: Octets) -> Doubles:
+    """Encode one run of blocks of many deltas, a cacheful at a time: their scales, float64[deltas, blocks].
+    The codes go to ``out``, uint8[deltas, octets]."""
+    most = max(1, BATCH * BLOCK // run.elements)
+    size = min(most, len(values)) * run.elements
+    work, scratch, wide = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size)
+    fitted = np.empty((len(values), run.blocks))
+    for first in range(0, len(values), most):
+        rows = slice(first, first + most)
+        count = len(values[rows])
+        flat = work[: count * run.elements].reshape(count, run.elements)
+        flat[:, : run.values] = values[rows]
+        flat[:, run.values :] = 0
+        both = (signs[0][rows].ravel(), signs[1][rows].ravel())
+        codes, scales = _rotate_and_fit(
+            flat.reshape(count * run.blocks, run.width), both, bits=bits, scratch=scratch, wide=wide
+        )
+        out[rows] = octets_of(codes, bits).reshape(count, -1)
+        fitted[rows] = scales.reshape(count, run.blocks)
+    return fitted
+
+
 def _rotate_and_fit(
-    blocks: Floats, run: Run, signs: Signs, *, bits: int, scratch: Floats, wide: Doubles
+    blocks: Floats, signs: Signs, *, bits: int, scratch: Floats, wide: Doubles
 ) -> tuple[Octets, Doubles]:
     """Rotate ``blocks`` in place; return their codes and the unbiased scale of each, 0 of an all-zero block.
 
     Sums are taken in float64, in ``wide``: exact for whole-numbered blocks, and nothing overflows.
     """
-    sign1, sign2 = signs
-    exact = wide[: run.elements].reshape(blocks.shape)
+    count, width = blocks.shape
+    exact = wide[: blocks.size].reshape(blocks.shape)
     np.copyto(exact, blocks)
-    energy = np.matmul(exact[:, np.newaxis, :], exact[:, :, np.newaxis]).reshape(run.blocks)
-    rotate(blocks, sign1[run.octets], sign2[run.octets], scratch)
-    room = scratch[: run.elements].reshape(blocks.shape)
+    energy = np.matmul(exact[:, np.newaxis, :], exact[:, :, np.newaxis]).reshape(count)
+    rotate(blocks, *signs, scratch)
+    room = scratch[: blocks.size].reshape(blocks.shape)
     if bits == 1:
         codes = (blocks >= 0).view(np.uint8)
         np.copyto(exact, np.abs(blocks, out=room))
     else:
         # rotating twice multiplies a block's energy by the square of its width
-        codes = quantize(blocks, np.sqrt(energy * run.width), bits, room, exact)
+        codes = quantize(blocks, np.sqrt(energy * width), bits, room, exact)
         np.multiply(exact, blocks, out=exact)
-    inner = np.matmul(exact, np.ones(run.width))
-    scales = np.zeros(run.blocks)
+    # one product per block here too: a sum must not depend on how many blocks are summed together
+    inner = np.matmul(exact[:, np.newaxis, :], np.ones((width, 1))).reshape(count)
+    scales = np.zeros(count)
     np.divide(energy, inner, out=scales, where=inner > 0)
     return codes, scales
 

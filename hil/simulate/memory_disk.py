@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,12 +50,14 @@ class MemoryDisk:
 
     def write(self, path: Path, content: bytes, *, mode: int = 0o666) -> None:
         """Create or replace a file."""
-        self._files.pop(str(path), None)
-        self._files[str(path)] = self._contents.shared(content)
+        # Devices have files of the same names: each name is held once.
+        name = sys.intern(str(path))
+        self._files.pop(name, None)
+        self._files[name] = self._contents.shared(content)
 
     def write_at(self, path: Path, offset: int, content: bytes) -> None:
         """Write at an offset."""
-        name = str(path)
+        name = sys.intern(str(path))
         held = self._files.pop(name, b"")
         if len(held) < offset:
             held += bytes(offset - len(held))
@@ -71,8 +74,9 @@ class MemoryDisk:
         content = self._files.pop(str(old), None)
         if content is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(old))
-        self._files.pop(str(new), None)
-        self._files[str(new)] = content
+        name = sys.intern(str(new))
+        self._files.pop(name, None)
+        self._files[name] = content
 
     def remove(self, path: Path) -> None:
         """Forget a file."""
@@ -114,7 +118,7 @@ class MemoryDisk:
 
     def add_folder(self, path: Path, *, mode: int = 0o777) -> None:
         """Folders above it need not be made."""
-        self._folders.add(str(path))
+        self._folders.add(sys.intern(str(path)))
 
     def remove_folder(self, path: Path) -> None:
         """Forget it and what is in it."""
