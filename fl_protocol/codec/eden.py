@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from fl_protocol.codec.blocks import BATCH, Run, Span, payload_parts, spans
 from fl_protocol.codec.bounds import bounded_scales, check_length, check_scales, check_values, fitting_vector
+from fl_protocol.codec.eden_rows import encode_rows, is_small
 from fl_protocol.codec.hadamard import BLOCK, rotate, unrotate
 from fl_protocol.codec.levels import code_energy, energy_factor, octets_of, quantize, spread_codes
 from fl_protocol.codec.mask import kept_count, kept_positions
@@ -75,6 +76,8 @@ class Eden:
     def encode(self, delta: Floats, layout: TensorLayout, seed: bytes) -> bytes:
         """Rotate, take the nearest levels, and fit one scale per block."""
         vector = fitting_vector(delta, layout)
+        if is_small(layout, self.keep):
+            return encode_rows(vector[np.newaxis], layout, [seed], bits=self.bits, keep=self.keep)[0]
         count, octets = payload_parts(layout, self.keep)
         scales = np.zeros(count, "<f4")
         streams = _Streams(seed)
