@@ -51,9 +51,7 @@ class Agenda:
                 planned()
                 count += 1
                 continue
-            while (
-                planned and moments[0] == at
-            ):  # an earlier one may be planned meanwhile
+            while planned and moments[0] == at:  # an earlier one may be planned meanwhile
                 planned.popleft()()
                 count += 1
             # An event may have cleared the agenda, or have let things happen itself.

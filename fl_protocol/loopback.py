@@ -67,7 +67,7 @@ class _Session:
     filters: dict[str, None] = field(default_factory=dict)
     queue: list[Received] = field(default_factory=list)
     unacknowledged: dict[int, Received] = field(default_factory=dict)
-    held: deque[Received] = field(default_factory=deque)
+    held: deque[Received] | None = None
     """Waits until something is acknowledged; as much as its senders' windows let come."""
     connection: "LoopbackTransport | None" = None
 
@@ -158,9 +158,9 @@ class LoopbackBroker:
         if session is None or session.connection is not transport:
             return
         session.connection = None
-        session.queue[:0] = [*session.unacknowledged.values(), *session.held]
+        session.queue[:0] = [*session.unacknowledged.values(), *(session.held or ())]
         session.unacknowledged.clear()
-        session.held.clear()
+        session.held = None
         if session.clean:
             self._forget(session, list(session.filters))
             del self._sessions[transport.client_id]
@@ -260,6 +260,8 @@ class LoopbackBroker:
         if not transport.manual_ack:
             transport.emit(message)
             return
+        if session.held is None:
+            session.held = deque()
         session.held.append(message)
         self._release(session)
 
@@ -287,6 +289,28 @@ class LoopbackBroker:
 
 class LoopbackTransport:
     """A connection to a ``LoopbackBroker``; see ``fl_protocol.transport.Transport``."""
+
+    __slots__ = (
+        "_ask_will",
+        "_attached",
+        "_broker",
+        "_free_down",
+        "_free_up",
+        "_link",
+        "_receive",
+        "_received",
+        "_sent",
+        "_token",
+        "_under_way",
+        "_window",
+        "clean",
+        "client_id",
+        "connected",
+        "connection",
+        "inflight",
+        "manual_ack",
+        "will",
+    )
 
     def __init__(
         self,
@@ -316,7 +340,7 @@ class LoopbackTransport:
         self._link = link
         self._free_up = self._free_down = 0.0
         """Until when the link is busy, each way."""
-        self._under_way: set[int] = set()
+        self._under_way = 0
         self._token = 0
         self._sent = 0
         self._received = 0
@@ -331,10 +355,10 @@ class LoopbackTransport:
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> int | None:
         """Send; ``None`` while disconnected or while the window is full."""
-        if not self.connected or len(self._under_way) >= self._window:
+        if not self.connected or self._under_way >= self._window:
             return None
         self._token += 1
-        self._under_way.add(self._token)
+        self._under_way += 1
         self._sent += len(topic) + len(payload)
         if self._link is None:
             self._broker.confirm(self, self._token)
@@ -418,8 +442,8 @@ class LoopbackTransport:
 
     def delivered(self, token: int, connection: int) -> None:
         """The broker has a message of this connection."""
-        if connection == self.connection and token in self._under_way:
-            self._under_way.discard(token)
+        if connection == self.connection and self._under_way:
+            self._under_way -= 1
             self.emit(Delivered(token))
 
     def emit(self, event: TransportEvent) -> None:
@@ -431,5 +455,5 @@ class LoopbackTransport:
 
     def _close(self, *, broken: bool) -> None:
         self._attached = self.connected = False
-        self._under_way.clear()
+        self._under_way = 0
         self._broker.detach(self, broken=broken)
