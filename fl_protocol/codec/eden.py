@@ -111,35 +111,12 @@ class Eden:
         return payload.getvalue()
 
     def encode_all(self, deltas: Floats, layout: TensorLayout, seeds: Sequence[bytes]) -> list[bytes]:
-        """Rotate and fit the same run of blocks of all deltas together."""
+        """All together where the model is small."""
         if deltas.dtype != np.float32 or deltas.shape != (len(seeds), layout.size):
             raise LayoutError(f"expected float32[{len(seeds)}, {layout.size}], got {deltas.shape}")
-        check_values(deltas, "a delta")
-        count, octets = payload_parts(layout, self.keep)
-        scales = np.zeros((len(seeds), count), "<f4")
-        codes = np.empty((len(seeds), self.bits * octets), np.uint8)
-        # as in ``decode_all``: one draw gives the signs of all spans
-        signs = [first_octets(seeds, purpose, octets) for purpose in (SIGN1, SIGN2)]
-        masks = [Stream(seed, MASK) for seed in seeds] if self.keep < 1 else []
-        for span in spans(layout, self.keep):
-            segment = span.segment
-            values = deltas[:, segment.start : segment.start + segment.size]
-            if self.keep < 1:
-                places = [kept_positions(mask, segment.size, span.kept) for mask in masks]
-                values = np.stack([row[kept] for row, kept in zip(values, places, strict=True)])
-            fitted = np.empty((len(seeds), span.blocks))
-            for run in span.runs():
-                bits = slice(span.code + run.octets.start, span.code + run.octets.stop)
-                fitted[:, run.scales] = _encode_rows(
-                    values[:, run.first : run.first + run.values],
-                    (signs[0][:, bits], signs[1][:, bits]),
-                    run,
-                    bits=self.bits,
-                    out=codes[:, self.bits * bits.start : self.bits * bits.stop],
-                )
-            fitted *= segment.size / span.kept
-            scales[:, span.scale : span.scale + span.blocks] = bounded_scales(fitted)
-        return [own.tobytes() + code.tobytes() for own, code in zip(scales, codes, strict=True)]
+        if is_small(layout, self.keep):
+            return encode_rows(deltas, layout, seeds, bits=self.bits, keep=self.keep)
+        return [self.encode(delta, layout, seed) for delta, seed in zip(deltas, seeds, strict=True)]
 
     def check(self, payload: bytes, layout: TensorLayout) -> None:
         """Verify the length and the scales; every pattern of code bits is valid."""
@@ -299,28 +276,6 @@ def _decode_rows(codes: Octets, signs: Signs, scales: Floats, run: Run, *, bits:
         values = flat.reshape(count, run.elements)[:, : run.values]
         # as in ``_Source.decode``: every zero becomes +0
         np.add(values, np.float32(0), out=out[rows])
-
-
-def _encode_rows(values: Floats, signs: Signs, run: Run, *, bits: int, out: Octets) -> Doubles:
-    """Encode one run of blocks of many deltas, a cacheful at a time: their scales, float64[deltas, blocks].
-    The codes go to ``out``, uint8[deltas, octets]."""
-    most = max(1, BATCH * BLOCK // run.elements)
-    size = min(most, len(values)) * run.elements
-    work, scratch, wide = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size)
-    fitted = np.empty((len(values), run.blocks))
-    for first in range(0, len(values), most):
-        rows = slice(first, first + most)
-        count = len(values[rows])
-        flat = work[: count * run.elements].reshape(count, run.elements)
-        flat[:, : run.values] = values[rows]
-        flat[:, run.values :] = 0
-        both = (signs[0][rows].ravel(), signs[1][rows].ravel())
-        codes, scales = _rotate_and_fit(
-            flat.reshape(count * run.blocks, run.width), both, bits=bits, scratch=scratch, wide=wide
-        )
-        out[rows] = octets_of(codes, bits).reshape(count, -1)
-        fitted[rows] = scales.reshape(count, run.blocks)
-    return fitted
 
 
 def _rotate_and_fit(

@@ -21,6 +21,9 @@ from fl_protocol.layout import TensorLayout
 
 __all__ = ["encode_rows", "is_small"]
 
+_ELEMENTS = 2 * BATCH * BLOCK
+"""Of all rows that are encoded at once: with their scratch a megabyte."""
+
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Octets = npt.NDArray[np.uint8]
@@ -74,6 +77,15 @@ def encode_rows(
     """
     check_values(deltas, "the delta")
     plan = _plan(layout, keep)
+    most = max(1, _ELEMENTS // plan.elements)
+    payloads = []
+    for first in range(0, len(deltas), most):
+        rows = slice(first, first + most)
+        payloads += _encoded(deltas[rows], plan, seeds[rows], bits, keep)
+    return payloads
+
+
+def _encoded(deltas: Floats, plan: _Plan, seeds: Sequence[bytes], bits: int, keep: float) -> list[bytes]:
     octets = plan.elements // 8
     work = np.zeros((len(deltas), plan.elements), np.float32)
     _lay_out(deltas, plan, seeds, keep, out=work)
