@@ -16,11 +16,12 @@ from edge_agent.limits import read_limits
 from edge_agent.outbox import IN_MEMORY, OutboxFile
 from edge_agent.trainer import Trainer
 from fl_io.disk import RealDisk
-from fl_protocol.errors import ConfigError
+from fl_protocol.errors import AggregatorError, ConfigError
 from fl_protocol.loopback import Link, LoopbackBroker
 from hil.simulate.device import NoStatus, QuietMachine, VirtualDevice, agent_configuration
 from hil.simulate.entropy import Entropy
 from hil.simulate.memory_disk import Contents
+from hil.simulate.refusals import Refusals
 from hil.simulate.training import DeviceSamples, Trainings
 from hil.simulate.transport import Meter, VirtualTransport
 from hil.simulate.virtual_clock import BEGINS_AT, VirtualClock
@@ -193,7 +194,12 @@ class VirtualFleet:
         stop: Callable[["VirtualFleet"], bool] | None = None,
         after_turn: Callable[["VirtualFleet"], None] | None = None,
     ) -> None:
-        """Go on until the coordinator is finished, ``stop`` says so, or virtual time ends."""
+        """Go on until the coordinator is finished, ``stop`` says so, or virtual time ends.
+
+        Raises:
+            AggregatorError: the aggregation rule fails.
+            ConfigError: updates are refused, one like the other; see ``Refusals``.
+        """
         thresholds = gc.get_threshold()
         gc.set_threshold(*_RARE_COLLECTIONS)
         try:
@@ -209,6 +215,7 @@ class VirtualFleet:
     ) -> None:
         self.coordinator.start()
         self._stir()
+        refusals = Refusals(len(self.devices))
         known = self.coordinator.version.number
         while not self.coordinator.finished:
             moved = self.broker.deliver_due() + self.clock.happen()
@@ -219,6 +226,9 @@ class VirtualFleet:
                 after_turn(self)
             if stop is not None and stop(self):
                 break
+            refusals.look(self.clock.monotonic(), *self.coordinator.verdicts)
+            if fault := self.coordinator.aggregator_fault:  # nobody mends it while this runs
+                raise AggregatorError(fault)
             if moved:
                 continue
             dues = [due for due in (self.broker.next_due(), self.clock.next_due()) if due is not None]
