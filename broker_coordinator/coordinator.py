@@ -233,7 +233,7 @@ class Coordinator:
 
     @property
     def verdicts(self) -> tuple[int, Mapping[str, int], int]:
-        """Updates accepted since this coordinator was made, those refused, by reason, and failed trainings."""
+        """Since this coordinator was made: updates accepted, refused by reason, and trainings that failed."""
         ingest = self._ingest
         return ingest.accepted, ingest.refused, ingest.device_events["error"]
 
