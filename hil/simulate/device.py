@@ -18,9 +18,9 @@ from edge_agent.trainer import planned_steps
 from fl_protocol.loopback import Link
 from fl_protocol.topics import FleetTopics
 from hil.simulate.entropy import Entropy, chance_of
+from hil.simulate.medium import Connection
 from hil.simulate.memory_disk import MemoryDisk
 from hil.simulate.training import DeviceSamples, VirtualWorker
-from hil.simulate.transport import VirtualTransport
 
 if TYPE_CHECKING:
     from hil.simulate.fleet import VirtualFleet
@@ -87,7 +87,7 @@ class VirtualDevice:
         self._entropy = Entropy(fleet.seed, self.name)
         self._incarnation = b""
         self._supervisor: Supervisor | None = None
-        self._transport: VirtualTransport | None = None
+        self._transport: Connection | None = None
         self._outbox: Outbox | None = None
         self._wake_at = float("inf")
         self._planned: list[float] = []
@@ -119,8 +119,7 @@ class VirtualDevice:
             clock=self._clock,
             box=self.number,
         )
-        self._transport = VirtualTransport(
-            fleet.broker,
+        self._transport = fleet.medium.connection(
             self.name,
             will=presence.will,
             link=self._link,
