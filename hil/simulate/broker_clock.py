@@ -1,6 +1,5 @@
 """Time beside a real broker: it passes while messages are under way, and jumps when none is."""
 
-import heapq
 import time
 from collections.abc import Callable
 
@@ -26,9 +25,6 @@ class BrokerClock(VirtualClock):
     def happen(self) -> int:
         """As ``VirtualClock.happen``, but for a slice of real time only: what is left is due still."""
         ends = time.monotonic() + SLICE_S
-        count = 0
-        while self._events and self._events[0][0] <= self._now and time.monotonic() < ends:
-            heapq.heappop(self._events)[2]()
-            count += 1
+        count = self._events.happen(self._now, lambda: time.monotonic() < ends)
         self.happened += count
         return count
