@@ -130,7 +130,7 @@ def read_scenario(words: str, changes: Sequence[str] = ()) -> Written:
 
 
 def run_scenario(
-    written: Written, *, state: Path | None = None, progress: Progress | None = None
+    written: Written, *, state: Path | None = None, progress: Progress | None = None, broker: str = ""
 ) -> SimulationResult:
     """Run a scenario; see ``simulate``.
 
@@ -187,6 +187,7 @@ def run_scenario(
         state=state,
         progress=progress,
         base=written.path,
+        broker=broker,
     )
 
 

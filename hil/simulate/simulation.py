@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,6 +23,7 @@ from fl_protocol.errors import CodecError, ConfigError
 from fl_protocol.loopback import Link
 from hil.simulate.attack import Attack, AttackingTrainer, attack_of
 from hil.simulate.availability import Always, Availability, availability_of
+from hil.simulate.broker_medium import BrokerMedium
 from hil.simulate.device_class import DeviceClass, classes_of, drawn
 from hil.simulate.fleet import DevicePlan, Dropout, Moment, VirtualFleet
 from hil.simulate.measure import WORST_GROUP, Measure
@@ -74,6 +76,7 @@ def simulate(
     state: Path | str | None = None,
     progress: Progress | None = None,
     base: Path = Path("simulation"),
+    broker: str = "",
 ) -> SimulationResult:
     """Run a fleet of ``count`` virtual devices until ``versions`` are made.
 
@@ -90,11 +93,13 @@ def simulate(
     artifact's own graph. The run ends early once a measured accuracy is at ``target``, or after ``longest_s``
     virtual seconds. ``stacked`` computes trainings of the same version together, and in NumPy, whatever
     ``runtimes`` says: the same to the rounding of float32. Paths in tables are relative to the file ``base``,
-    which errors name too.
+    which errors name too. ``broker`` is the URL of a real one (mqtt:// or mqtts://): each device has a
+    connection of its own to it, and the order of things is then the network's, no more the seed's.
 
     Raises:
         ConfigError: settings that do not exist or do not go together.
         ArtifactError, RuntimeUnavailable: the artifact is damaged, or nothing here can run it.
+        TransportError: no ``broker`` answers, or it refuses devices, falls silent or goes away.
     """
     if stacked:
         if trainer is not None:
@@ -120,6 +125,9 @@ def simulate(
             classes=classes_from(classes, path=base),
             availability=_availability(availability, base),
         )
+        medium = BrokerMedium(broker, devices=count) if broker else None
+        if medium is not None:
+            configuration = replace(configuration, fleet=medium.fleet)
         whole = VirtualFleet(
             configuration,
             opened,
@@ -130,6 +138,7 @@ def simulate(
             make_trainer=_trainers(attack, trainer, seed, base),
             dropout=Dropout(probability=dropout, away_s=away_s) if dropout else None,
             stacked=stacked,
+            medium=medium,
         )
         try:
             if len(whole.devices) != count:

@@ -34,7 +34,7 @@ from models.runtime.stacked_session import StackedSession
 
 __all__ = ["STACK", "Learned", "Lesson", "Pending", "StackedTraining"]
 
-STACK = 25
+STACK = 50
 """Devices of one stack: enough that the calls are paid once, few enough that all stays in the cache."""
 STACK_BYTES = 1 << 26
 """What the weights, gradients and slots of a stack may take, about."""
