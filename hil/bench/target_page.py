@@ -31,10 +31,11 @@ How many times as long as FedBuff others take to that common target, at one bit,
 {slower}
 
 Wanted on the digits: payload >= 28 times smaller at one bit and >= 90 with `keep=0.25`; all MQTT bytes >= 25 and
->= 70; FedBuff >= 3 times as fast as over-selected rounds and >= 5 times as fast as rounds that wait for all. Why
-over-selected rounds are so fast here, as the code has it (no run shows it apart): whom a round leaves behind keeps its
-lease, and is not asked again before it has answered, so that soon only fast devices are asked; where all have the same
-data, as here, that costs nothing. FedAsync has K = 1 and so three updates in flight, which stragglers soon hold.
+>= 70; FedBuff >= 3 times as fast as over-selected rounds and >= 5 times as fast as rounds that wait for all.
+
+A round that closes gives up what is still in training, and draws the next cohort from all (guide-pacing.md): whoever is
+slow is asked as often as others, and answers in time less often. FedBuff and CA2FL have three buffers in flight, FedAsync
+ten updates.
 {left_out}"""
 
 
