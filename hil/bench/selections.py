@@ -37,16 +37,19 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m hil.bench.selections", description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", action="append", choices=list(CASES))
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="in each scenario")
     options = parser.parse_args(words)
     sys.stdout.write(f"{_HEAD}\n")
     for name in options.only or CASES:
-        runs = {kind: [_run(name, kind, seed) for seed in range(options.seeds)] for kind in KINDS}
+        runs = {
+            kind: [_run(name, kind, seed, options.set) for seed in range(options.seeds)] for kind in KINDS
+        }
         sys.stdout.write(f"{table_rows(_row(name, kind, runs) for kind in KINDS)}\n")
         sys.stdout.flush()
     return 0
 
 
-def _run(name: str, kind: str, seed: int) -> LearningCurve:
+def _run(name: str, kind: str, seed: int, more: Sequence[str]) -> LearningCurve:
     scenario, changes = CASES[name]
     own = (f"seed={seed}", 'evaluation="none"', "held_out=0.0", "fleet.selection.participation=1.0")
     held_out = digits.split(seed)[1]
@@ -55,7 +58,7 @@ def _run(name: str, kind: str, seed: int) -> LearningCurve:
         samples=Samples(x=held_out.x, y=held_out.y),
         groups=held_out.y,
     )
-    written = read_scenario(scenario, (*own, f'fleet.selection.kind="{kind}"', *changes))
+    written = read_scenario(scenario, (*own, f'fleet.selection.kind="{kind}"', *changes, *more))
     return learning_curve(written, measure)
 
 

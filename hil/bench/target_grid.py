@@ -1,8 +1,8 @@
 """The runs of the bench ``target``: every codec with every way to aggregate, on digits and on motion.
 
 The fleet is the scenario ``heavy-tail``: a hundred devices, step times lognormal with sigma 1.5, the
-scenario's plan and K (half of it, and two thirds of its learning rate, on motion); nothing is set for one
-cell alone. Runs are kept, a line each, so that a bench that was interrupted goes on where it was.
+scenario's plan and K (a quarter of it, and two thirds of its learning rate, on motion, where it is the number
+of versions that decides how far a run comes); nothing is set for one cell alone. Runs are kept, a line each, so that a bench that was interrupted goes on where it was.
 """
 
 import json
@@ -37,8 +37,9 @@ AGGREGATIONS: Mapping[str, Sequence[str]] = {
     "ca2fl": ("aggregator.kind=ca2fl", "selection.kind=random"),
 }
 """What of fleet.toml a cell differs in from the scenario and the defaults."""
-K: Mapping[str, int] = {"digits": 20, "motion": 10}
-UPDATES = 600
+K: Mapping[str, int] = {"digits": 20, "motion": 5}
+UPDATES: Mapping[str, int] = {"digits": 600, "motion": 1200}
+"""Of a run."""
 HIDDEN = 1024
 MOTION_MODEL = "motion-cnn"
 MOTION_LR = 0.2
@@ -57,7 +58,7 @@ class Cell:
     @property
     def changes(self) -> Sequence[str]:
         """What is set in the scenario, as ``lichen simulate --set`` takes it."""
-        size = K[self.workload]
+        size, updates = K[self.workload], UPDATES[self.workload]
         workload = (
             (f"hidden={HIDDEN}",)
             if self.workload == "digits"
@@ -70,7 +71,7 @@ class Cell:
         )
         return (
             f"seed={self.seed}",
-            f"versions={UPDATES if self.aggregation == 'fedasync' else UPDATES // size}",
+            f"versions={updates if self.aggregation == 'fedasync' else updates // size}",
             f"fleet.buffer.size={size}",
             'evaluation="none"',
             "held_out=0.0",
