@@ -56,7 +56,9 @@ def main(words: list[str] | None = None) -> int:
         "training": training,
         "codec": codec,
         "target": lambda: target(options.docs / "benchmarks-target.jsonl", options.target_seeds),
-        "hard_fleets": lambda: hard_fleets(options.target_seeds),
+        "hard_fleets": lambda: hard_fleets(
+            options.docs / "benchmarks-hard-fleets.jsonl", options.target_seeds
+        ),
     }
     book = options.docs / "benchmarks.json"
     figures: dict[str, Any] = json.loads(book.read_text()) if book.exists() else {}
