@@ -83,6 +83,7 @@ def test_the_page_shows_the_plots_that_are_written(tmp_path: Path) -> None:
     figures = target_figures(curves)
     write_plots(tmp_path, curves, figures["rows"])
     shown = set(re.findall(r"!\[[^]]*\]\(([^)]*)\)", target_section(figures)))
-    assert shown == {file.name for file in tmp_path.iterdir()} and len(shown) == 4
+    assert shown == {file.name for file in tmp_path.iterdir()}
+    assert len(shown) == 4
     for file in tmp_path.iterdir():
         ElementTree.fromstring(file.read_text(encoding="utf-8"))
