@@ -94,7 +94,8 @@ def bar_chart(
 def grouped_bars(
     groups: Sequence[str], rows: Sequence[Bars], *, title: str, x_label: str, y_label: str
 ) -> str:
-    """For each group a bar of each row, its value above it, and a mark at its lowest."""
+    """For each group a bar of each row, its value above it, and a mark at its lowest. A group's name has a
+    second line behind a comma."""
     known = [value for row in rows for value in row.values if value is not None]
     ticks = _ticks(0.0, max(known, default=1.0))
     down = _Scale(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
@@ -104,9 +105,9 @@ def grouped_bars(
     for place, group in enumerate(groups):
         start = LEFT + step * (place + 0.1)
         middle = f"{start + step * 0.4:.1f}"
-        marks.append(
-            f'<text x="{middle}" y="{HEIGHT - BOTTOM + 16}" class="tick middle">{escape(group)}</text>'
-        )
+        for line, part in enumerate(group.split(", ")):
+            y = HEIGHT - BOTTOM + 14 + 12 * line
+            marks.append(f'<text x="{middle}" y="{y}" class="tick middle">{escape(part)}</text>')
         for number, row in enumerate(rows):
             if row.values[place] is not None:
                 colour = COLOURS[number % len(COLOURS)]

@@ -66,7 +66,9 @@ def main(words: list[str] | None = None) -> int:
         "training": training,
         "codec": codec,
         "target": lambda: target(options.docs / "benchmarks-target.jsonl", options.target_seeds),
-        "hard_fleets": lambda: hard_fleets(options.target_seeds),
+        "hard_fleets": lambda: hard_fleets(
+            options.docs / "benchmarks-hard-fleets.jsonl", options.target_seeds
+        ),
         "feedback": lambda: feedback(options.row_seeds),
         "stability": lambda: stability(options.row_seeds),
         "server_rules": lambda: server_rules(options.row_seeds),

@@ -35,7 +35,7 @@ def target_figures(curves: Curves) -> dict[str, Any]:
     """Rows by workload, aggregation and codec, and how many times as long as ``fedbuff`` others took."""
     return {
         "seeds": len({cell.seed for cell in curves}),
-        "updates": UPDATES,
+        "updates": dict(UPDATES),
         "left_out": [
             *(name for name in WORKLOADS if all(cell.workload != name for cell in curves)),
             *(codec for codec in CODECS if all(cell.codec != codec for cell in curves)),
