@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_protocol.errors import LichenError
+from hil.bench.boards import boards
 from hil.bench.codec import codec
 from hil.bench.demos import seeds, traffic
 from hil.bench.footprint import footprint
@@ -36,6 +37,7 @@ def main(words: list[str] | None = None) -> int:
             *("demo", "traffic", "footprint", "ingest", "load", "links", "zoo", "training", "codec"),
             "target",
             "hard_fleets",
+            "boards",
         ],
     )
     parser.add_argument("--seeds", type=int, default=10, help="demos of the section demo")
@@ -43,6 +45,9 @@ def main(words: list[str] | None = None) -> int:
         "--target-seeds", type=int, default=5, help="runs of each cell of target and hard_fleets"
     )
     parser.add_argument("--updates", type=int, default=100_000, help="updates of the section ingest")
+    parser.add_argument(
+        "--hil-report", type=Path, metavar="FILE.json", help="boards: take the figures of that run"
+    )
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where benchmarks.json and .md lie")
     options = parser.parse_args(words)
     sections: Mapping[str, Callable[[], Any]] = {
@@ -57,10 +62,12 @@ def main(words: list[str] | None = None) -> int:
         "codec": codec,
         "target": lambda: target(options.docs / "benchmarks-target.jsonl", options.target_seeds),
         "hard_fleets": lambda: hard_fleets(options.target_seeds),
+        "boards": lambda: boards(options.hil_report),
     }
     book = options.docs / "benchmarks.json"
     figures: dict[str, Any] = json.loads(book.read_text()) if book.exists() else {}
-    for name in options.only or sections:
+    # Boards take root's rights and an emulator.
+    for name in options.only or (name for name in sections if name != "boards"):
         sys.stderr.write(f"measuring {name}\n")
         try:
             figures[name] = sections[name]()

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from hil.bench.boards import boards_section
 from hil.bench.codec import codec_section
 from hil.bench.hard_fleets import hard_fleets_section
 from hil.bench.markdown_table import table_rows
@@ -159,6 +160,8 @@ def page(figures: Mapping[str, Any]) -> str:
         parts.append(target_section(figures["target"]))
     if "hard_fleets" in figures:
         parts.append(hard_fleets_section(figures["hard_fleets"]))
+    if "boards" in figures:
+        parts.append(boards_section(figures["boards"]))
     return "".join(parts)
 
 
