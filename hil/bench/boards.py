@@ -1,4 +1,4 @@
-"""The bench `boards`: every scenario on the emulated board, and what flashing, booting and training cost there.
+"""The bench `boards`: every scenario on the emulated board, and what flashing, booting and training cost.
 
 It takes what `make hil BOARDS=qemu` takes, root's rights among it, hence only where it is asked for by name.
 """
@@ -21,16 +21,16 @@ RUN_S = 7200.0
 _SECTION = """
 ## The emulated board
 
-`make bench ARGS="--only boards"`: a stand-in for Raspberry Pi OS in an emulated arm64 machine of 512 MB, without
-hardware virtualisation; [guide-hil.md](guide-hil.md) says what it is and what it is not. {passed} of {count} scenarios
-went well, in {minutes:.0f} minutes, card and payload made anew, the image {image}.
+`make bench ARGS="--only boards"`: a stand-in for Raspberry Pi OS in an emulated arm64 machine of 512 MB,
+without hardware virtualisation; [guide-hil.md](guide-hil.md) says what it is and what it is not. {passed} of
+{count} scenarios went well, in {minutes:.0f} minutes, card and payload made anew, the image {image}.
 
 | figure | value | bound |
 | --- | --- | --- |
 {rows}
 
-Memory is the most that was seen in the run: the agent connected with mutual TLS, and the peak of the worker that trains
-the digits (76,810 parameters) on ONNX Runtime. Copying is every byte of the image, and an fsync.
+Memory is the most that was seen in the run: the agent connected with mutual TLS, and the peak of the worker
+that trains the digits (76,810 parameters) on ONNX Runtime. Copying is every byte of the image, and an fsync.
 """
 
 
