@@ -15,7 +15,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fl_protocol.errors import ConfigError, LichenError
-from hil.boards.native_programs import FOLDER, remove_native_programs, stage_native_programs
+from hil.boards.native_programs import (
+    FOLDER,
+    compile_python,
+    remove_native_programs,
+    stage_native_programs,
+)
 
 __all__ = ["LEFT_OUT", "PACKAGES", "SETTINGS", "SUITE", "make_root", "missing_programs", "run"]
 
@@ -148,7 +153,9 @@ def make_root(folder: Path) -> None:
         words.append(f'--{stage}-hook=sh "{hooks / stage}" "$1"')
     words += [SUITE, str(root), *_mirror()]
     run(words, what="the root of the image cannot be made", path=f"{FOLDER}:{program_path()}")
-    remove_native_programs(root, native)
+    if native:
+        remove_native_programs(root, native)
+        compile_python(root)
     for path, text in SETTINGS.items():
         target = root / path
         target.parent.mkdir(parents=True, exist_ok=True)

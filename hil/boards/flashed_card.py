@@ -71,7 +71,7 @@ def bundle_payload(fleet: Path, out: Path, *, say: Callable[[str], None] = lambd
     Raises:
         BoardFailure: `lichen fleet bundle` fails.
     """
-    words = ["bundle", "--fleet", str(fleet), "--arch", ARCHITECTURE, "--python", PYTHON]
+    words = ["bundle", "--fleet", str(fleet), "--arch", ARCHITECTURE, "--python", PYTHON, "--preset", "0"]
     _lichen(*words, "--out", str(out), within_s=BUNDLE_S, say=say)
 
 

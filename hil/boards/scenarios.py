@@ -146,13 +146,15 @@ def two_power_cuts_in_upload(boards: Sequence[Board], site: Site) -> None:
             return not powered
 
         _wait(site, boards[0], "an update of each is on its way", cut_whoever_sends, 2 * TRAIN_S)
+        # A part of it lies with the coordinator, and nobody is there who could send the rest.
+        cut = {board.device: site.under_way(board.device) > 0 for board in boards}
         for board in boards:
             board.start()
         _wait_all(site, boards, "both are back", lambda board: board.status().get("running"), 2 * JOIN_S)
-        cut = all(_waiting(board) for board in boards)
+        met = all(cut[board.device] or _waiting(board) for board in boards)
         for board in boards:
             board.link("lan")
-        if cut:
+        if met:
             break
     else:
         raise BoardFailure(f"power was never cut within both uploads, in {_ATTEMPTS} attempts")
