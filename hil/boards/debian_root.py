@@ -22,7 +22,7 @@ from hil.boards.native_programs import (
     stage_native_programs,
 )
 
-__all__ = ["LEFT_OUT", "PACKAGES", "SETTINGS", "SUITE", "make_root", "missing_programs", "run"]
+__all__ = ["LEFT_OUT", "PACKAGES", "PACKAGES_OF", "SETTINGS", "SUITE", "make_root", "missing_programs", "run"]
 
 SUITE = "bookworm"
 ARCHITECTURE = "arm64"
@@ -108,20 +108,23 @@ apt-get --quiet download "$kernel" busybox-static
 """Of the kernel's package and of busybox only files are wanted."""
 
 
+PACKAGES_OF = {
+    "debugfs": "e2fsprogs",
+    "dpkg-deb": "dpkg",
+    "mcopy": "mtools",
+    "mke2fs": "e2fsprogs",
+    "mkfs.vfat": "dosfstools",
+    "mmdebstrap": "mmdebstrap",
+    "qemu-aarch64-static": "qemu-user-static",
+    "qemu-system-aarch64": "qemu-system-arm",
+    "sfdisk": "fdisk",
+}
+"""Where Debian has the programs that make an image, and run it."""
+
+
 def missing_programs(*names: str) -> list[str]:
     """Debian's packages that must be installed first; ``names`` are the programs that are looked for."""
-    homes = {
-        "debugfs": "e2fsprogs",
-        "dpkg-deb": "dpkg",
-        "mcopy": "mtools",
-        "mke2fs": "e2fsprogs",
-        "mkfs.vfat": "dosfstools",
-        "mmdebstrap": "mmdebstrap",
-        "qemu-aarch64-static": "qemu-user-static",
-        "qemu-system-aarch64": "qemu-system-arm",
-        "sfdisk": "fdisk",
-    }
-    return sorted({homes[name] for name in names if shutil.which(name, path=program_path()) is None})
+    return sorted({PACKAGES_OF[name] for name in names if shutil.which(name, path=program_path()) is None})
 
 
 def make_root(folder: Path) -> None:

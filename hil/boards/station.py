@@ -59,8 +59,10 @@ class Station:
         """Take the other boards away; from now on an audit reads their books as they are left."""
         while self.others:
             board = self.others.pop()
-            books = board.books()
-            board.close()
+            try:
+                books = board.books()
+            finally:
+                board.close()
             if books is not None:
                 self.site.keep_books(board.device, books)
 
