@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_protocol.errors import LichenError
+from hil.bench.boards import boards
 from hil.bench.buffer_memory import buffer_memory
 from hil.bench.codec import codec
 from hil.bench.demos import seeds, traffic
@@ -42,6 +43,7 @@ def main(words: list[str] | None = None) -> int:
             *("demo", "traffic", "footprint", "ingest", "load", "links", "zoo", "training", "codec"),
             *("feedback", "target", "hard_fleets", "stability", "server_rules", "buffer_memory", "simulator"),
             "peers",
+            "boards",
         ],
     )
     parser.add_argument("--seeds", type=int, default=10, help="demos of the section demo")
@@ -53,6 +55,9 @@ def main(words: list[str] | None = None) -> int:
     )
     parser.add_argument("--largest", action="store_true", help=f"simulator: a fleet of {LARGEST:,} too")
     parser.add_argument("--updates", type=int, default=100_000, help="updates of the section ingest")
+    parser.add_argument(
+        "--hil-report", type=Path, metavar="FILE.json", help="boards: take the figures of that run"
+    )
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where benchmarks.json and .md lie")
     options = parser.parse_args(words)
     sections: Mapping[str, Callable[[], Any]] = {
@@ -74,11 +79,13 @@ def main(words: list[str] | None = None) -> int:
         "server_rules": lambda: server_rules(options.row_seeds),
         "buffer_memory": buffer_memory,
         "simulator": lambda: simulator(largest=LARGEST if options.largest else 0),
+        "boards": lambda: boards(options.hil_report),
     }
     apart: Mapping[str, Callable[[], Any]] = {"peers": peers}  # needs another environment: `make bench-peers`
     book = options.docs / "benchmarks.json"
     figures: dict[str, Any] = json.loads(book.read_text()) if book.exists() else {}
-    for name in options.only or sections:
+    # Boards take root's rights and an emulator.
+    for name in options.only or (name for name in sections if name != "boards"):
         sys.stderr.write(f"measuring {name}\n")
         try:
             figures[name] = {**sections, **apart}[name]()

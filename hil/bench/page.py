@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from hil.bench.boards import boards_section
 from hil.bench.buffer_memory import buffer_memory_section
 from hil.bench.codec import codec_section
 from hil.bench.feedback import feedback_section
@@ -148,6 +149,7 @@ _SECTIONS: Mapping[str, Callable[[Any], str]] = {
     "buffer_memory": buffer_memory_section,
     "simulator": simulator_section,
     "peers": peers_section,
+    "boards": boards_section,
 }
 
 
