@@ -191,8 +191,9 @@ class _Appraiser:
         claims = Claims(header.metrics, self._reported)
         try:
             weight = np.float32(self._aggregator.weigh(replace(header, metrics=claims), context))
-        except MemoryError:
-            raise
+        except MemoryError as error:
+            # Of a claim, or of this machine: nobody's update is lost for it.
+            return self._unweighed(candidate, claims, error)
         except Exception as error:
             if isinstance(error, KeyError) and claims.lacks(error):
                 return Refusal(reason="malformed", message=f"the aggregator cannot weigh it: {error!r}")

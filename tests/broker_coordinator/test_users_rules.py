@@ -147,13 +147,14 @@ def test_a_claim_below_zero_is_its_device_s_fault_alone(fleet_of, folder, weight
     assert fleet.coordinator.figures().aggregator_fault == ""
 
 
-@pytest.mark.parametrize("claim", [{"before.loss": 0.0}, {"before.loss": 3e38}])
+@pytest.mark.parametrize("claim", [{"before.loss": 0.0}, {"before.loss": 3e38}, {"before.loss": 2.0**52}])
 def test_a_claim_that_a_rule_stumbles_over_holds_up_nobody(fleet_of, folder, claim):
-    """The rule divides by 0, or overflows: a burst with such an update is one commit, the others count, and
-    the update stays with its device; a rule that weighed others keeps its good name."""
-    weight = 'math.exp(1 / update.metrics["before.loss"]) * (update.metrics["before.loss"] ** 9)'
+    """The rule divides by 0, overflows, or has no memory: a burst with such an update is one commit, the
+    others count, and it stays with its device; a rule that weighed others keeps its good name."""
+    asked = 'update.metrics["before.loss"]'
+    weight = f"len(bytes(int({asked}))) + math.exp(1 / {asked}) * {asked} ** 9"
     source = "import math\n" + textwrap.dedent(LOSS_WEIGHTED)
-    folder(source.replace('update.num_examples * update.metrics["before.loss"]', weight))
+    folder(source.replace(f"update.num_examples * {asked}", weight))
     fleet = fleet_of(aggregator=RULE, buffer=BufferTable(size=50)).start()
     devices = [fleet.device(f"d{number}") for number in range(6)]
     send(fleet, devices[:1], losses(1.0))
