@@ -81,6 +81,7 @@ class Trainings:
         if self._stacked is not None:
             pending = Pending(
                 base=published,
+                task=job.plan,
                 plan=_own_plan(job),
                 codec=job.codec,
                 seed=codec_seed(job.update_id),
@@ -126,7 +127,7 @@ class Trainings:
         lesson = self._lesson(device, job, published)
         graph: Trainer | None = self._graph
         if lesson is not None and graph is not None:
-            graph = Learned(graph, lesson, of=parts.training, plan=_own_plan(job))
+            graph = Learned(graph, lesson, of=parts.training)
         trainer = make_trainer(graph)
         try:
             return participate(
