@@ -7,7 +7,7 @@ which the trainings began, which the seed decides, and on nothing else.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -128,9 +128,9 @@ class StackedTraining:
         if kind is not None:
             self._leave(kind, device)
 
-    def result(self, device: int, base: Weights) -> Lesson | None:
+    def result(self, device: int, base: Callable[[], Weights]) -> Lesson | None:
         """What a device has learned, and, the first time, what those that began with it will have; ``base``
-        are the weights where they began. None where it must be trained alone."""
+        gives the weights where they began. None where it must be trained alone."""
         kind = self._kinds.pop(device, None)
         if kind is not None:
             waiting = self._waiting[kind]
@@ -141,7 +141,7 @@ class StackedTraining:
                 self._kinds.pop(member, None)
                 self._leave(kind, member)
             try:
-                self._done.update(zip(members, self._learned(stack, base), strict=True))
+                self._done.update(zip(members, self._learned(stack, base()), strict=True))
             except LichenError:  # of one device, perhaps: each alone is told what is wrong with its samples
                 return None
         return self._done.pop(device, None)
