@@ -34,8 +34,10 @@ __all__ = ["DevicePlan", "Dropout", "Moment", "VirtualFleet"]
 COORDINATOR_TURN_S = 0.02
 """The coordinator commits what has come within this time together, as one does whose disk takes that long."""
 COORDINATOR_WINDOW = 1 << 16
-_RARE_COLLECTIONS = (50_000, 20, 20)
-"""A fleet is a million objects that stay: to look for garbage every 700 new ones costs a sixth."""
+_RARE_COLLECTIONS = (50_000, 20, 200)
+"""A fleet is millions of objects that stay: to look for garbage every 700 new ones costs a sixth, and to look
+through all of them each time that there are a quarter more as much again; ``ended`` looks for what is left of
+devices."""
 _COLLECT_EVERY = 500
 LONGEST_GAP_S = 30 * 86400.0
 """A fleet that has nothing to do for so long will never have."""

@@ -79,11 +79,13 @@ class VirtualTransport(LoopbackTransport):
         super().unsubscribe(filters)
 
     def emit(self, event: TransportEvent) -> None:
-        """Pass an event on, counted."""
+        """Pass an event on, counted, unless this connection is gone."""
+        if not self.connected:
+            return
         if isinstance(event, Received):
             self._count(_PUBACK, _publish_bytes(event.topic, event.payload))
             self._meter.messages_down += 1
-        super().emit(event)
+        self._wake(event)
 
     def _wake(self, event: TransportEvent) -> None:
         if self._listener is not None:
@@ -91,10 +93,11 @@ class VirtualTransport(LoopbackTransport):
             self._woken()
 
     def _count(self, up: int, down: int) -> None:
+        meter = self._meter
         self._up += up
         self._down += down
-        self._meter.up += up
-        self._meter.down += down
+        meter.up += up
+        meter.down += down
 
     def traffic(self) -> Traffic:
         """MQTT bytes, without TCP's and TLS's own."""
