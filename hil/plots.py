@@ -10,7 +10,9 @@ __all__ = ["Bars", "Points", "bar_chart", "grouped_bars", "line_chart"]
 WIDTH, HEIGHT = 560, 300
 LEFT, RIGHT, TOP, BOTTOM = 62, 16, 40, 48
 COLOURS = ("#2f6f4f", "#c2703d", "#4f6fa8", "#8a6fb0", "#b0413e", "#7a8b2f", "#3d9aa1", "#6b6b6b")
-_INK, _GRID = "#3b423e", "#e3e6e2"
+_INK, _SOFT, _GRID = "var(--ink,#3b423e)", "var(--soft,#6b746e)", "var(--grid,#e3e6e2)"
+"""A page's own colours, so that a plot is dark where the page is; beside them those of a plot alone."""
+_LEGEND_ROW = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,27 +42,37 @@ def line_chart(
     x_label: str,
     y_label: str,
     target: float | None = None,
-    decades: bool = False,
+    log_x: bool = False,
 ) -> str:
-    """Lines over a common pair of axes; ``target`` draws a dashed horizontal line. With ``decades`` the axis
-    of x, all above 0, is logarithmic."""
-    if decades:
-        rows = [replace(row, x=[math.log10(value) for value in row.x]) for row in rows]
+    """Lines over a common pair of axes; ``target`` draws a dashed horizontal line.
+
+    With ``log_x`` the same ratio is as wide everywhere; points that are not above 0 are left out.
+    """
+    if log_x:
+        rows = [_above_zero(row) for row in rows]
     xs = [value for row in rows for value in row.x]
     ys = [value for row in rows for value in row.y] + ([target] if target is not None else [])
     if not xs:
         return _frame(title, x_label, y_label, ['<text x="280" y="150" class="label">no data</text>'])
-    x_ticks = [*range(math.floor(min(xs)), math.ceil(max(xs)) + 1)] if decades else _ticks(min(xs), max(xs))
     y_ticks = _ticks(min(ys), max(ys))
-    across = _Scale(x_ticks[0], x_ticks[-1], LEFT, WIDTH - RIGHT)
+    across: _Scale
+    if log_x:
+        x_ticks, across = _ratio_ticks(min(xs), max(xs)), _LogScale(min(xs), max(xs), LEFT, WIDTH - RIGHT)
+    else:
+        x_ticks = _ticks(min(xs), max(xs))
+        # Across, the axis ends with the data: up to a fifth of the picture would be empty else.
+        end = max(*xs, x_ticks[1]) if len(x_ticks) == 2 else max(xs)
+        x_ticks = [value for value in x_ticks if value <= end]
+        across = _Scale(x_ticks[0], end, LEFT, WIDTH - RIGHT)
     down = _Scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
-    marks = _axes(x_ticks, y_ticks, across, down, [10.0**tick for tick in x_ticks] if decades else x_ticks)
+    marks = _axes(x_ticks, y_ticks, across, down)
     if target is not None:
         at = f"{down(target):.1f}"
         marks.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at}" y2="{at}" class="target"/>')
     for number, row in enumerate(rows):
         marks += _draw(row, COLOURS[number % len(COLOURS)], across, down)
-    return _frame(title, x_label, y_label, marks + (_legend(rows) if len(rows) > 1 else []))
+    legend, above = _legend(rows) if len(rows) > 1 else ([], 0)
+    return _frame(title, x_label, y_label, marks + legend, above=above)
 
 
 def bar_chart(
@@ -112,7 +124,8 @@ def grouped_bars(
             if row.values[place] is not None:
                 colour = COLOURS[number % len(COLOURS)]
                 marks += _bar(row, place, colour, (start + width * number, width - 2), down)
-    return _frame(title, x_label, y_label, [*marks, *_legend(rows)])
+    legend, above = _legend(rows)
+    return _frame(title, x_label, y_label, marks + legend, above=above)
 
 
 def _bar(row: Bars, place: int, colour: str, across: tuple[float, float], down: "_Scale") -> list[str]:
@@ -146,50 +159,53 @@ def _draw(row: Points, colour: str, across: "_Scale", down: "_Scale") -> list[st
     return [f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>', *dots]
 
 
-def _axes(
-    x_ticks: Sequence[float],
-    y_ticks: Sequence[float],
-    across: "_Scale",
-    down: "_Scale",
-    x_values: Sequence[float] = (),
-) -> list[str]:
-    """``x_values`` are what stands at ``x_ticks``, where it is not they themselves."""
+def _axes(x_ticks: Sequence[float], y_ticks: Sequence[float], across: "_Scale", down: "_Scale") -> list[str]:
     marks = []
     for value in y_ticks:
         y = f"{down(value):.1f}"
         marks.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}" class="grid"/>')
         marks.append(f'<text x="{LEFT - 8}" y="{y}" dy="0.32em" class="tick end">{_number(value)}</text>')
-    for tick, value in zip(x_ticks, x_values or x_ticks, strict=True):
-        x = f"{across(tick):.1f}"
+    for value in x_ticks:
+        x = f"{across(value):.1f}"
         marks.append(f'<text x="{x}" y="{HEIGHT - BOTTOM + 16}" class="tick middle">{_number(value)}</text>')
     return marks
 
 
-def _legend(rows: Sequence[Points | Bars]) -> list[str]:
-    marks, x = [], LEFT + 6.0
-    for number, row in enumerate(rows):
+def _legend(rows: Sequence[Points | Bars]) -> tuple[list[str], int]:
+    """A mark and a name for each, in as many rows as they need; and by how much these heighten the plot."""
+    places: list[tuple[float, int]] = []
+    x, line = float(LEFT), 0
+    for row in rows:
+        length = 32 + 5.8 * len(row.name)
+        if x > LEFT and x + length > WIDTH:
+            x, line = float(LEFT), line + 1
+        places.append((x, line))
+        x += length
+    marks = []
+    for number, (row, (left, line)) in enumerate(zip(rows, places, strict=True)):
+        y = TOP - 20 - _LEGEND_ROW * (places[-1][1] - line)
         colour = COLOURS[number % len(COLOURS)]
-        marks.append(f'<rect x="{x:.0f}" y="{TOP - 14}" width="10" height="10" rx="2" fill="{colour}"/>')
-        marks.append(f'<text x="{x + 15:.0f}" y="{TOP - 5}" class="tick">{escape(row.name)}</text>')
-        x += 34 + 6.4 * len(row.name)
-    return marks
+        marks.append(f'<rect x="{left:.0f}" y="{y}" width="10" height="10" rx="2" fill="{colour}"/>')
+        marks.append(f'<text x="{left + 15:.0f}" y="{y + 9}" class="tick">{escape(row.name)}</text>')
+    return marks, _LEGEND_ROW * (places[-1][1] + 1) - 6
 
 
-def _frame(title: str, x_label: str, y_label: str, marks: Sequence[str]) -> str:
+def _frame(title: str, x_label: str, y_label: str, marks: Sequence[str], *, above: int = 0) -> str:
+    """``above``: pixels by which the picture is higher than usual, between its title and the plot."""
     middle, centre = (LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2
     style = (
         f".title{{font:600 14px sans-serif;fill:{_INK}}}"
         f".label{{font:12px sans-serif;fill:{_INK};text-anchor:middle}}"
-        f".tick{{font:11px sans-serif;fill:#6b746e}}.middle{{text-anchor:middle}}.end{{text-anchor:end}}"
-        ".small{font:9px sans-serif;fill:#6b746e}.light{fill:#fff}.lowest{stroke:#fff;stroke-width:2}"
+        f".tick{{font:11px sans-serif;fill:{_SOFT}}}.middle{{text-anchor:middle}}.end{{text-anchor:end}}"
+        f".small{{font:9px sans-serif;fill:{_SOFT}}}.light{{fill:#fff}}.lowest{{stroke:#fff;stroke-width:2}}"
         f".grid{{stroke:{_GRID}}}.target{{stroke:#b0463c;stroke-dasharray:5 4}}"
     )
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-            f'aria-label="{escape(title)}">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 {-above} {WIDTH} {HEIGHT + above}" '
+            f'role="img" aria-label="{escape(title)}">',
             f"<style>{style}</style>",
-            f'<text x="{LEFT}" y="18" class="title">{escape(title)}</text>',
+            f'<text x="{LEFT}" y="{18 - above}" class="title">{escape(title)}</text>',
             *marks,
             f'<text x="{middle}" y="{HEIGHT - 10}" class="label">{escape(x_label)}</text>',
             f'<text transform="translate(15 {centre}) rotate(-90)" class="label">{escape(y_label)}</text>',
@@ -207,6 +223,29 @@ class _Scale:
 
     def __call__(self, value: float) -> float:
         return self._first + (value - self._low) * self._slope
+
+
+class _LogScale(_Scale):
+    """The same of the logarithm; values are above 0."""
+
+    def __init__(self, low: float, high: float, first: float, last: float) -> None:
+        super().__init__(math.log(low), math.log(high), first, last)
+
+    def __call__(self, value: float) -> float:
+        return super().__call__(math.log(value))
+
+
+def _above_zero(row: Points) -> Points:
+    kept = [(x, y) for x, y in zip(row.x, row.y, strict=True) if x > 0]
+    return replace(row, x=[x for x, _ in kept], y=[y for _, y in kept])
+
+
+def _ratio_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 of each power of ten in ``[low, high]``; the powers alone where these are many."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    factors = (1, 2, 5) if len(powers) <= 4 else (1,)
+    ticks = [factor * 10.0**power for power in powers for factor in factors]
+    return [tick for tick in ticks if low <= tick <= high]
 
 
 def _ticks(low: float, high: float, wanted: int = 5) -> list[float]:

@@ -32,7 +32,7 @@ _ROWS, _COLUMNS = 2500, 4000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodecSpeed:
-    """Medians over alternating runs, in seconds: a float32 copy, encoding, decoding with accumulation."""
+    """Medians over alternating runs, in CPU seconds: a float32 copy, encoding, decoding with accumulation."""
 
     codec: str
     parameters: int
@@ -56,7 +56,8 @@ _SECTION = """
 ## Codecs
 
 `make bench ARGS="--only codec"`: {parameters:,} parameters, in copies of the float32 vector in the same
-run; median of {runs} alternating runs. Decoding includes the check of the payload and the addition to a sum.
+run, by CPU time; median of {runs} alternating runs. Decoding includes the check of the payload and the addition
+to a sum.
 
 | codec | payload, bytes | copy, ms | encode, copies | decode and add, copies |
 | --- | --- | --- | --- | --- |
@@ -122,6 +123,6 @@ def _speed(name: str, layout: TensorLayout, delta: npt.NDArray[np.float32], runs
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
+    started = time.thread_time()
     work()
-    return time.perf_counter() - started
+    return time.thread_time() - started

@@ -22,6 +22,11 @@ from models.zoo.catalogue import find
 
 __all__ = ["run"]
 
+_SETTINGS = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # actors would run at 15: behind whatever else the machine does
+}
 client = ClientApp()
 
 
@@ -46,7 +51,7 @@ def train(message: Message, context: Context) -> Message:
 
 def run(devices: int, versions: int) -> dict[str, Any]:
     """Rounds of all clients; its telemetry and Ray's are off, and Ray listens on loopback alone."""
-    os.environ |= {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    os.environ |= _SETTINGS
     artifact = find("digits-mlp").open()
     first = list(split_flat(artifact.initial_weights(), artifact.layout).values())
     marks = Marks(_cpu_of_all)

@@ -10,11 +10,13 @@ import argparse
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -101,10 +103,18 @@ def peers(*, devices: int = DEVICES, versions: int = VERSIONS, runs: int = RUNS)
 def _run(way: str, devices: int, versions: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "hil.bench.peers", "--run", way, str(devices), str(versions)]
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, check=True, stdout=subprocess.PIPE, text=True, env=environment, timeout=LONGEST_S
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
     )
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    try:
+        printed, _ = process.communicate(timeout=LONGEST_S)
+    finally:  # Ray's servers outlive a run that fails
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    figures: dict[str, Any] = json.loads(printed.splitlines()[-1])
     return figures
 
 

@@ -52,7 +52,7 @@ def _time(workload: str, curves: Mapping[Cell, LearningCurve]) -> str:
         title=f"{workload}: accuracy over time, one bit",
         x_label="virtual seconds",
         y_label="accuracy",
-        decades=True,
+        log_x=True,
     )
 
 
@@ -62,7 +62,7 @@ def _bytes(workload: str, curves: Mapping[Cell, LearningCurve]) -> str:
         title=f"{workload}: accuracy over all MQTT bytes up, {_SHOWN}",
         x_label="bytes up, all devices",
         y_label="accuracy",
-        decades=True,
+        log_x=True,
     )
 
 

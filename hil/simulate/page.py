@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 from hil.page_style import PAGE_STYLE
 from hil.plots import COLOURS, Points, bar_chart, line_chart
-from hil.simulate.result import SimulationResult, VersionRow
+from hil.simulate.result import SimulationResult
 
 __all__ = ["write_comparison", "write_run"]
 
@@ -25,7 +26,7 @@ def write_run(folder: Path, result: SimulationResult, *, summary: str = "") -> P
         *(f'<div class="plot">{plot}</div>' for plot in _plots([result])),
         "</div>",
     ]
-    told = f"{summary}. " if summary else ""
+    told = f"{summary[0].upper()}{summary[1:]}. " if summary else ""
     page.write_text(
         "\n".join(_page(f"Simulation: {result.name}", told + _said(result), body)), encoding="utf-8"
     )
@@ -127,29 +128,48 @@ def _plots(results: Sequence[SimulationResult]) -> Iterator[str]:
     told = any(row.accuracy is not None for result in shown for row in result.history)
     quality = "accuracy" if told else "loss"
     target = results[0].target if told and len({result.target for result in results}) == 1 else None
+    clock = _Unit.of_times([row.virtual_s for result in shown for row in result.history])
+    sent = _Unit.of_bytes([row.bytes_up for result in shown for row in result.history])
     by_time, by_bytes, versions = [], [], []
+    worst: list[Points] = []
     for result in shown:
         name = quality if len(shown) == 1 else result.name
         rows = [row for row in result.history if getattr(row, quality) is not None]
         good = [getattr(row, quality) for row in rows]
-        by_time.append(Points(name=name, x=[_minutes(row) for row in rows], y=good))
-        by_bytes.append(Points(name=name, x=[row.bytes_up / 1e6 for row in rows], y=good))
-        minutes = [_minutes(row) for row in result.history]
-        versions.append(Points(name=name, x=minutes, y=[float(row.version) for row in result.history]))
-    if len(shown) == 1:
-        by_time += _worst(shown[0])
+        by_time.append(Points(name=name, x=clock.of([row.virtual_s for row in rows]), y=good))
+        by_bytes.append(Points(name=name, x=sent.of([row.bytes_up for row in rows]), y=good))
+        times = clock.of([row.virtual_s for row in result.history])
+        versions.append(Points(name=name, x=times, y=[float(row.version) for row in result.history]))
+        worst += _worst(result, clock, name=None if len(shown) == 1 else result.name)
+    # Side by side on one axis, the longest of very different runs would leave the others no room.
+    ends = [points.x[-1] for points in by_time if points.x and points.x[-1] > 0]
+    apart = len(ends) > 1 and max(ends) > 3 * min(ends)
     title = quality.capitalize()
     yield line_chart(
-        by_time, title=f"{title} over time", x_label="virtual minutes", y_label=quality, target=target
+        by_time + (worst if len(shown) == 1 else []),
+        title=f"{title} over time",
+        x_label=f"virtual {clock.name}",
+        y_label=quality,
+        target=target,
+        log_x=apart,
     )
+    if len(shown) > 1 and worst:
+        group = _group(shown)
+        yield line_chart(
+            worst,
+            title=f"Accuracy on the worst {group} over time",
+            x_label=f"virtual {clock.name}",
+            y_label="accuracy",
+            log_x=apart,
+        )
     yield line_chart(
         by_bytes,
         title=f"{title} over what was sent",
-        x_label="MB up, all devices",
+        x_label=f"{sent.name} up, all devices",
         y_label=quality,
         target=target,
     )
-    yield line_chart(versions, title="Versions", x_label="virtual minutes", y_label="version")
+    yield line_chart(versions, title="Versions", x_label=f"virtual {clock.name}", y_label="version")
     if len(shown) == 1 and shown[0].by_group:
         groups = shown[0].by_group
         yield bar_chart(
@@ -161,46 +181,67 @@ def _plots(results: Sequence[SimulationResult]) -> Iterator[str]:
         )
 
 
-def _worst(result: SimulationResult) -> Iterator[Points]:
+def _worst(result: SimulationResult, clock: "_Unit", *, name: str | None) -> Iterator[Points]:
     """The line of the group that is served worst, which is not always the same."""
     rows = [row for row in result.history if row.worst_group is not None]
     if rows:
         worst = [row.worst_group or 0.0 for row in rows]
-        yield Points(name=f"worst {result.groups_of}", x=[_minutes(row) for row in rows], y=worst)
+        times = clock.of([row.virtual_s for row in rows])
+        yield Points(name=name or f"worst {result.groups_of}", x=times, y=worst)
 
 
-def _minutes(row: VersionRow) -> float:
-    return row.virtual_s / 60
+def _group(results: Sequence[SimulationResult]) -> str:
+    """What groups are called, where all call them the same."""
+    names = {result.groups_of for result in results if result.by_group}
+    return names.pop() if len(names) == 1 else "group"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Unit:
+    """A unit in which the largest of some numbers is easily read."""
+
+    name: str
+    size: float
+
+    @classmethod
+    def of_times(cls, seconds: Sequence[float]) -> "_Unit":
+        longest = max(seconds, default=0.0)
+        units = (("days", 86400.0, 4), ("hours", 3600.0, 5), ("minutes", 60.0, 5), ("seconds", 1.0, 0))
+        return next(cls(name=name, size=size) for name, size, least in units if longest >= least * size)
+
+    @classmethod
+    def of_bytes(cls, counts: Sequence[float]) -> "_Unit":
+        most = max(counts, default=0.0)
+        units = (("GB", 1e9, 1), ("MB", 1e6, 1), ("kB", 1e3, 0))
+        return next(cls(name=name, size=size) for name, size, least in units if most >= least * size)
+
+    def of(self, values: Sequence[float]) -> list[float]:
+        return [value / self.size for value in values]
 
 
 def _table(results: Sequence[SimulationResult]) -> Iterator[str]:
-    headings = (
-        "run",
-        "accuracy",
-        "worst group",
-        "loss",
-        "target at",
-        "versions",
-        "updates",
-        "virtual time",
-        "up",
-        "down",
-        "lost",
-    )
-    yield "<table><tr>" + "".join(f"<th>{name}</th>" for name in headings) + "</tr>"
-    for result in results:
-        cells = (
-            result.name,
-            shown_share(result.accuracy),
-            f"{shown_share(result.worst_group)}{f' ({result.groups_of})' if result.by_group else ''}",
-            shown_loss(result.loss),
-            shown_time(result.reached.virtual_s) if result.reached else "-",
-            str(result.versions),
-            f"{result.accepted:,}",
-            shown_time(result.virtual_s),
-            shown_bytes(result.bytes_up),
-            shown_bytes(result.bytes_down),
-            str(result.losses),
-        )
+    """A row for each run; a column that says nothing of any of them is left out."""
+    group = _group(results)
+    columns: dict[str, list[str]] = {
+        "run": [result.name for result in results],
+        "accuracy": [shown_share(result.accuracy) for result in results],
+        f"worst {group}": [_worst_cell(result, group) for result in results],
+        "loss": [shown_loss(result.loss) for result in results],
+        "target at": [shown_time(result.reached.virtual_s) if result.reached else "-" for result in results],
+        "versions": [str(result.versions) for result in results],
+        "updates": [f"{result.accepted:,}" for result in results],
+        "virtual time": [shown_time(result.virtual_s) for result in results],
+        "up": [shown_bytes(result.bytes_up) for result in results],
+        "down": [shown_bytes(result.bytes_down) for result in results],
+        "lost": [str(result.losses) for result in results],
+    }
+    told = {name: cells for name, cells in columns.items() if set(cells) != {"-"}}
+    yield '<div class="wide"><table><tr>' + "".join(f"<th>{escape(name)}</th>" for name in told) + "</tr>"
+    for cells in zip(*told.values(), strict=True):
         yield "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
-    yield "</table>"
+    yield "</table></div>"
+
+
+def _worst_cell(result: SimulationResult, group: str) -> str:
+    said = shown_share(result.worst_group)
+    return f"{said} ({result.groups_of})" if result.by_group and group == "group" else said

@@ -193,7 +193,9 @@ def _configuration(
     for key in ("plan", "update"):
         if not isinstance(tables.get(key, {}), dict):
             raise ConfigError(f"{base}: fleet: {key} must be a table")
-    own = {"fleet": "simulation", "state": str(state), "artifact": str(artifact.path)}
+    # Absolute: a configuration's own paths are from its file's folder, these from where we are.
+    paths = {"state": str(state.absolute()), "artifact": str(artifact.path.absolute())}
+    own = {"fleet": "simulation", **paths}
     tables["plan"] = {**tables.get("plan", {}), **(plan or {})}
     tables["update"] = {"codec": codec, **tables.get("update", {})}
     configuration = check_table(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hil.plots import HEIGHT, LEFT, TOP, WIDTH, Bars, Points, bar_chart, grouped_bars, line_chart
+from hil.plots import HEIGHT, LEFT, RIGHT, TOP, WIDTH, Bars, Points, bar_chart, grouped_bars, line_chart
 
 SVG = "{http://www.w3.org/2000/svg}"
 NASTY = "a <b> & \"c\" 'd' é"
@@ -65,6 +65,36 @@ def test_names_are_escaped_and_nothing_is_loaded(references, scattered):
         assert references(svg) == []
 
 
+def test_on_a_logarithmic_axis_the_same_ratio_is_as_wide():
+    """Seconds and days in one picture; what is at 0 has no place, and ticks stand inside the plot."""
+    row = Points(name="row", x=[0, 1, 10, 100], y=[0, 1, 2, 3])
+    drawn = ElementTree.fromstring(line_chart([row], title="t", x_label="x", y_label="y", log_x=True))
+    first, second, third = numbers(drawn, "circle", "cx")
+    assert second - first == pytest.approx(third - second, abs=0.2)
+    assert (first, third) == (LEFT, WIDTH - RIGHT)
+    assert {"1", "2", "5", "10", "20", "50", "100"} <= set(texts(drawn))
+
+
+@given(points=st.lists(st.tuples(st.floats(1e-9, 1e9), finite), min_size=1, max_size=12))
+def test_any_points_lie_inside_a_logarithmic_plot(points):
+    """Even one alone, or all on one spot."""
+    row = Points(name="row", x=[x for x, _ in points], y=[y for _, y in points])
+    drawn = ElementTree.fromstring(line_chart([row], title="t", x_label="x", y_label="y", log_x=True))
+    assert all(LEFT - 1 <= x <= WIDTH for x in numbers(drawn, "circle", "cx"))
+
+
+def test_a_legend_of_many_long_names_stays_inside_and_above_the_plot():
+    """It takes as many rows as it needs, and the picture grows by them."""
+    rows = [Points(name=f"a rather long name of run {number}", x=[1, 2], y=[1, 2]) for number in range(8)]
+    drawn = ElementTree.fromstring(line_chart(rows, title="t", x_label="x", y_label="y"))
+    _, top, width, height = map(float, drawn.attrib["viewBox"].split())
+    marks = [float(mark.attrib["y"]) for mark in drawn.iter(f"{SVG}rect")]
+    assert len(set(marks)) > 1
+    assert all(top < mark < TOP - 10 for mark in marks)
+    assert (width, top + height) == (WIDTH, HEIGHT)
+    assert all(float(mark.attrib["x"]) < WIDTH - 100 for mark in drawn.iter(f"{SVG}rect"))
+
+
 def test_a_plot_of_nothing_says_so():
     """No axis is made up."""
     for svg in (
@@ -72,16 +102,6 @@ def test_a_plot_of_nothing_says_so():
         bar_chart([], [], title="t", x_label="x", y_label="y"),
     ):
         assert "no data" in texts(ElementTree.fromstring(svg))
-
-
-def test_decades_are_as_far_from_each_other():
-    """A logarithmic axis, and what stands at its marks are the values themselves."""
-    row = Points(name="row", x=[10, 100, 1000], y=[1, 2, 3])
-    text = line_chart([row], title="t", x_label="x", y_label="y", decades=True)
-    drawn = ElementTree.fromstring(text)
-    first, second, third = numbers(drawn, "circle", "cx")
-    assert second - first == pytest.approx(third - second, abs=0.2)
-    assert {"10", "100", "1000"} <= set(texts(drawn))
 
 
 def test_groups_of_bars_show_how_low_each_may_come():

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from click.testing import CliRunner
 from broker_coordinator.books.audit import audit
 from fl_protocol.errors import ConfigError
 from hil.simulate.command import simulate
-from hil.simulate.scenario import READY, read_scenario, run_scenario
+from hil.simulate.page import write_comparison
+from hil.simulate.scenario import READY, SCENARIOS, read_scenario, run_scenario
 from models.zoo.command import DATASETS
 
 SMALL = ["devices=12", "versions=2", "hidden=8", "per_device=30", "fleet.buffer.size=4", 'runtimes=["numpy"]']
@@ -219,6 +221,32 @@ def test_the_command_writes_pages_and_figures(tmp_path):
         assert "http" not in text.replace("http://www.w3.org", "")
     assert json.loads((out / "iid.json").read_text())["state_hash"] == figures[0]["state_hash"]
     assert audit(out / "iid-coordinator").balanced
+
+
+def test_a_state_folder_lies_where_the_command_was_typed(tmp_path, monkeypatch):
+    """Not beside the scenario's file, which may be one that came along, in the installed package."""
+    monkeypatch.chdir(tmp_path)
+    arguments = ["iid", "--devices", "12", "--out", "out"]
+    for change in SMALL[1:]:
+        arguments += ["--set", change]
+    ran = CliRunner().invoke(simulate, arguments)
+    assert ran.exit_code == 0, ran.output
+    assert audit(tmp_path / "out" / "iid-coordinator").balanced
+    assert not (SCENARIOS / "out").exists()
+
+
+def test_a_comparison_leaves_out_what_no_run_tells(tmp_path):
+    """A target that none had is no column; runs whose times lie apart are drawn over ratios of time."""
+    runs = [run_scenario(read_scenario("iid", SMALL)), run_scenario(read_scenario("dirichlet", SMALL))]
+    late = tuple(replace(row, virtual_s=100 * row.virtual_s) for row in runs[1].history)
+    near = write_comparison(tmp_path, runs).read_text()
+    assert "<th>worst class</th>" in near
+    assert "Accuracy on the worst class over time" in near
+    assert "target at" not in near
+    apart = write_comparison(tmp_path, [runs[0], replace(runs[1], history=late)]).read_text()
+    assert apart != near
+    with_target = replace(runs[0], target=0.1, reached=runs[0].history[0])
+    assert "<th>target at</th>" in write_comparison(tmp_path, [with_target, runs[1]]).read_text()
 
 
 @pytest.mark.parametrize(
