@@ -50,11 +50,14 @@ def stage_native_programs(folder: Path) -> list[Path]:
         shutil.copy(path, home / name)
         libraries |= _loaded(path)
     for library in libraries:
-        # /lib is a link in the root, /lib64 is not there: a folder does.
-        target = folder / re.sub(r"^/lib/", "/usr/lib/", library).lstrip("/")
+        # /lib and its like are links in the root, or a merged /usr would be none.
+        target = folder / re.sub(r"^/lib", "/usr/lib", library).lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(library, target)
-    return [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    if (folder / "usr" / "lib64").exists():
+        (folder / "lib64").symlink_to("usr/lib64")
+    there = (path for path in folder.rglob("*") if path.is_symlink() or path.is_file())
+    return [path.relative_to(folder) for path in there]
 
 
 def remove_native_programs(root: Path, staged: list[Path]) -> None:

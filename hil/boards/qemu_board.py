@@ -27,6 +27,7 @@ FIRST_BOOT_S = 900.0
 SAMPLES_S = 300.0
 STOP_S = 180.0
 DISK_S = 120.0
+ANSWER_S = 5.0
 STATUS_EVERY_S = 0.5
 MEMORY_EVERY_S = 3.0
 POLL_S = 2.0
@@ -213,7 +214,7 @@ class QemuBoard:
 
     def _up(self) -> bool:
         """Whether its system has booted; seen for the first time, what an earlier boot said is removed."""
-        if not self._is_up and self.machine.running and self.machine.agent.answers():
+        if not self._is_up and self.machine.running and self.machine.agent.answers(ANSWER_S):
             with contextlib.suppress(BoardFailure):
                 # An agent often has the number that it had before the power cut: that one's word is not its.
                 words = ["/usr/bin/find", _STATUS, "!", "-newer", _BOOTED, "-delete"]
