@@ -6,9 +6,10 @@ EXTRAS := onnx,litert,coordinator,models
 TFLITE_PYTHON ?= python3.11
 TFLITE_VENV := .venv-tflite
 FRAMEWORKS_VENV := .venv-frameworks
+PEERS_VENV := .venv-peers
 JOBS ?= 2
 
-.PHONY: hil setup demo demo-mixed test test-frameworks test-tflite test-aarch64 test-releases check bench chaos soak zoo format clean
+.PHONY: hil setup demo demo-mixed test test-frameworks test-tflite test-aarch64 test-releases check bench bench-peers chaos soak zoo format clean
 
 setup: $(VENV)/.ready
 
@@ -37,6 +38,13 @@ $(FRAMEWORKS_VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv --without-pip $(FRAMEWORKS_VENV)
 	$(PYTHON) -m pip --python $(FRAMEWORKS_VENV)/bin/python install --quiet --upgrade 'pip>=25.1'
 	$(FRAMEWORKS_VENV)/bin/python -m pip install --quiet --editable '.[$(EXTRAS)]' --group frameworks
+	touch $@
+
+# Flower with its simulation engine, Ray: apart too, since it holds back packages that the others need newer.
+$(PEERS_VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv --without-pip $(PEERS_VENV)
+	$(PYTHON) -m pip --python $(PEERS_VENV)/bin/python install --quiet --upgrade 'pip>=25.1'
+	$(PEERS_VENV)/bin/python -m pip install --quiet --editable '.[$(EXTRAS)]' --group peers
 	touch $@
 
 demo: setup
@@ -75,6 +83,10 @@ check: setup
 bench: setup
 	$(BIN)/python -m hil.bench $(ARGS)
 
+# The section peers of the benches, beside Flower's simulation; the other sections keep their figures.
+bench-peers: $(PEERS_VENV)/.ready
+	$(PEERS_VENV)/bin/python -m hil.bench --only peers $(ARGS)
+
 # A fleet of real processes is broken for three minutes, and its books are read: docs/reliability.md. As root
 # its disks fill up too; with a C compiler its clocks jump. ARGS="--seed N" repeats a run.
 chaos: setup
@@ -100,4 +112,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(TFLITE_VENV) $(FRAMEWORKS_VENV) .emulation .releases build dist demo-out
+	rm -rf $(VENV) $(TFLITE_VENV) $(FRAMEWORKS_VENV) $(PEERS_VENV) .emulation .releases build dist demo-out

@@ -26,7 +26,7 @@ from broker_coordinator.service_tables import (
     RetentionTable,
     TlsTable,
 )
-from fl_io.configuration import check_table, read_configuration
+from fl_io.configuration import check_rules, read_configuration
 from fl_protocol.codec.spec import CodecSpec
 from fl_protocol.errors import CodecError
 from fl_protocol.plan import TrainingPlan
@@ -59,6 +59,9 @@ MOST = 10**9
 SELECTIONS = ("auto", "open", "random", "fair", "train")
 IN_FLIGHT_PER_K = 3
 """A full step at high staleness diverges: in flight stays near three buffers."""
+IN_FLIGHT_FEDASYNC = 10
+"""Of versions of one update each: three in flight, and soon stragglers alone would hold the places. Its steps
+are damped by its mixing and by their staleness."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +78,7 @@ class PlanTable:
     deadline_s: float = 600.0
 
     def __post_init__(self) -> None:
-        check_table(
+        check_rules(
             (1 <= self.epochs <= 10_000, "epochs must be from 1 to 10000"),
             (1 <= self.batch_size <= 1 << 20, "batch_size must be from 1 to 1048576"),
             (0 <= self.lr <= 1e6, "lr must be from 0 to 1e6"),
@@ -108,7 +111,7 @@ class UpdateTable:
     max_examples: int = 100_000
 
     def __post_init__(self) -> None:
-        check_table((1 <= self.max_examples <= MOST, f"max_examples must be from 1 to {MOST}"))
+        check_rules((1 <= self.max_examples <= MOST, f"max_examples must be from 1 to {MOST}"))
         try:
             CodecSpec.parse(self.codec)
             usable_codec(self.codec)
@@ -123,7 +126,8 @@ class UpdateTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectionTable:
-    """``[selection]``: who trains. ``in_flight`` 0 means three buffers, and in rounds the cohort.
+    """``[selection]``: who trains. ``in_flight`` 0 means three buffers, ten with ``fedasync``, and in
+    rounds the cohort.
 
     ``open`` draws ``participation`` of the fleet by hash; ``random`` and ``fair`` (fewest turns first) grant
     leases. ``auto`` grants leases at random where more devices are on line than may be in flight, else it is
@@ -137,7 +141,7 @@ class SelectionTable:
     lease_s: float = 600.0
 
     def __post_init__(self) -> None:
-        check_table(
+        check_rules(
             (self.kind in SELECTIONS, "kind must be auto, open, random or fair"),
             (0 < self.participation <= 1, "participation must be above 0 and at most 1"),
             (0 <= self.spread_s <= 86400, "spread_s must be from 0 to 86400"),
@@ -166,8 +170,9 @@ class BufferTable:
     """``[buffer]``: a version closes at ``size`` updates, or after ``flush_after_s`` with ``min_updates``.
 
     ``fedbuff`` buffers what comes. ``fedasync`` makes a version of each update (``size`` is 1), ``mixing`` is
-    its alpha. ``rounds`` asks a cohort of ``size * over_selection`` for each version; what comes ``late``,
-    from an earlier round, is taken with its staleness (``accept``) or not (``refuse``).
+    its alpha. ``rounds`` asks a cohort of ``size * over_selection`` for each version; whom a round leaves
+    behind gives up and may be asked again at once (``late = refuse``), or is waited for, and what comes late
+    is taken with its staleness (``accept``).
     """
 
     kind: str = "fedbuff"
@@ -175,12 +180,12 @@ class BufferTable:
     flush_after_s: float = 600.0
     min_updates: int = 1
     over_selection: float = 1.3
-    late: str = "accept"
+    late: str = "refuse"
     mixing: float = 0.6
 
     def __post_init__(self) -> None:
         rounds = self.kind == "rounds"
-        check_table(
+        check_rules(
             (self.kind in BUFFERS, f"kind must be one of {', '.join(BUFFERS)}"),
             (self.kind != "fedasync" or self.size == 1, "fedasync makes a version of each update: size = 1"),
             (1 <= self.over_selection <= 10, "over_selection must be from 1 to 10"),
@@ -210,7 +215,7 @@ class AggregatorTable:
     age: int | None = None
 
     def __post_init__(self) -> None:
-        check_table(
+        check_rules(
             *kind_rules("kind", self.kind, AGGREGATOR_OPTIONS, self._given),
             (self.trim is None or 0 <= self.trim < 0.5, "trim must be at least 0 and below 0.5"),
             (self.attackers is None or self.attackers >= 0, "attackers must not be negative"),
@@ -238,7 +243,7 @@ class StalenessTable:
     slope: float = 0.3
 
     def __post_init__(self) -> None:
-        check_table(
+        check_rules(
             (
                 self.kind in ("constant", "polynomial", "hinge"),
                 "kind must be constant, polynomial or hinge",
@@ -261,7 +266,7 @@ class ServerTable:
 
     def __post_init__(self) -> None:
         betas = [beta for beta in (self.beta1, self.beta2) if beta is not None]
-        check_table(
+        check_rules(
             *kind_rules("optimizer", self.optimizer, OPTIMIZER_OPTIONS, self._given),
             (self.lr is None or 0 < self.lr <= 1e6, "lr must be above 0 and at most 1e6"),
             (all(0 <= beta < 1 for beta in betas), "beta1 and beta2 must be at least 0 and below 1"),
@@ -323,7 +328,7 @@ class FleetConfiguration:
     identity: IdentityTable = field(default_factory=IdentityTable)
 
     def __post_init__(self) -> None:
-        check_table(
+        check_rules(
             (valid_name(self.fleet), "fleet must be 1 to 64 of A-Z a-z 0-9 . _ -"),
             (valid_name(self.task), "task must be 1 to 64 of A-Z a-z 0-9 . _ -"),
             (self.stop_after_versions >= 0, "stop_after_versions must not be negative"),
@@ -354,7 +359,8 @@ class FleetConfiguration:
         """How many leases may be held at a time."""
         if self.buffer.kind == "rounds":
             return self.selection.in_flight or self._cohort
-        return self.selection.in_flight or IN_FLIGHT_PER_K * self.buffer.size
+        usual = IN_FLIGHT_FEDASYNC if self.buffer.kind == "fedasync" else IN_FLIGHT_PER_K * self.buffer.size
+        return self.selection.in_flight or usual
 
     @property
     def choice(self) -> Selection:

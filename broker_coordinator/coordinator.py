@@ -7,7 +7,7 @@ and clock are arguments: a simulator calls both itself, ``run`` is the loop for 
 import logging
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from broker_coordinator.keys import Signing
 from broker_coordinator.leasing import Commands, Leasing
 from broker_coordinator.metrics import Figures
 from broker_coordinator.outgoing import Outgoing
+from broker_coordinator.progress import Progress, unwatched
 from broker_coordinator.publication.edition import Editor
 from broker_coordinator.publication.publisher import Publisher
 from broker_coordinator.publication.shelf import BlobShelf
@@ -56,6 +57,7 @@ INBOX_WINDOWS = 4
 
 class Coordinator:
     """One task of one fleet. Whoever makes it holds the state folder's lock; it begins a new term.
+    ``progress`` hears of the pieces of work that may be long: here, and within a turn.
 
     Raises:
         ArtifactError: the artifact is damaged.
@@ -78,7 +80,9 @@ class Coordinator:
         entropy: Callable[[int], bytes] = secrets.token_bytes,
         broker_name: str = "",
         insecure: bool = False,
+        progress: Progress = unwatched,
     ) -> None:
+        self._progress = progress
         state = Path(configuration.state)
         self._configuration = configuration
         self._store = store
@@ -102,6 +106,7 @@ class Coordinator:
             clock=clock,
             last_number=configuration.stop_after_versions,
             disk=disk,
+            progress=progress,
         )
         self._outgoing = Outgoing(transport)
         self._inbox = Inbox(INBOX_WINDOWS * configuration.ingest.window_bytes, transport.acknowledge)
@@ -227,6 +232,17 @@ class Coordinator:
         return self._assessment.newest
 
     @property
+    def aggregator_fault(self) -> str:
+        """Why the aggregation rule fails, in a sentence that names it; empty where it does not."""
+        return self._model.fault
+
+    @property
+    def verdicts(self) -> tuple[int, Mapping[str, int], int]:
+        """Since this coordinator was made: updates accepted, refused by reason, and trainings that failed."""
+        ingest = self._ingest
+        return ingest.accepted, ingest.refused, ingest.device_events["error"]
+
+    @property
     def weights(self) -> NDArray[np.float32]:
         """Its master weights, float32[n]; not to be written to."""
         return self._model.state.master
@@ -259,7 +275,7 @@ class Coordinator:
             updates_folded=self._folded,
             waiting=self._model.waiting,
             quarantined=self._journal.quarantined + self._model.quarantined,
-            aggregator_fault=self._model.fault,
+            aggregator_fault=self.aggregator_fault,
             runtimes=self._store.runtimes(),
             refused=dict(self._ingest.refused),
             rejected=dict(self._ingest.rejected),
@@ -400,6 +416,7 @@ class Coordinator:
         while len(self._intake):
             batch = self._intake.commit()
             self._unpruned = True
+            self._progress()
             for update in batch.accepted:
                 self._model.fold(update, batch.decoded.get(update.accept_seq))
             if batch.rolled_back:
@@ -419,6 +436,7 @@ class Coordinator:
             self._committed_at = self._clock.monotonic()
             _log.info("version %d from %d updates (%s)", version.number, version.updates, version.closed_by)
             self._announce(version)
+            self._progress()
             self._tidy()
 
     def _tidy(self) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from broker_coordinator.progress import Progress, unwatched
 from broker_coordinator.storage.records import DeviceEvaluation
 from fl_protocol.errors import ConfigError
 from models.runtime import PREFERENCE, Batch, TrainingArtifact, open_session, split_flat
@@ -85,7 +86,8 @@ def caveat_of(artifact: TrainingArtifact) -> str:
 class HeldOut:
     """A held-out file, opened once together with the artifact that is measured on it.
 
-    The file is an npz with ``x`` [rows, ...] and ``y`` [rows, ...], as the artifact's graphs take them.
+    The file is an npz with ``x`` [rows, ...] and ``y`` [rows, ...], as the artifact's graphs take them;
+    ``progress`` hears of each batch that is measured.
 
     Raises:
         ConfigError: the file cannot be read, or does not fit the artifact.
@@ -93,8 +95,14 @@ class HeldOut:
     """
 
     def __init__(
-        self, artifact: TrainingArtifact, path: Path, *, runtimes: Sequence[str] = PREFERENCE
+        self,
+        artifact: TrainingArtifact,
+        path: Path,
+        *,
+        runtimes: Sequence[str] = PREFERENCE,
+        progress: Progress = unwatched,
     ) -> None:
+        self._progress = progress
         self._layout = artifact.layout
         self._x, self._y = _read(artifact, path)
         self._session, _ = open_session(artifact, runtimes)
@@ -114,6 +122,7 @@ class HeldOut:
             rows = slice(start, start + _BATCH_ROWS)
             for name, value in self._session.evaluate(named, Batch.of(self._x[rows], self._y[rows])).items():
                 sums[name] = sums.get(name, 0.0) + value
+            self._progress()
         return Evaluation(source="coordinator", devices=0, examples=len(self._x), sums=sums)
 
     def _check_classes(self, artifact: TrainingArtifact, path: Path) -> None:

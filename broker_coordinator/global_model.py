@@ -13,6 +13,7 @@ from broker_coordinator.aggregation.rules import ClipRule, FoldRules, StalenessR
 from broker_coordinator.aggregation.version_state import VersionFiles, VersionState
 from broker_coordinator.buffer import Buffer
 from broker_coordinator.configuration import FleetConfiguration
+from broker_coordinator.progress import Progress, unwatched
 from broker_coordinator.publication.shelf import BlobShelf
 from broker_coordinator.storage.records import AcceptedUpdate, VersionRecord
 from broker_coordinator.storage.store import Store
@@ -51,6 +52,7 @@ def fold_rules(configuration: FleetConfiguration, artifact: TrainingArtifact) ->
 
 class GlobalModel:
     """Opens the newest version of a store, or makes the first; the last is ``last_number`` (0: none).
+    ``progress`` hears of each update that is folded.
 
     Raises:
         ConfigError: the rules name something that does not exist.
@@ -68,7 +70,9 @@ class GlobalModel:
         clock: Clock,
         last_number: int = 0,
         disk: Disk = DISK,
+        progress: Progress = unwatched,
     ) -> None:
+        self._progress = progress
         self.rules = fold_rules(configuration, artifact)
         self.files = VersionFiles(Path(configuration.state), disk=disk)
         self.files.sweep()
@@ -220,7 +224,13 @@ class GlobalModel:
         return self._store.version(state.number) or record
 
     def _reopen(self) -> OpenVersion:
-        return OpenVersion(self._store, self.rules, self.state, through_seq=self.version.through_seq)
+        return OpenVersion(
+            self._store,
+            self.rules,
+            self.state,
+            through_seq=self.version.through_seq,
+            progress=self._progress,
+        )
 
     def _set_aside(self, reason: str) -> None:
         """Quarantine everything that waits: it makes no version that a device could read."""

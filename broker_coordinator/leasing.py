@@ -1,12 +1,13 @@
 """Leases, kept: granted to whom the selection chooses, said by signed commands, ended by time or an update.
 
-A lease only limits how many train at a time. The late update of one that expired is accepted like any.
+One ends too when its version falls below the horizon, for no update of it would be taken then. A lease only
+limits how many train at a time: the late update of one that expired is accepted like any.
 """
 
 import secrets
 from collections.abc import Callable
 
-from broker_coordinator.selection import Selection, expired
+from broker_coordinator.selection import Selection, over
 from broker_coordinator.storage.records import Lease
 from broker_coordinator.storage.store import Store
 from fl_protocol.clock import Clock
@@ -89,12 +90,12 @@ class Leasing:
         """
         now = self._clock.monotonic()
         leases = self._store.leases()
-        over = expired(leases, now, self._lease_s)
-        if over or self.dirty:
+        ended = over(leases, now, self._lease_s, self._store.office().horizon)
+        if ended or self.dirty:
             self.dirty = False
-            held = [lease for lease in leases if lease.lease_id not in over]
+            held = [lease for lease in leases if lease.lease_id not in ended]
             with self._store.transaction("coordinator.leases"):
-                for lease_id in over:
+                for lease_id in ended:
                     self._store.lapse_lease(lease_id)
                 chosen = self._selection.choose(version, self._store, held, arrived)
                 granted = [self._lease(device, version, now) for device in chosen]

@@ -13,7 +13,7 @@ from typing import Protocol
 from broker_coordinator.storage.records import Lease
 from fl_protocol.version import VersionId
 
-__all__ = ["LeaseSelection", "OpenSelection", "Roster", "RoundSelection", "Selection", "cohort", "expired"]
+__all__ = ["LeaseSelection", "OpenSelection", "Roster", "RoundSelection", "Selection", "cohort", "over"]
 
 
 class Roster(Protocol):
@@ -67,7 +67,8 @@ class LeaseSelection:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundSelection:
     """A cohort of ``size`` for each version: a member that has answered is not replaced, one whose lease
-    lapsed is. Stragglers of earlier rounds keep theirs until it lapses, and are not asked meanwhile.
+    lapsed is. The leases of a round that is closed are void where what comes late is refused, and anybody may
+    be asked again; where it is accepted, stragglers keep theirs, and are not asked before it lapses.
 
     Bonawitz et al., Towards Federated Learning at Scale: System Design (2019), section 4.
     """
@@ -88,9 +89,18 @@ def cohort(size: int, over_selection: float) -> int:
     return math.ceil(round(size * over_selection, 6))
 
 
-def expired(leases: Iterable[Lease], now: float, longest_s: float) -> Mapping[bytes, str]:
-    """Lease id and device of leases that are over.
+def over(
+    leases: Iterable[Lease], now: float, longest_s: float, horizon: tuple[int, int] = (0, 0)
+) -> Mapping[bytes, str]:
+    """Lease id and device of leases that are over: their time is, or an update of their version would be
+    refused as stale, being below ``horizon`` (epoch, number). In rounds that refuse what is late, that is so
+    for all of a round when it closes.
 
     One that would hold longer than any can was granted by the clock of an earlier boot: over too.
     """
-    return {lease.lease_id: lease.device for lease in leases if not now < lease.deadline <= now + longest_s}
+    return {
+        lease.lease_id: lease.device
+        for lease in leases
+        if not now < lease.deadline <= now + longest_s
+        or (lease.version.epoch, lease.version.number) < horizon
+    }

@@ -19,10 +19,11 @@ from broker_coordinator.http import HttpServer
 from broker_coordinator.keys import Signing, open_key
 from broker_coordinator.metrics import Figures
 from broker_coordinator.office import challenge, locked
+from broker_coordinator.storage.sqlite_database import DATABASE_NAME
 from broker_coordinator.storage.sqlite_store import SqliteStore
 from fl_io.clock import SystemClock
 from fl_io.mqtt import BrokerAddress, MqttTransport
-from fl_io.watchdog import Notifier, Watchdog
+from fl_io.watchdog import LONGEST_PIECE_S, Notifier, Watchdog
 from fl_protocol.errors import ConfigError, StorageError
 from models.runtime import TrainingArtifact, fixed_rows
 
@@ -31,6 +32,8 @@ __all__ = ["STATUS_FILE", "is_running", "read_status", "run_coordinator"]
 STATUS_FILE = Path("run") / "status.json"
 STATUS_EVERY_S = 0.25
 STALLED_S = 60.0
+SLOWEST_DISK = 2_000_000
+"""Bytes a second: a worn SD card."""
 PUBLISH_WINDOW = 512
 """A commit's receipts go out together: what the window does not hold waits for the next turn of the loop."""
 KEEPALIVE_S = 60
@@ -56,7 +59,11 @@ def run_coordinator(configuration: FleetConfiguration, *, insecure: bool = False
         stack.enter_context(locked(state))
         artifact = TrainingArtifact.open(configuration.artifact)
         _check_batch(configuration, artifact)
-        evaluate = HeldOut(artifact, configuration.held_out).evaluate if configuration.held_out else None
+        clock = SystemClock()
+        watchdog = Watchdog(Notifier(), clock)
+        held_out = configuration.held_out
+        evaluate = HeldOut(artifact, held_out, progress=watchdog.progress).evaluate if held_out else None
+        watchdog.progress(_reading_s(state / DATABASE_NAME))
         # The store comes before every other file: a folder that lost its database is not begun anew.
         store = SqliteStore.open(state)
         stack.callback(store.close)
@@ -71,7 +78,7 @@ def run_coordinator(configuration: FleetConfiguration, *, insecure: bool = False
             window=PUBLISH_WINDOW,
             tls=configuration.tls.files,
         )
-        clock = SystemClock()
+        watchdog.add(transport.fault)
         coordinator = Coordinator(
             configuration,
             artifact=artifact,
@@ -82,8 +89,17 @@ def run_coordinator(configuration: FleetConfiguration, *, insecure: bool = False
             evaluate=evaluate,
             broker_name=broker_name,
             insecure=plain,
+            progress=watchdog.progress,
         )
-        _serve(coordinator, configuration, Watchdog(Notifier(), clock, [transport.fault]), stack)
+        _serve(coordinator, configuration, watchdog, stack)
+
+
+def _reading_s(database: Path) -> float:
+    """How long it may take to read all of a database, as it is before it is used, on a slow disk."""
+    try:
+        return LONGEST_PIECE_S + database.stat().st_size / SLOWEST_DISK
+    except OSError:
+        return LONGEST_PIECE_S
 
 
 def _check_batch(configuration: FleetConfiguration, artifact: TrainingArtifact) -> None:
@@ -139,7 +155,7 @@ def _serve(
     watchdog: Watchdog,
     stack: contextlib.ExitStack,
 ) -> None:
-    status = _Status(coordinator, configuration.state / STATUS_FILE)
+    status = _Status(coordinator, configuration.state / STATUS_FILE, watchdog)
     if configuration.http.enabled:
         at = configuration.http
         server = HttpServer(at.host, at.port, figures=lambda: status.figures, fault=status.fault)
@@ -169,22 +185,22 @@ def _serve(
 class _Status:
     """The newest figures, for other threads, and in ``run/status.json`` for other processes."""
 
-    def __init__(self, coordinator: Coordinator, path: Path) -> None:
+    def __init__(self, coordinator: Coordinator, path: Path, watchdog: Watchdog) -> None:
         self._coordinator = coordinator
+        self._watchdog = watchdog
         self._path = path
         self._clock = SystemClock()
         self._written: Figures | None = None
         self._failures = 0
         self._next = 0.0
-        self._beat = self._clock.monotonic()
         path.parent.mkdir(exist_ok=True)
         self.figures = coordinator.figures()
 
     def update(self) -> None:
-        """Note that the loop turns; look at the figures twice a second."""
-        self._beat = self._clock.monotonic()
-        if self._beat >= self._next:
-            self._next = self._beat + STATUS_EVERY_S
+        """Look at the figures four times a second."""
+        now = self._clock.monotonic()
+        if now >= self._next:
+            self._next = now + STATUS_EVERY_S
             self.write()
 
     def write(self) -> None:
@@ -203,7 +219,7 @@ class _Status:
 
     def fault(self) -> str:
         """Why the coordinator is not well; empty if it is."""
-        silent = self._clock.monotonic() - self._beat
+        silent = self._watchdog.silent_s
         if silent > STALLED_S:
             return f"the loop has not turned for {silent:.0f} s"
         if self.figures.state == "connecting":

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from fl_io.configuration import check_table
+from fl_io.configuration import check_rules
 from fl_io.tls import TlsFiles
 
 __all__ = [
@@ -24,7 +24,7 @@ class HorizonTable:
     versions: int = 20
 
     def __post_init__(self) -> None:
-        check_table((self.versions >= 1, "versions must be at least 1"))
+        check_rules((self.versions >= 1, "versions must be at least 1"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class RetentionTable:
     days: float = 7.0
 
     def __post_init__(self) -> None:
-        check_table(
+        check_rules(
             (self.versions >= 1, "versions must be at least 1"),
             (self.bytes >= 0 and self.days >= 0, "bytes and days must not be negative"),
         )
@@ -51,7 +51,7 @@ class PublishTable:
     retain: str = "auto"
 
     def __post_init__(self) -> None:
-        check_table(
+        check_rules(
             (self.every_s >= 0, "every_s must not be negative"),
             (self.keep >= 3, "keep must be at least 3: a device may still be fetching an older version"),
             (self.retain in ("auto", "never"), "retain must be auto or never"),
@@ -66,7 +66,7 @@ class IngestTable:
     batch: int = 512
 
     def __post_init__(self) -> None:
-        check_table(
+        check_rules(
             (self.window_bytes >= 1 << 17, "window_bytes must be at least 131072"),
             (1 <= self.batch <= 4096, "batch must be from 1 to 4096"),
         )
@@ -81,7 +81,7 @@ class HttpTable:
     port: int = 0
 
     def __post_init__(self) -> None:
-        check_table(
+        check_rules(
             (bool(self.host), "host must be an address, as 127.0.0.1"),
             (0 <= self.port <= 65535, "port must be from 0 to 65535"),
         )

@@ -87,6 +87,8 @@ class Assignment:
         self.runtime = ""
         self.training_cpu_s = 0.0
         """CPU time that trainers took since this process began; evaluation and encoding not included."""
+        self.given_up = 0
+        """Trainings that were ended since this process began because their update would have come late."""
         self._configuration = configuration
         self._orders = orders
         self._cache = cache
@@ -143,10 +145,15 @@ class Assignment:
         return self._setbacks.standing or self._lookout.standing
 
     def should_cancel(self) -> bool:
-        """Whether a training under way must end now: paused, or a gate of the device shut."""
-        if not self._orders.paused and self._lookout.shut(in_training=True) is None:
+        """Whether a training under way must end now: paused, a gate of the device shut, or its update would
+        be refused as late."""
+        late = self._at_work is not None and self._orders.is_late(self._at_work.version)
+        if not late and not self._orders.paused and self._lookout.shut(in_training=True) is None:
             self.wait_s = max(self._lookout.next_at - self._clock.monotonic(), 0.0)
             return False
+        if late and not self._cancelled:
+            self.given_up += 1
+            _log.info("the training is given up: its update would come too late")
         self._cancelled = True
         self.wait_s = LOOK_EVERY_S
         return True
@@ -211,7 +218,7 @@ class Assignment:
         if self._outbox.made_update_for(version):
             return f"trained on version {version.epoch}.{version.number}; waiting for a newer one"
         if manifest.pacing.by_lease:
-            lease = self._orders.lease_for(version)
+            lease = self._orders.lease_for(manifest)
             return None if lease else "waiting for the coordinator's lease"
         if not participates(self._configuration.device, version, manifest.pacing.participation):
             return f"not drawn for version {version.epoch}.{version.number}"
@@ -276,7 +283,7 @@ class Assignment:
     def _train_job(self, manifest: TaskManifest) -> TrainJob:
         configuration = self._configuration
         self._cache.drop_old(manifest)
-        self._lease = self._orders.lease_for(manifest.version) if manifest.pacing.by_lease else None
+        self._lease = self._orders.lease_for(manifest) if manifest.pacing.by_lease else None
         return TrainJob(
             update_id=self._entropy(UPDATE_ID_BYTES),
             device_seed=self._folder.device_seed,
@@ -403,6 +410,8 @@ class Assignment:
 
 def _continues(begun: TaskManifest, newest: TaskManifest) -> bool:
     """Whether an update for ``begun`` is still of use when ``newest`` is out."""
+    if newest.is_late(begun.version):
+        return False
     return (begun.version.epoch, begun.fingerprint, begun.codec, begun.artifact) == (
         newest.version.epoch,
         newest.fingerprint,

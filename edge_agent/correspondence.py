@@ -83,7 +83,9 @@ class Correspondence:
             clock=clock,
         )
         self.downloads = Downloads(self._topics, device, transport, clock, disk=disk, chance=chance)
-        self.uploads = Uploads(self._topics, device, transport, clock, outbox, chance=chance)
+        self.uploads = Uploads(
+            self._topics, device, transport, clock, outbox, is_late=self.orders.is_late, chance=chance
+        )
 
     @property
     def missing_fleet(self) -> str:

@@ -91,6 +91,7 @@ class Orders:
         self._candidate: tuple[bytes, TaskManifest] | None = None
         self._commands: deque[tuple[bytes, Command, float]] = deque()
         self._dropped = b""
+        self._hurried = b""
         self._command_order = (-1, -1)
         self._old_restate_at = -math.inf
         self._patience = {TASK_CONTEXT: _Patience(), COMMAND_CONTEXT: _Patience()}
@@ -122,10 +123,15 @@ class Orders:
         """That manifest's envelope."""
         return self._envelope
 
-    def lease_for(self, version: VersionId) -> bytes | None:
-        """The lease to train on ``version``, if one runs: of this version, or of an older one."""
-        lease = self._lease
-        if lease is None or self._clock.monotonic() >= lease.ends:
+    def is_late(self, base: VersionId) -> bool:
+        """Whether the newest manifest whose signature held refuses updates that began at ``base``."""
+        return self._verified is not None and self._verified.is_late(base)
+
+    def lease_for(self, manifest: TaskManifest) -> bytes | None:
+        """The lease to train on the manifest's version, if one runs: of this version, or of an older one that
+        is not late. The leases of a round are void when it closes."""
+        lease, version = self._lease, manifest.version
+        if lease is None or self._clock.monotonic() >= lease.ends or manifest.is_late(lease.version):
             return None
         same_line = lease.version.epoch == version.epoch and lease.version.number <= version.number
         return lease.lease if same_line else None
@@ -193,6 +199,17 @@ class Orders:
         if self._candidate is None:
             return None
         return VerifyJob(envelope=self._candidate[0], context=TASK_CONTEXT, trusted_keys=self._keys)
+
+    def hurried_check(self, base: VersionId) -> VerifyJob | None:
+        """The check of a manifest that would make the training of ``base`` late; asked for once, for the
+        worker checks the newest one anyway when it is free."""
+        if self._candidate is None or self.manifest_respite() is not None:
+            return None
+        envelope, manifest = self._candidate
+        if envelope == self._hurried or not manifest.is_late(base):
+            return None
+        self._hurried = envelope
+        return self.manifest_check()
 
     def checked(self, job: VerifyJob, result: Verified) -> Command | None:
         """Take the outcome of a check; a command to obey, if it was one and holds."""

@@ -2,7 +2,8 @@
 
 One sqlite file in WAL mode with ``synchronous=FULL``: a verb returns after its commit is on the disk. An
 update leaves only by the coordinator's own word (``settle``) or by the drop policy: when the box would pass
-``max_bytes`` its oldest entries expire, and so do entries older than ``max_age_s``. The ledger says which.
+``max_bytes`` its oldest entries expire, and so do entries older than ``max_age_s``, and those that were never
+sent and would be refused as late. The ledger says which.
 
 An agent has a file of its own, and box 0 in it. Agents of one process may share a file (``OutboxFile``), a
 box each.
@@ -15,13 +16,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_agent.box_memory import BoxMemory
 from edge_agent.device_state import SCHEMA as DEVICE_STATES
 from edge_agent.device_state import DeviceState, find_state, keep_state, newest_size
 from edge_agent.sqlite_file import StorageErrors, commit, storage_errors
 from fl_io.crash import crash_point
 from fl_protocol.clock import Clock
 from fl_protocol.errors import StorageError
-from fl_protocol.update import UpdateHeader
+from fl_protocol.update import INLINE_BYTES, UpdateHeader
 from fl_protocol.version import VersionId
 
 __all__ = [
@@ -222,6 +224,7 @@ class Outbox:
         self._shared = isinstance(file, OutboxFile)
         self._db = self._file.db
         self._translated = self._file.translated
+        self._memory = BoxMemory()
 
     def put(
         self,
@@ -240,9 +243,7 @@ class Outbox:
             StorageError: also if payload and codec state alone are larger than the whole box.
         """
         packed = header.pack()
-        with self._translated:
-            kept = _residual_bytes(self._db, f" WHERE box = {self._box}")
-        left = kept if codec_state is None else len(codec_state)
+        left = self._residual_bytes() if codec_state is None else len(codec_state)
         cost = len(payload) + len(packed)
         if cost + left > self._max_bytes:
             beside = f", and {left} of what it leaves out," if left else ""
@@ -251,7 +252,7 @@ class Outbox:
                 hint="raise max_bytes under [outbox] in agent.toml",
             )
         with self._commit(purpose="agent.update") as db:
-            self._make_room(db, cost + left)
+            used = self._make_room(db, cost + left)
             sequence = self._append(db, update_id, "created", "")
             base = header.base
             age_s = self._ages_saved_at - self._clock.monotonic()
@@ -260,15 +261,20 @@ class Outbox:
                 (update_id, sequence, packed, *_key(base), len(payload), age_s, payload, self._box),
             )
             db.execute("INSERT OR REPLACE INTO bases VALUES (?, ?, ?, ?, ?)", (*self._key(base), sequence))
-            db.execute(
-                "DELETE FROM bases WHERE box = ?1 AND sequence <= "
-                "(SELECT sequence FROM bases WHERE box = ?1 ORDER BY sequence DESC LIMIT 1 OFFSET ?2)",
-                (self._box, _KEPT_BASES),
-            )
+            if sequence > _KEPT_BASES:
+                db.execute(
+                    "DELETE FROM bases WHERE box = ?1 AND sequence <= "
+                    "(SELECT sequence FROM bases WHERE box = ?1 ORDER BY sequence DESC LIMIT 1 OFFSET ?2)",
+                    (self._box, _KEPT_BASES),
+                )
             if codec_state is not None:
                 self._put_facts(db, {_CODEC_STATE: codec_state})
             if device_state is not None:
                 keep_state(db, device_state, sequence, box=self._box)
+                self._memory.has_device_state = True
+            self._memory.used_bytes = used + cost
+        self._memory.asked = base, True
+        self._memory.sent_next = (update_id, payload) if len(payload) <= INLINE_BYTES else None
         return OutboxEntry(
             sequence=sequence, update_id=update_id, header=packed, base=base, size=len(payload)
         )
@@ -298,6 +304,9 @@ class Outbox:
         Raises:
             KeyError: no such update waits (any more).
         """
+        kept = self._memory.take_payload(update_id, start, end)
+        if kept is not None:
+            return kept
         with self._translated:
             row = self._db.execute("SELECT rowid FROM outbox WHERE update_id = ?", (update_id,)).fetchone()
             if row is None:
@@ -315,6 +324,11 @@ class Outbox:
             raise ValueError(f"{outcome!r} does not settle an update")
         with self._commit(purpose="agent.settle") as db:
             return self._let_go(db, update_id, outcome, reason)
+
+    def expire_late(self, update_id: bytes) -> None:
+        """Let go of an update of which nothing was ever sent, because it would be refused as late."""
+        with self._commit(purpose="agent.expire") as db:
+            self._let_go(db, update_id, "expired", "late")
 
     def expire_old(self) -> list[bytes]:
         """Let go of the entries that waited too long; the ids that went."""
@@ -336,11 +350,15 @@ class Outbox:
 
     def made_update_for(self, base: VersionId) -> bool:
         """Whether this state directory ever made an update from ``base`` (of the last 1,000 bases)."""
+        asked = self._memory.asked
+        if asked is not None and (asked[0] is base or asked[0] == base):
+            return asked[1]
         with self._translated:
             row = self._db.execute(
                 "SELECT 1 FROM bases WHERE box = ? AND epoch = ? AND number = ? AND digest = ?",
                 self._key(base),
             ).fetchone()
+        self._memory.asked = base, row is not None
         return row is not None
 
     def ledger(self, limit: int = LEDGER_ROWS) -> tuple[LedgerRow, ...]:
@@ -374,11 +392,15 @@ class Outbox:
 
     def recall(self, key: str) -> bytes | None:
         """A fact as it was last remembered."""
+        if key in self._memory.facts:
+            return self._memory.facts[key]
         with self._translated:
             row = self._db.execute(
                 "SELECT value FROM facts WHERE box = ? AND key = ?", (self._box, key)
             ).fetchone()
-        return bytes(row[0]) if row else None
+        value = bytes(row[0]) if row else None
+        self._memory.note_fact(key, value)
+        return value
 
     def codec_state(self) -> bytes:
         """What the encoding of the newest update left, whatever became of that update; empty if nothing."""
@@ -386,13 +408,18 @@ class Outbox:
 
     def device_state(self, artifact: bytes) -> DeviceState | None:
         """The device state kept for an artifact (by its digest), or else the newest."""
+        if self._memory.has_device_state is False:
+            return None
         with self._translated:
-            return find_state(self._db, artifact, box=self._box)
+            state = find_state(self._db, artifact, box=self._box)
+        self._memory.has_device_state = state is not None
+        return state
 
     def drop_device_state(self, artifact: bytes) -> None:
         """Forget the device state of an artifact."""
         with self._commit(purpose="agent.drop_state") as db:
             db.execute("DELETE FROM device_states WHERE box = ? AND artifact = ?", (self._box, artifact))
+            self._memory.has_device_state = None
 
     def close(self) -> None:
         """Save the ages, and close the file if no other box is in it."""
@@ -402,23 +429,39 @@ class Outbox:
             if not self._shared:
                 self._file.close()
 
-    def _make_room(self, db: sqlite3.Connection, cost: int) -> None:
-        (used,) = db.execute(
-            "SELECT total(size + length(header)) FROM outbox WHERE box = ?", (self._box,)
-        ).fetchone()
-        while used + cost > self._max_bytes:
-            update_id, freed = db.execute(
-                "SELECT update_id, size + length(header) FROM outbox WHERE box = ? ORDER BY sequence LIMIT 1",
-                (self._box,),
+    def _residual_bytes(self) -> int:
+        if self._memory.residual_bytes is None:
+            with self._translated:
+                self._memory.residual_bytes = _residual_bytes(self._db, f" WHERE box = {self._box}")
+        return self._memory.residual_bytes
+
+    def _make_room(self, db: sqlite3.Connection, cost: int) -> int:
+        """Let the oldest go until ``cost`` bytes more fit; the bytes of what is left."""
+        while (used := self._used_bytes(db)) + cost > self._max_bytes:
+            (update_id,) = db.execute(
+                "SELECT update_id FROM outbox WHERE box = ? ORDER BY sequence LIMIT 1", (self._box,)
             ).fetchone()
             self._let_go(db, update_id, "expired", "full")
-            used -= freed
+        return used
+
+    def _used_bytes(self, db: sqlite3.Connection) -> int:
+        if self._memory.used_bytes is None:
+            (used,) = db.execute(
+                "SELECT coalesce(sum(size + length(header)), 0) FROM outbox WHERE box = ?", (self._box,)
+            ).fetchone()
+            self._memory.used_bytes = int(used)
+        return self._memory.used_bytes
 
     def _let_go(self, db: sqlite3.Connection, update_id: bytes, outcome: str, reason: str) -> bool:
-        if not db.execute(
-            "DELETE FROM outbox WHERE update_id = ? AND box = ?", (update_id, self._box)
-        ).rowcount:
+        gone = db.execute(
+            "DELETE FROM outbox WHERE update_id = ? AND box = ? RETURNING size + length(header)",
+            (update_id, self._box),
+        ).fetchall()
+        if not gone:
             return False
+        if self._memory.used_bytes is not None:
+            self._memory.used_bytes -= gone[0][0]
+        self._memory.forget_payload(update_id)
         self._append(db, update_id, outcome, reason)
         return True
 
@@ -433,13 +476,20 @@ class Outbox:
 
     @contextmanager
     def _commit(self, *, purpose: str) -> Iterator[sqlite3.Connection]:
-        with self._translated, commit(self._db, purpose=purpose):
-            yield self._db
+        try:
+            with self._translated, commit(self._db, purpose=purpose):
+                yield self._db
+        except BaseException:
+            self._memory = BoxMemory()
+            raise
         self.commits += 1
 
     def _append(self, db: sqlite3.Connection, update_id: bytes, outcome: str, reason: str) -> int:
-        (newest,) = db.execute("SELECT max(sequence) FROM ledger WHERE box = ?", (self._box,)).fetchone()
-        sequence = (newest or 0) + 1
+        newest = self._memory.sequence
+        if newest is None:
+            (found,) = db.execute("SELECT max(sequence) FROM ledger WHERE box = ?", (self._box,)).fetchone()
+            newest = found or 0
+        sequence = self._memory.sequence = newest + 1
         db.execute(
             "INSERT INTO ledger VALUES (?, ?, ?, ?, ?)", (self._box, sequence, update_id, outcome, reason)
         )
@@ -458,6 +508,10 @@ class Outbox:
             "INSERT OR REPLACE INTO facts VALUES (?, ?, ?)",
             [(self._box, key, value) for key, value in facts.items()],
         )
+        for key, value in facts.items():
+            self._memory.note_fact(key, value)
+            if key == _CODEC_STATE:
+                self._memory.residual_bytes = len(value)
 
     def _key(self, base: VersionId) -> Sequence[object]:
         return self._box, *_key(base)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,18 +18,21 @@ from edge_agent.personal import PersonalTensors, pack_personal
 from edge_agent.residual import added, remainder
 from edge_agent.trainer import Samples, Trainer, TrainingResult, Weights, brings_samples, planned_steps
 from edge_agent.trainer_fault import training_code
-from fl_protocol.codec import codec_for, codec_seed, decode_model
+from fl_protocol.codec import UpdateCodec, codec_for, codec_seed, decode_model
 from fl_protocol.errors import ConfigError, LayoutError
 from fl_protocol.layout import TensorLayout
 from fl_protocol.update import MAX_METRICS
 from fl_protocol.version import VersionId
 from models.runtime import join_flat, split_flat
 
-__all__ = ["SampleParts", "participate", "training_seed"]
+__all__ = ["Encode", "SampleParts", "encoded", "participate", "training_seed"]
 
 _LARGEST_METRIC = 1e38
 _LONGEST_NAME = 64
 _NONE: PersonalTensors = MappingProxyType({})
+
+Encode: TypeAlias = Callable[[UpdateCodec, NDArray[np.float32], TensorLayout, bytes], bytes]
+"""``encode(codec, delta, layout, seed)``: the payload of a delta."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +49,11 @@ def training_seed(device_seed: bytes, base: VersionId) -> int:
     return int.from_bytes(hashlib.sha256(b"train" + device_seed + name).digest()[:4], "big")
 
 
+def encoded(codec: UpdateCodec, delta: NDArray[np.float32], layout: TensorLayout, seed: bytes) -> bytes:
+    """What the codec itself makes of a delta."""
+    return codec.encode(delta, layout, seed)
+
+
 def participate(
     job: TrainJob,
     *,
@@ -59,13 +68,15 @@ def participate(
     checkpoint: Checkpoint | None = None,
     cancelled: Callable[[], bool] = lambda: False,
     decode: Callable[[bytes, TensorLayout], NDArray[np.float32]] = decode_model,
+    encode: Encode = encoded,
 ) -> Trained | JobFailed:
     """Evaluate the published weights, train from them, evaluate again, and encode the difference.
 
     ``published`` is the downloaded content of ``encode_model``. ``should_stop`` is asked before each step
     with the steps taken so far. A training cut short gives an update that counts for its share; one whose
     weights are not finite gives none, nor does one that was ``cancelled``, which leaves a checkpoint.
-    ``decode`` makes weights of what was downloaded, perhaps ones that others read too. ``personal`` holds the
+    ``decode`` makes weights of what was downloaded, perhaps ones that others read too; ``encode`` makes the
+    payload as the codec does. ``personal`` holds the
     personal tensors as this device has them. ``order`` names the tensors as the
     trainer is to be given them, where that is not the wire order, in which weights come before buffers.
 
@@ -120,13 +131,14 @@ def participate(
     # Before evaluate, in which a trainer may go on using the arrays that it returned.
     state = pack_personal(kept)
     delta = added(trained - base, job.codec_state, codec, layout)
-    payload = codec.encode(delta, layout, codec_seed(job.update_id))
+    payload = encode(codec, delta, layout, codec_seed(job.update_id))
     left = remainder(delta, payload, codec, layout, update_id=job.update_id)
-    trained.setflags(write=False)
-    reached = _ordered({**split_flat(trained, layout), **kept}, order)
-    with training_code(own=own):
-        sums = _evaluated(trainer, reached, samples.held_out)
-    metrics |= _named("after", sums)
+    if len(samples.held_out) or brings_samples(trainer):
+        trained.setflags(write=False)
+        reached = _ordered({**split_flat(trained, layout), **kept}, order)
+        with training_code(own=own):
+            sums = _evaluated(trainer, reached, samples.held_out)
+        metrics |= _named("after", sums)
     metrics |= _of_training(result.sums, metrics)
     planned = planned_steps(plan, examples)
     return Trained(

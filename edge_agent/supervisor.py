@@ -36,7 +36,7 @@ from fl_io.disk import DISK, Disk
 from fl_io.watchdog import Watchdog
 from fl_protocol.clock import Clock
 from fl_protocol.errors import LichenError, StorageError
-from fl_protocol.signed import COMMAND_CONTEXT
+from fl_protocol.signed import COMMAND_CONTEXT, TASK_CONTEXT
 from fl_protocol.transport import Transport, TransportEvent
 
 __all__ = ["Supervisor"]
@@ -94,7 +94,8 @@ class Supervisor:
         self._make_worker = make_worker
         self._worker = make_worker(self._deliver)
         self._checker: Worker | None = None
-        """Checks commands while the worker trains: a ``pause`` must not wait for what it is to end."""
+        """Checks commands and manifests while the worker trains: a ``pause``, or the end of a round, must not
+        wait for what it is to end."""
         runtimes = runtimes_found(configuration.runtimes)
         self._cache = Cache(folder.blobs, folder.artifacts, runtimes=runtimes, disk=disk)
         self._lookout = Lookout(
@@ -140,7 +141,7 @@ class Supervisor:
         self._status = status or StatusFile(folder.run / "status.json", clock)
         self._counts = OutboxCounts()
         self._job: Job | None = None
-        self._check: Job | None = None
+        self._check: VerifyJob | None = None
         self._job_ends = 0.0
         if watchdog is not None:
             watchdog.add(self._worker_fault)
@@ -258,6 +259,7 @@ class Supervisor:
             "worker": {"job": _name(self._job), "pid": self._worker.process_id},
             "runtime": self._assignment.runtime,
             "training_cpu_s": round(self._assignment.training_cpu_s, 3),
+            "given_up": self._assignment.given_up,
             "samples": {"training": self._lookout.samples, "held_out": self._lookout.held_out},
         }
 
@@ -324,6 +326,8 @@ class Supervisor:
             return
         if job is self._check:
             self._check = None
+            if isinstance(result, JobFailed) and job.context == TASK_CONTEXT:
+                return  # the worker checks it when it is free
         else:
             self._job = None
         if isinstance(job, VerifyJob) and isinstance(result, JobFailed) and job.context == COMMAND_CONTEXT:
@@ -348,11 +352,15 @@ class Supervisor:
         elif isinstance(self._job, TrainJob):
             if self._assignment.should_cancel():
                 self._worker.cancel()
-            elif self._check is None and (check := self._orders.command_check()) is not None:
+            elif self._check is None and (check := self._check_meanwhile(self._job)) is not None:
                 self._check = check
                 self._checker = self._checker or self._make_worker(self._deliver)
                 self._checker.submit(check)
         return min(self._assignment.wait_s, self._orders.command_wait_s() or LONGEST_SLEEP_S)
+
+    def _check_meanwhile(self, job: TrainJob) -> VerifyJob | None:
+        """What is to be checked while the worker trains: whatever may end the training."""
+        return self._orders.command_check() or self._orders.hurried_check(job.base)
 
     def _expire(self) -> float:
         left = self._expire_at - self._clock.monotonic()

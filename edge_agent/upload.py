@@ -8,7 +8,7 @@ and nothing arrives there, less and less often.
 import logging
 import random
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from edge_agent.outbox import Outbox, OutboxEntry
@@ -20,6 +20,7 @@ from fl_protocol.receipt import Receipt
 from fl_protocol.topics import OFFSET_UNIT, FleetTopics
 from fl_protocol.transport import Transport
 from fl_protocol.update import INLINE_BYTES, UpdateHeader
+from fl_protocol.version import VersionId
 
 __all__ = ["Uploads"]
 
@@ -72,7 +73,8 @@ class _Upload:
 
 
 class Uploads:
-    """The conversation about every waiting update, over one connection.
+    """The conversation about every waiting update, over one connection. One that was never sent, and whose
+    base ``is_late``, is let go instead of sent.
 
     Raises:
         StorageError: from ``receive``, if the outbox cannot be written (the update stays, and is asked
@@ -87,6 +89,7 @@ class Uploads:
         clock: Clock,
         outbox: Outbox,
         *,
+        is_late: Callable[[VersionId], bool] = lambda base: False,
         chance: random.Random | None = None,
     ) -> None:
         self.last_refusal = ""
@@ -97,6 +100,7 @@ class Uploads:
         self._transport = transport
         self._clock = clock
         self._outbox = outbox
+        self._is_late = is_late
         self._chance = chance or random.Random()
         self._connected = False
         self._chunk_bytes = CHUNK_BYTES
@@ -241,6 +245,10 @@ class Uploads:
             crash_point("agent.chunk")
             upload.deferred, upload.due = False, now + self._probe_delay(0)
         if now < upload.due:
+            return True
+        if not upload.sent and self._is_late(upload.entry.base):
+            self._outbox.expire_late(update_id)
+            self._uploads.pop(update_id, None)
             return True
         body = upload.entry.header
         if upload.carry:

@@ -51,6 +51,8 @@ class MqttTransport:
     connection too: one of an older connection has no effect. The connection is our own, for
     thousands of messages a second and 2 MiB smaller than paho's; over websockets, or if ``paho``, it is that.
 
+    TLS files that were replaced are read again for the next connection.
+
     Raises:
         ConfigError: a TLS file that cannot be read.
     """
@@ -201,6 +203,8 @@ class MqttTransport:
         """See ``_connect_once``; None to try again at once, and look at no date."""
         self._generation += 1
         self._back_within(CONNECT_TIMEOUT_S)
+        if self._trust is not None and (fault := self._trust.reread()):
+            _log.warning("the TLS files of before are used on: %s", fault)
         connection = self._connect(self._terms, self._generation)
         try:
             connection.open(self._will() if self._will is not None else None)

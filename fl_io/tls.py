@@ -43,20 +43,39 @@ class TlsFiles:
 
 
 class Trust:
-    """What a connection demands of the broker's certificate, now.
+    """What a connection demands of the broker's certificate and shows of its own, now: files that are
+    replaced are read again for the next connection.
 
     Raises:
         ConfigError: a file that cannot be read.
     """
 
     def __init__(self, files: TlsFiles) -> None:
-        self._strict = _context(files)
-        self._undated: ssl.SSLContext | None = None
-        if files.ca is not None:
-            self._undated = _context(files)
-            self._undated.verify_flags |= _NO_CHECK_TIME
-        self._forgiven_until = -math.inf
+        self._files = files
         self._date_error = ""
+        self._read()
+
+    def reread(self) -> str:
+        """Take the files as they are now, if they changed. Why not, where they are of no use (a key without
+        its certificate yet, as both are being replaced): then those that were read before stay, and the next
+        connection looks again."""
+        if _stamps(self._files) == self._stamps:
+            return ""
+        try:
+            self._read()
+        except ConfigError as error:
+            return str(error)
+        return ""
+
+    def _read(self) -> None:
+        # Before their content: what is replaced in between is read once more.
+        stamps = _stamps(self._files)
+        strict, undated = _context(self._files), None
+        if self._files.ca is not None:
+            undated = _context(self._files)
+            undated.verify_flags |= _NO_CHECK_TIME
+        self._strict, self._undated, self._stamps = strict, undated, stamps
+        self._forgiven_until = -math.inf
 
     @property
     def context(self) -> ssl.SSLContext:
@@ -75,6 +94,18 @@ class Trust:
         self._date_error = error.verify_message
         self._forgiven_until = time.monotonic() + ASK_AGAIN_S
         return True
+
+
+def _stamps(files: TlsFiles) -> tuple[tuple[int, ...] | None, ...]:
+    """What changes when a file does: inode, size, time; None for one that is not there."""
+    found: list[tuple[int, ...] | None] = []
+    for path in (files.ca, files.certificate, files.key):
+        try:
+            stat = path.stat() if path is not None else None
+        except OSError:
+            stat = None
+        found.append((stat.st_ino, stat.st_size, stat.st_mtime_ns) if stat is not None else None)
+    return tuple(found)
 
 
 def fleets_of(ca: Path) -> tuple[str, ...]:

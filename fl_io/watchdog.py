@@ -6,13 +6,18 @@ a socket or a worker that never ends is as bad as a loop that stands still.
 """
 
 import contextlib
+import math
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 
 from fl_protocol.clock import Clock
 
-__all__ = ["Notifier", "Watchdog"]
+__all__ = ["LONGEST_PIECE_S", "Notifier", "Watchdog"]
+
+LONGEST_PIECE_S = 240.0
+"""What a piece of a start may take unless it says more: below the 300 s of our units' ``WatchdogSec=``."""
+ASK_EVERY_S = 10.0
 
 
 class Notifier:
@@ -41,7 +46,11 @@ class Notifier:
 
 
 class Watchdog:
-    """Says ``WATCHDOG=1`` twice in systemd's time, as long as no one of ``checks`` names a fault."""
+    """Says ``WATCHDOG=1`` up to ten times in systemd's time, as long as no one of ``checks`` names a fault.
+
+    A loop that turns is alive; so is one whose turn is long, if it says so between its pieces: ``progress``.
+    A start that takes longer than ``TimeoutStartSec=`` is granted more, a piece at a time.
+    """
 
     def __init__(self, notifier: Notifier, clock: Clock, checks: Sequence[Callable[[], str]] = ()) -> None:
         self.fault = ""
@@ -49,7 +58,14 @@ class Watchdog:
         self._notifier = notifier
         self._clock = clock
         self._checks = list(checks)
-        self._next = 0.0
+        self._started = False
+        self._asked_at = self._fed_at = -math.inf
+        self._alive_at = clock.monotonic()
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the last sign of life, given or not."""
+        return self._clock.monotonic() - self._alive_at
 
     def add(self, check: Callable[[], str]) -> None:
         """Ask one more for its fault."""
@@ -57,22 +73,35 @@ class Watchdog:
 
     def ready(self) -> None:
         """It has started."""
+        self._started = True
         self._notifier.say("READY=1")
 
     def stopping(self) -> None:
         """It ends, and means to."""
         self._notifier.say("STOPPING=1")
 
+    def progress(self, piece_s: float = LONGEST_PIECE_S) -> None:
+        """A piece of long work is done, and the next takes ``piece_s`` seconds at most."""
+        if self._started:
+            self.turn()
+            return
+        self._alive_at = now = self._clock.monotonic()
+        if now >= self._asked_at + ASK_EVERY_S or piece_s > LONGEST_PIECE_S:
+            self._asked_at = now
+            self._notifier.say(f"EXTEND_TIMEOUT_USEC={round((piece_s + ASK_EVERY_S) * 1e6)}")
+
     def turn(self) -> float | None:
         """The main loop is here: feed it if that is due; seconds until it should be here again."""
-        if not self._notifier.watchdog_s:
+        self._alive_at = now = self._clock.monotonic()
+        patience = self._notifier.watchdog_s
+        if not patience:
             return None
-        now = self._clock.monotonic()
-        if now >= self._next:
-            self._next = now + self._notifier.watchdog_s / 2
+        # Often, and not only when it is due: what follows may block, and has what is left of the time.
+        if now >= self._fed_at + patience / 10:
+            self._fed_at = now
             self.fault = next(filter(None, (check() for check in self._checks)), "")
             if self.fault:
                 self._notifier.say(f"STATUS={self.fault}")
             else:
                 self._notifier.say("WATCHDOG=1", "STATUS=")
-        return self._next - now
+        return self._fed_at + patience / 2 - now

@@ -6,11 +6,13 @@ over what is due now, ``next_due`` says when to come back. No threads. A connect
 and receiving alike, from the moment its ``Connected`` is handed over, and not before.
 """
 
-import heapq
+import functools
 import random
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from fl_protocol.agenda import Agenda
 from fl_protocol.clock import Clock
 from fl_protocol.subscriptions import Subscriptions, matches
 from fl_protocol.transport import (
@@ -28,6 +30,9 @@ __all__ = ["MAX_QUEUED", "Faults", "Link", "LoopbackBroker", "LoopbackTransport"
 MAX_QUEUED = 10_000
 """Messages kept for a session that is away; the newest are dropped beyond, and counted as lost."""
 
+MAX_INFLIGHT = 4096
+"""Messages sent to a session that acknowledges by hand before it acknowledges one of them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faults:
@@ -41,6 +46,9 @@ class Faults:
     repeat: float = 0.0
     reorder: float = 0.0
     delay_s: tuple[float, float] = (0.0, 0.0)
+
+
+_NO_FAULTS = Faults()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +67,8 @@ class _Session:
     filters: dict[str, None] = field(default_factory=dict)
     queue: list[Received] = field(default_factory=list)
     unacknowledged: dict[int, Received] = field(default_factory=dict)
+    held: deque[Received] | None = None
+    """Waits until something is acknowledged; as much as its senders' windows let come."""
     connection: "LoopbackTransport | None" = None
 
 
@@ -66,14 +76,14 @@ class LoopbackBroker:
     """One broker. Same seed and same calls, same deliveries."""
 
     def __init__(self, clock: Clock, *, seed: int = 0, faults: Faults | None = None) -> None:
-        self.faults = faults or Faults()
+        self.faults = faults or _NO_FAULTS
         self.lost = 0
         self._clock = clock
         self._random = random.Random(seed)
         self._retained: dict[str, bytes] = {}
         self._sessions: dict[str, _Session] = {}
         self._subscriptions: Subscriptions[_Session] = Subscriptions()
-        self._pending: list[tuple[float, int, Callable[[], None]]] = []
+        self._pending = Agenda()
         self._sequence = 0
 
     def connect(
@@ -85,23 +95,28 @@ class LoopbackBroker:
         manual_ack: bool = False,
         window: int = 16,
         link: Link | None = None,
+        inflight: int = MAX_INFLIGHT,
     ) -> "LoopbackTransport":
-        """A transport for ``client_id``, to be started; ``will`` is asked for at each connect."""
+        """A transport for ``client_id``, to be started; ``will`` is asked for at each connect. One that
+        acknowledges by hand is sent ``inflight`` messages before it acknowledges any."""
         return LoopbackTransport(
-            self, client_id, will=will, clean=clean, manual_ack=manual_ack, window=window, link=link
+            self,
+            client_id,
+            will=will,
+            clean=clean,
+            manual_ack=manual_ack,
+            window=window,
+            link=link,
+            inflight=inflight,
         )
 
     def deliver_due(self) -> int:
         """Hand over everything that is due, and what that causes at once; how many deliveries it made."""
-        count = 0
-        while self._pending and self._pending[0][0] <= self._clock.monotonic():
-            heapq.heappop(self._pending)[2]()
-            count += 1
-        return count
+        return self._pending.happen(self._clock.monotonic())
 
     def next_due(self) -> float | None:
         """Clock time of the next delivery; ``None`` when nothing is under way."""
-        return self._pending[0][0] if self._pending else None
+        return self._pending.next_due()
 
     def now(self) -> float:
         """Its clock's time."""
@@ -143,8 +158,9 @@ class LoopbackBroker:
         if session is None or session.connection is not transport:
             return
         session.connection = None
-        session.queue[:0] = session.unacknowledged.values()
+        session.queue[:0] = [*session.unacknowledged.values(), *(session.held or ())]
         session.unacknowledged.clear()
+        session.held = None
         if session.clean:
             self._forget(session, list(session.filters))
             del self._sessions[transport.client_id]
@@ -183,11 +199,14 @@ class LoopbackBroker:
         session = self._sessions.get(transport.client_id)
         if session is not None:
             session.unacknowledged.pop(token, None)
+            if session.held:
+                self._later(functools.partial(self._release, session), plain=True)
 
     def confirm(self, transport: "LoopbackTransport", token: int) -> None:
         """Acknowledge a publish."""
         connection = transport.connection
-        self._later(lambda: transport.delivered(token, connection), plain=True, at=transport.comes(0))
+        delivered = functools.partial(transport.delivered, token, connection)
+        self._later(delivered, plain=True, at=transport.comes(0))
 
     def carry(
         self, transport: "LoopbackTransport", token: int, topic: str, payload: bytes, *, retain: bool
@@ -219,14 +238,16 @@ class LoopbackBroker:
             self._hand(session, message)
 
     def _hand(self, session: _Session, message: Received) -> None:
-        if self._random.random() < self.faults.lose:
+        faults = self.faults
+        if faults is not _NO_FAULTS and self._random.random() < faults.lose:
             self.lost += 1
             return
-        at = (
-            session.connection.comes(len(message.topic) + len(message.payload)) if session.connection else 0.0
-        )
-        for _ in range(2 if self._random.random() < self.faults.repeat else 1):
-            self._later(lambda: self._deliver(session, message), at=at)
+        connection = session.connection
+        at = 0.0 if connection is None else connection.comes(len(message.topic) + len(message.payload))
+        deliver = functools.partial(self._deliver, session, message)
+        self._later(deliver, at=at)
+        if faults is not _NO_FAULTS and self._random.random() < faults.repeat:
+            self._later(deliver, at=at)
 
     def _deliver(self, session: _Session, message: Received) -> None:
         transport = session.connection
@@ -236,24 +257,60 @@ class LoopbackBroker:
             else:
                 self.lost += 1
             return
-        self._sequence += 1
-        numbered = Received(message.topic, message.payload, message.retained, self._sequence)
-        if transport.manual_ack:
+        if not transport.manual_ack:
+            transport.emit(message)
+            return
+        if session.held is None:
+            session.held = deque()
+        session.held.append(message)
+        self._release(session)
+
+    def _release(self, session: _Session) -> None:
+        """Send what is held, as far as the window of unacknowledged messages has room."""
+        transport = session.connection
+        while transport is not None and session.held and len(session.unacknowledged) < transport.inflight:
+            message = session.held.popleft()
+            self._sequence += 1
+            numbered = Received(message.topic, message.payload, message.retained, self._sequence)
             session.unacknowledged[numbered.token] = numbered
-        transport.emit(numbered)
+            transport.emit(numbered)
 
     def _later(self, call: Callable[[], None], *, plain: bool = False, at: float = 0.0) -> None:
         """``at``: the time before which a link does not bring it."""
-        low, high = (0.0, 0.0) if plain else self.faults.delay_s
-        delay = self._random.uniform(low, high)
-        if not plain and self._random.random() < self.faults.reorder:
-            delay += self._random.uniform(0.0, max(high, 1.0))
-        self._sequence += 1
-        heapq.heappush(self._pending, (max(self._clock.monotonic(), at) + delay, self._sequence, call))
+        now = self._clock.monotonic()
+        due = at if at > now else now
+        if not plain and self.faults is not _NO_FAULTS:
+            low, high = self.faults.delay_s
+            due += self._random.uniform(low, high)
+            if self._random.random() < self.faults.reorder:
+                due += self._random.uniform(0.0, max(high, 1.0))
+        self._pending.plan(due, call)
 
 
 class LoopbackTransport:
     """A connection to a ``LoopbackBroker``; see ``fl_protocol.transport.Transport``."""
+
+    __slots__ = (
+        "_ask_will",
+        "_attached",
+        "_broker",
+        "_free_down",
+        "_free_up",
+        "_link",
+        "_receive",
+        "_received",
+        "_sent",
+        "_token",
+        "_under_way",
+        "_window",
+        "clean",
+        "client_id",
+        "connected",
+        "connection",
+        "inflight",
+        "manual_ack",
+        "will",
+    )
 
     def __init__(
         self,
@@ -265,11 +322,13 @@ class LoopbackTransport:
         manual_ack: bool,
         window: int,
         link: Link | None = None,
+        inflight: int = MAX_INFLIGHT,
     ) -> None:
         self.client_id = client_id
         self.will: Will | None = None
         self.clean = clean
         self.manual_ack = manual_ack
+        self.inflight = inflight
         self.connected = False
         self.connection = 0
         """Counts the connections of this transport: what belongs to an older one is void."""
@@ -281,7 +340,7 @@ class LoopbackTransport:
         self._link = link
         self._free_up = self._free_down = 0.0
         """Until when the link is busy, each way."""
-        self._under_way: set[int] = set()
+        self._under_way = 0
         self._token = 0
         self._sent = 0
         self._received = 0
@@ -296,10 +355,10 @@ class LoopbackTransport:
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> int | None:
         """Send; ``None`` while disconnected or while the window is full."""
-        if not self.connected or len(self._under_way) >= self._window:
+        if not self.connected or self._under_way >= self._window:
             return None
         self._token += 1
-        self._under_way.add(self._token)
+        self._under_way += 1
         self._sent += len(topic) + len(payload)
         if self._link is None:
             self._broker.confirm(self, self._token)
@@ -383,8 +442,8 @@ class LoopbackTransport:
 
     def delivered(self, token: int, connection: int) -> None:
         """The broker has a message of this connection."""
-        if connection == self.connection and token in self._under_way:
-            self._under_way.discard(token)
+        if connection == self.connection and self._under_way:
+            self._under_way -= 1
             self.emit(Delivered(token))
 
     def emit(self, event: TransportEvent) -> None:
@@ -396,5 +455,5 @@ class LoopbackTransport:
 
     def _close(self, *, broken: bool) -> None:
         self._attached = self.connected = False
-        self._under_way.clear()
+        self._under_way = 0
         self._broker.detach(self, broken=broken)

@@ -1,6 +1,6 @@
 """Who subscribed to what: MQTT's filters as a tree of levels, so that a message costs its receivers alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
 
 __all__ = ["Subscriptions", "matches"]
@@ -16,21 +16,73 @@ class _Level(Generic[S]):
         self.here: dict[S, None] = {}
 
 
+class _Whole(Generic[S]):
+    """Who asked for a text: most texts have one subscriber, who is kept without a dictionary of its own."""
+
+    __slots__ = ("_by_text",)
+
+    def __init__(self) -> None:
+        self._by_text: dict[str, S | dict[S, None]] = {}
+
+    def add(self, text: str, subscriber: S) -> None:
+        there = self._by_text.get(text)
+        if there is None:
+            self._by_text[text] = subscriber
+        elif isinstance(there, dict):
+            there[subscriber] = None
+        elif there != subscriber:
+            self._by_text[text] = {there: None, subscriber: None}
+
+    def remove(self, text: str, subscriber: S) -> None:
+        there = self._by_text.get(text)
+        if isinstance(there, dict):
+            there.pop(subscriber, None)
+            if there:
+                return
+        elif there is None or there != subscriber:
+            return
+        del self._by_text[text]
+
+    def of(self, text: str) -> Iterable[S]:
+        there = self._by_text.get(text)
+        if there is None:
+            return ()
+        return there if isinstance(there, dict) else (there,)
+
+
 class Subscriptions(Generic[S]):
-    """Filters with ``+`` and ``#`` (MQTT 3.1.1, section 4.7) of any number of subscribers."""
+    """Filters with ``+`` and ``#`` (MQTT 3.1.1, section 4.7) of any number of subscribers, who are no
+    dictionaries.
+
+    Filters without a wildcard, and those whose last level alone is ``+``, are looked up whole: a device has
+    no others, and each of them would take levels of the tree of its own.
+    """
 
     def __init__(self) -> None:
         self._root: _Level[S] = _Level()
+        self._exact: _Whole[S] = _Whole()
+        self._parents: _Whole[S] = _Whole()
 
     def add(self, pattern: str, subscriber: S) -> None:
         """Subscribe; once more changes nothing."""
+        whole, text = self._place(pattern)
+        if whole is not None:
+            whole.add(text, subscriber)
+            return
         level = self._root
         for word in pattern.split("/"):
-            level = level.below.setdefault(word, _Level())
+            below = level.below.get(word)
+            if below is None:
+                below = level.below[word] = _Level()
+            level = below
         level.here[subscriber] = None
 
     def remove(self, pattern: str, subscriber: S) -> None:
         """Unsubscribe, if it was subscribed; nothing stays of a filter that nobody has."""
+        whole, text = self._place(pattern)
+        if whole is not None:
+            whole.remove(text, subscriber)
+            return
         path = [(self._root, "")]
         for word in pattern.split("/"):
             below = path[-1][0].below.get(word)
@@ -45,10 +97,23 @@ class Subscriptions(Generic[S]):
 
     def of(self, topic: str) -> list[S]:
         """Who gets a message on ``topic``, each once."""
-        found: dict[S, None] = {}
-        for level in self._levels(topic.split("/")):
-            found.update(level.here)
+        found = dict.fromkeys(self._exact.of(topic))
+        parent, slash, _ = topic.rpartition("/")
+        if slash:
+            found.update(dict.fromkeys(self._parents.of(parent)))
+        if self._root.below:
+            for level in self._levels(topic.split("/")):
+                found.update(level.here)
         return list(found)
+
+    def _place(self, pattern: str) -> tuple[_Whole[S] | None, str]:
+        """Where a filter is looked up whole, and by what; None for one that belongs to the tree."""
+        if "#" in pattern:
+            return None, ""
+        if "+" not in pattern:
+            return self._exact, pattern
+        parent, _, last = pattern.rpartition("/")
+        return (self._parents, parent) if last == "+" and parent and "+" not in parent else (None, "")
 
     def _levels(self, words: list[str]) -> Iterator[_Level[S]]:
         """All levels at which a filter for these words ends."""

@@ -27,12 +27,14 @@ class Pacing:
 
     ``participation`` in (0, 1] is the share of devices that train on each version, drawn by hash;
     ``by_lease`` instead asks devices to wait for a ``train`` command. A device starts at a random moment
-    within ``spread_s`` seconds, so that a retained manifest does not wake a fleet at once.
+    within ``spread_s`` seconds, so that a retained manifest does not wake a fleet at once. ``horizon`` is how
+    many versions ago an update that is taken may have begun; None does not say.
     """
 
     participation: float = 1.0
     spread_s: float = 0.0
     by_lease: bool = False
+    horizon: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,16 @@ class TaskManifest:
     def order(self) -> tuple[int, int]:
         """(epoch, counter): a newer manifest has the greater one."""
         return self.version.epoch, self.counter
+
+    def is_late(self, base: VersionId) -> bool:
+        """Whether an update that began at ``base`` is refused as stale while this is the newest manifest.
+
+        Of a base of another epoch only the coordinator knows.
+        """
+        horizon = self.pacing.horizon
+        if horizon is None or base.epoch != self.version.epoch:
+            return False
+        return base.number < self.version.number - horizon
 
     def pack(self) -> bytes:
         """The body to be signed."""
@@ -123,7 +135,8 @@ def participates(device: str, version: VersionId, share: float) -> bool:
 
 
 def _pacing_body(pacing: Pacing) -> Mapping[str, Any]:
-    return {"share": pacing.participation, "spread": pacing.spread_s, "lease": pacing.by_lease}
+    body = {"share": pacing.participation, "spread": pacing.spread_s, "lease": pacing.by_lease}
+    return body if pacing.horizon is None else {**body, "horizon": pacing.horizon}
 
 
 def _pacing(fields: Fields) -> Pacing:
@@ -131,4 +144,5 @@ def _pacing(fields: Fields) -> Pacing:
         participation=fields.number("share", low=0.0, high=1.0),
         spread_s=fields.number("spread", low=0.0, high=86400.0),
         by_lease=fields.flag("lease"),
+        horizon=fields.maybe("horizon", fields.integer),
     )

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
-__all__ = ["Points", "bar_chart", "line_chart"]
+__all__ = ["Bars", "Points", "bar_chart", "grouped_bars", "line_chart"]
 
 WIDTH, HEIGHT = 560, 300
 LEFT, RIGHT, TOP, BOTTOM = 62, 16, 40, 48
@@ -23,6 +23,16 @@ class Points:
     scattered: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bars:
+    """A named row of bars, one for each group, None where there is none; ``lowest`` marks how low each may
+    come."""
+
+    name: str
+    values: Sequence[float | None]
+    lowest: Sequence[float | None] = ()
+
+
 def line_chart(
     rows: Sequence[Points],
     *,
@@ -30,16 +40,21 @@ def line_chart(
     x_label: str,
     y_label: str,
     target: float | None = None,
+    decades: bool = False,
 ) -> str:
-    """Lines over a common pair of axes; ``target`` draws a dashed horizontal line."""
+    """Lines over a common pair of axes; ``target`` draws a dashed horizontal line. With ``decades`` the axis
+    of x, all above 0, is logarithmic."""
+    if decades:
+        rows = [replace(row, x=[math.log10(value) for value in row.x]) for row in rows]
     xs = [value for row in rows for value in row.x]
     ys = [value for row in rows for value in row.y] + ([target] if target is not None else [])
     if not xs:
         return _frame(title, x_label, y_label, ['<text x="280" y="150" class="label">no data</text>'])
-    x_ticks, y_ticks = _ticks(min(xs), max(xs)), _ticks(min(ys), max(ys))
+    x_ticks = [*range(math.floor(min(xs)), math.ceil(max(xs)) + 1)] if decades else _ticks(min(xs), max(xs))
+    y_ticks = _ticks(min(ys), max(ys))
     across = _Scale(x_ticks[0], x_ticks[-1], LEFT, WIDTH - RIGHT)
     down = _Scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
-    marks = _axes(x_ticks, y_ticks, across, down)
+    marks = _axes(x_ticks, y_ticks, across, down, [10.0**tick for tick in x_ticks] if decades else x_ticks)
     if target is not None:
         at = f"{down(target):.1f}"
         marks.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at}" y2="{at}" class="target"/>')
@@ -76,6 +91,48 @@ def bar_chart(
     return _frame(title, x_label, y_label, marks)
 
 
+def grouped_bars(
+    groups: Sequence[str], rows: Sequence[Bars], *, title: str, x_label: str, y_label: str
+) -> str:
+    """For each group a bar of each row, its value above it, and a mark at its lowest. A group's name has a
+    second line behind a comma."""
+    known = [value for row in rows for value in row.values if value is not None]
+    ticks = _ticks(0.0, max(known, default=1.0))
+    down = _Scale(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
+    marks = _axes([], ticks, _Scale(0.0, 1.0, 0.0, 1.0), down)
+    step = (WIDTH - LEFT - RIGHT) / len(groups)
+    width = step * 0.8 / len(rows)
+    for place, group in enumerate(groups):
+        start = LEFT + step * (place + 0.1)
+        middle = f"{start + step * 0.4:.1f}"
+        for line, part in enumerate(group.split(", ")):
+            y = HEIGHT - BOTTOM + 14 + 12 * line
+            marks.append(f'<text x="{middle}" y="{y}" class="tick middle">{escape(part)}</text>')
+        for number, row in enumerate(rows):
+            if row.values[place] is not None:
+                colour = COLOURS[number % len(COLOURS)]
+                marks += _bar(row, place, colour, (start + width * number, width - 2), down)
+    return _frame(title, x_label, y_label, [*marks, *_legend(rows)])
+
+
+def _bar(row: Bars, place: int, colour: str, across: tuple[float, float], down: "_Scale") -> list[str]:
+    """``across`` is where it begins and how wide it is, in pixels."""
+    value = row.values[place] or 0.0
+    lowest = row.lowest[place] if row.lowest else None
+    (x, width), y = across, down(value)
+    marks = [
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{HEIGHT - BOTTOM - y:.1f}" rx="2" '
+        f'fill="{colour}"><title>{escape(row.name)}: {value:.3g}</title></rect>',
+        # Above the bar; but in it, where the legend is.
+        f'<text x="{x + width / 2:.1f}" y="{y - 4 if y > TOP + 10 else y + 11:.1f}" class="small middle'
+        f'{"" if y > TOP + 10 else " light"}">{value:.3g}</text>',
+    ]
+    if lowest is not None:
+        at = f"{down(lowest):.1f}"
+        marks.append(f'<line x1="{x:.1f}" x2="{x + width:.1f}" y1="{at}" y2="{at}" class="lowest"/>')
+    return marks
+
+
 def _draw(row: Points, colour: str, across: "_Scale", down: "_Scale") -> list[str]:
     spots = [(across(x), down(y)) for x, y in zip(row.x, row.y, strict=True)]
     dots = [
@@ -89,19 +146,26 @@ def _draw(row: Points, colour: str, across: "_Scale", down: "_Scale") -> list[st
     return [f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>', *dots]
 
 
-def _axes(x_ticks: Sequence[float], y_ticks: Sequence[float], across: "_Scale", down: "_Scale") -> list[str]:
+def _axes(
+    x_ticks: Sequence[float],
+    y_ticks: Sequence[float],
+    across: "_Scale",
+    down: "_Scale",
+    x_values: Sequence[float] = (),
+) -> list[str]:
+    """``x_values`` are what stands at ``x_ticks``, where it is not they themselves."""
     marks = []
     for value in y_ticks:
         y = f"{down(value):.1f}"
         marks.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}" class="grid"/>')
         marks.append(f'<text x="{LEFT - 8}" y="{y}" dy="0.32em" class="tick end">{_number(value)}</text>')
-    for value in x_ticks:
-        x = f"{across(value):.1f}"
+    for tick, value in zip(x_ticks, x_values or x_ticks, strict=True):
+        x = f"{across(tick):.1f}"
         marks.append(f'<text x="{x}" y="{HEIGHT - BOTTOM + 16}" class="tick middle">{_number(value)}</text>')
     return marks
 
 
-def _legend(rows: Sequence[Points]) -> list[str]:
+def _legend(rows: Sequence[Points | Bars]) -> list[str]:
     marks, x = [], LEFT + 6.0
     for number, row in enumerate(rows):
         colour = COLOURS[number % len(COLOURS)]
@@ -117,6 +181,7 @@ def _frame(title: str, x_label: str, y_label: str, marks: Sequence[str]) -> str:
         f".title{{font:600 14px sans-serif;fill:{_INK}}}"
         f".label{{font:12px sans-serif;fill:{_INK};text-anchor:middle}}"
         f".tick{{font:11px sans-serif;fill:#6b746e}}.middle{{text-anchor:middle}}.end{{text-anchor:end}}"
+        ".small{font:9px sans-serif;fill:#6b746e}.light{fill:#fff}.lowest{stroke:#fff;stroke-width:2}"
         f".grid{{stroke:{_GRID}}}.target{{stroke:#b0463c;stroke-dasharray:5 4}}"
     )
     return "\n".join(

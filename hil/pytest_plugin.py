@@ -1,4 +1,5 @@
-"""The pytest plug-in: fixtures ``board``, ``site`` and ``pi_zero``, and a table of boards and scenarios.
+"""The pytest plug-in: fixtures ``board``, ``pair``, ``site`` and ``pi_zero``, and a table of what
+came of scenarios on boards.
 
     pytest --pyargs hil.boards --board process --board netns --hil-report hil-report.html
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from hil.boards.site import Site, SiteOptions
     from hil.boards.station import Station
 
-_FIXTURES = {"board", "site"}
+_FIXTURES = {"board", "pair", "site"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -88,13 +89,17 @@ def hil_station(
     request: pytest.FixtureRequest, hil_options: "SiteOptions", tmp_path_factory: pytest.TempPathFactory
 ) -> "Iterator[Station]":
     """A board with its site, for all tests of the board."""
-    from hil.boards.station import open_station
+    from hil.boards.station import SEVERAL, open_station
 
     kind = request.param
     folder = tmp_path_factory.mktemp("".join(letter if letter.isalnum() else "-" for letter in kind))
     boards_file = Path(request.config.getoption("--boards-file"))
     say = _Speaker(request.config, kind)
-    with open_station(kind, folder, hil_options, boards_file=boards_file, say=say) as station:
+    wanted = any(
+        "pair" in getattr(item, "fixturenames", ()) and _kind(item) == kind for item in request.session.items
+    )
+    count = 2 if wanted and kind in SEVERAL else 1
+    with open_station(kind, folder, hil_options, boards_file=boards_file, say=say, count=count) as station:
         yield station
 
 
@@ -103,6 +108,16 @@ def board(hil_station: "Station") -> "Board":
     """A board; whatever came before, its link, disk and clock are good."""
     hil_station.settle()
     return hil_station.board
+
+
+@pytest.fixture
+def pair(hil_station: "Station") -> "Iterator[tuple[Board, Board]]":
+    """Two boards of one site, for the first test that asks for them; the second is gone when it is over."""
+    hil_station.settle()
+    if not hil_station.others:
+        pytest.skip("there is one board of this kind")
+    yield hil_station.board, hil_station.others[0]
+    hil_station.retire_others()
 
 
 @pytest.fixture
@@ -128,8 +143,11 @@ def pytest_runtest_makereport(
     if kind:
         report.user_properties.append(("hil", [kind, _scenario(item)]))
         station: Any = getattr(item, "funcargs", {}).get("hil_station")
+        if station is not None:
+            report.user_properties.append(("hil_figures", [kind, station.measured()]))
         if report.failed and station is not None:
-            report.sections.append((f"board {kind}", station.board.logs()[-8000:]))
+            for board in (station.board, *station.others):
+                report.sections.append((f"board {board.device}", board.logs()[-8000:]))
             report.sections.append(("site", station.site.logs()))
     return report
 
@@ -137,17 +155,19 @@ def pytest_runtest_makereport(
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """The table, and the page."""
-    from hil.boards.report import outcomes, table, write_page
+    from hil.boards.report import figures, outcomes, table, write_json, write_page
 
     reports = [report for group in terminalreporter.stats.values() for report in group]
-    found = outcomes([report for report in reports if isinstance(report, pytest.TestReport)])
+    told = [report for report in reports if isinstance(report, pytest.TestReport)]
+    found, measured = outcomes(told), figures(told)
     if not found:
         return
     terminalreporter.section("boards")
-    terminalreporter.write_line(table(found))
+    terminalreporter.write_line(table(found, measured))
     if path := config.getoption("--hil-report"):
-        write_page(Path(path), found)
-        terminalreporter.write_line(f"written: {path}")
+        write_page(Path(path), found, measured)
+        written = write_json(Path(path).with_suffix(".json"), found, measured)
+        terminalreporter.write_line(f"written: {path}, {written}")
 
 
 def _kind(item: pytest.Item) -> str:

@@ -23,6 +23,7 @@ from broker_coordinator.aggregation.appraisal import cached_codec
 from broker_coordinator.aggregation.calibration_rule import CachedCalibration
 from broker_coordinator.aggregation.scalars import from_raw
 from broker_coordinator.aggregation.version_state import CACHE_SLOT, VersionState
+from broker_coordinator.progress import Progress, unwatched
 from broker_coordinator.storage.records import AcceptedUpdate
 from broker_coordinator.storage.store import Journal
 from fl_protocol.codec import Piece, codec_seed
@@ -40,9 +41,15 @@ class CalibratedSums:
     """The updates of the version after ``state`` on their way through ``ca2fl``."""
 
     def __init__(
-        self, rule: CachedCalibration, journal: Journal, state: VersionState, layout: TensorLayout
+        self,
+        rule: CachedCalibration,
+        journal: Journal,
+        state: VersionState,
+        layout: TensorLayout,
+        progress: Progress = unwatched,
     ) -> None:
         self._journal = journal
+        self._progress = progress
         self._layout = layout
         self._slot = f"{CACHE_SLOT}{rule.age}"
         self._wide = rule.sum_bits == 64
@@ -130,6 +137,7 @@ class CalibratedSums:
                 np.multiply(values, scale, out=values)
                 part = total[start : start + len(values)]
                 np.add(part, values, out=part)
+        self._progress()
 
     def _pieces(self, row: AcceptedUpdate) -> Iterator[Piece]:
         payload = self._journal.payload(row)

@@ -23,6 +23,7 @@ from broker_coordinator.aggregation.running_statistics import StatisticsMean
 from broker_coordinator.aggregation.scalars import from_raw
 from broker_coordinator.aggregation.sums import sums_of
 from broker_coordinator.aggregation.version_state import VersionState
+from broker_coordinator.progress import Progress, unwatched
 from broker_coordinator.storage.records import AcceptedUpdate
 from broker_coordinator.storage.store import Journal
 from fl_protocol.codec import Piece, codec_seed
@@ -34,14 +35,21 @@ __all__ = ["ClosedVersion", "Fold", "OpenVersion", "damping"]
 
 
 class Fold:
-    """An accumulator on top of ``state``; ``journal`` is needed by rules that call upon earlier updates.
+    """An accumulator on top of ``state``; ``journal`` is needed by rules that call upon earlier updates,
+    ``progress`` hears of the pieces of work that grows with their number.
 
     Raises:
         ConfigError: the rules name something that does not exist.
         LayoutError: the state is not one of the rules' layout.
     """
 
-    def __init__(self, rules: FoldRules, state: VersionState, journal: Journal | None = None) -> None:
+    def __init__(
+        self,
+        rules: FoldRules,
+        state: VersionState,
+        journal: Journal | None = None,
+        progress: Progress = unwatched,
+    ) -> None:
         layout = rules.layout
         ours = (layout.fingerprint, layout.size, layout.buffer_size)
         if (state.fingerprint, len(state.master), state.buffer_size) != ours:
@@ -50,7 +58,7 @@ class Fold:
         self._state = state
         self._optimizer = rules.make_optimizer()
         self._weights = layout.weight_size
-        self._sums = sums_of(rules, state, journal)
+        self._sums = sums_of(rules, state, journal, progress)
         self._statistics = StatisticsMean(state, layout, limited=rules.clip.enabled)
         self._count = 0
         # Sums over updates of weight, weight times scale, and weight times staleness.
@@ -185,13 +193,22 @@ class OpenVersion:
     fault: str = ""
     """Why no version can be made of this one by the rules as they are; names the aggregator."""
 
-    def __init__(self, journal: Journal, rules: FoldRules, state: VersionState, *, through_seq: int) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        rules: FoldRules,
+        state: VersionState,
+        *,
+        through_seq: int,
+        progress: Progress = unwatched,
+    ) -> None:
         """Rebuild from the rows that wait; ``through_seq`` is that of the version ``state``."""
         self._journal = journal
+        self._progress = progress
         self._rules = rules
         self._state = state
         self._first = self._through = through_seq
-        self._fold = Fold(rules, state, journal)
+        self._fold = Fold(rules, state, journal, progress)
         self._rebuild()
 
     @property
@@ -259,7 +276,7 @@ class OpenVersion:
 
     def _fold_waiting(self) -> bool:
         """One pass over the rows that wait; False if it must begin again without a row that broke off."""
-        self._fold = Fold(self._rules, self._state, self._journal)
+        self._fold = Fold(self._rules, self._state, self._journal, self._progress)
         self._through = self._first
         for update in self._journal.waiting():
             reason = self._try(update)
@@ -288,6 +305,7 @@ class OpenVersion:
             raise
         except Exception as error:
             return _reason(error)
+        self._progress()
         return None
 
 

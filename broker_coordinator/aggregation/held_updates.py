@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from broker_coordinator.progress import Progress, unwatched
 from fl_protocol.errors import StorageError
 
 __all__ = ["COLUMN_ELEMENTS", "HeldUpdates"]
@@ -24,10 +25,12 @@ _WIDTH = 4
 
 
 class HeldUpdates:
-    """Updates of float32[size] each, in the order in which they were accepted."""
+    """Updates of float32[size] each, in the order in which they were accepted; ``progress`` hears of each
+    column that is read."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, progress: Progress = unwatched) -> None:
         self.size = size
+        self._progress = progress
         self._weights: list[np.float32] = []
         self._written = 0
         self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115
@@ -84,6 +87,7 @@ class HeldUpdates:
                 raise _full(error) from None
             np.add(values, np.float32(0), out=values)
             yield start, values
+            self._progress()
 
 
 def _full(error: Exception) -> StorageError:

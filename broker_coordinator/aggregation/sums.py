@@ -17,6 +17,7 @@ from broker_coordinator.aggregation.calibration_rule import CachedCalibration
 from broker_coordinator.aggregation.held_updates import HeldUpdates
 from broker_coordinator.aggregation.rules import FoldRules
 from broker_coordinator.aggregation.version_state import VersionState
+from broker_coordinator.progress import Progress, unwatched
 from broker_coordinator.storage.records import AcceptedUpdate
 from broker_coordinator.storage.store import Journal
 from fl_protocol.errors import ConfigError, StorageError
@@ -48,7 +49,9 @@ class Sums(Protocol):
         ...
 
 
-def sums_of(rules: FoldRules, state: VersionState, journal: Journal | None) -> Sums:
+def sums_of(
+    rules: FoldRules, state: VersionState, journal: Journal | None, progress: Progress = unwatched
+) -> Sums:
     """Nothing yet of the version after ``state``; ``journal`` holds the updates of those before.
 
     Raises:
@@ -58,8 +61,10 @@ def sums_of(rules: FoldRules, state: VersionState, journal: Journal | None) -> S
     if isinstance(rule, CachedCalibration):
         if journal is None:
             raise ConfigError(f"the aggregator {name!r} needs the journal of earlier versions")
-        return CalibratedSums(rule, journal, state, rules.layout)
-    return _Held(rule, name, size) if _holds(rule) else _Streamed(rule, name, size)  # type: ignore[arg-type]
+        return CalibratedSums(rule, journal, state, rules.layout, progress)
+    if _holds(rule):
+        return _Held(rule, name, size, progress)
+    return _Streamed(rule, name, size)  # type: ignore[arg-type]
 
 
 def _holds(rule: AnyAggregator) -> TypeGuard[HoldingAggregator]:
@@ -123,10 +128,10 @@ class _Streamed:
 class _Held:
     """Whole, until the version closes."""
 
-    def __init__(self, rule: HoldingAggregator, name: str, size: int) -> None:
+    def __init__(self, rule: HoldingAggregator, name: str, size: int, progress: Progress) -> None:
         self._rule = rule
         self._name = name
-        self._held = HeldUpdates(size)
+        self._held = HeldUpdates(size, progress)
 
     def begin(self, update: AcceptedUpdate) -> None:
         pass

@@ -51,6 +51,13 @@ __all__ = ["bundle"]
     help="Take wheels from this folder alone, and nothing from a network.",
 )
 @click.option(
+    "--preset",
+    default=6,
+    show_default=True,
+    type=click.IntRange(0, 9),
+    help="How hard xz tries: 0 is quick, for a payload that is used once.",
+)
+@click.option(
     "--check",
     "checked",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -67,6 +74,7 @@ def bundle(
     folder: Path,
     constraint: Path | None,
     wheels: Path | None,
+    preset: int,
     checked: Path | None,
     key: str | None,
     as_json: bool,
@@ -83,6 +91,7 @@ def bundle(
         runtime=runtime or "",
         constraint=constraint,
         offline=wheels,
+        preset=preset,
     )
     signing = open_key(FleetFolder(folder).configuration.state)
     made = make_bundle(plan, out or Path(f"lichen-{arch}.tar.xz"), signing.sign)

@@ -215,8 +215,8 @@ class FleetFolder:
             return self.announce(registry, authority)
 
     def commit(self, registry: Registry) -> None:
-        """Put another registry in the place of this one; raises StorageError."""
-        write_registry(self._registry, registry)
+        """Put another registry in the place of this one, without what ended long ago; raises StorageError."""
+        write_registry(self._registry, registry.pruned(datetime.datetime.now(datetime.UTC)))
 
     def announce(self, registry: Registry, authority: Authority) -> Notified:
         """Write what follows from the registry, and have the broker read all its files again."""

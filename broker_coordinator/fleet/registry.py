@@ -19,6 +19,7 @@ from fl_protocol.topics import valid_name
 __all__ = ["EnrolledDevice", "Registry", "read_registry", "write_registry"]
 
 _DAY_S = 86400.0
+_GRACE = datetime.timedelta(days=30)
 _FORMAT = "lichen-registry/1"
 
 
@@ -26,14 +27,17 @@ _FORMAT = "lichen-registry/1"
 class EnrolledDevice:
     """A device that was enrolled. Times are ISO 8601 in UTC, for people to read; ``serial`` is that of its
     newest certificate, in hex; ``expires`` and ``revoked`` are empty where it does not and is not.
-    ``earlier`` are those of certificates for the same key that hold on until their own end."""
+    ``earlier`` are those of certificates for the same key that hold on, each with its own end. ``written``
+    is one for the same key that is void, and that the device's folder may hold until the newest is written
+    there: it shows which key that is."""
 
     device: str
     serial: str
     enrolled: str
     expires: str = ""
     revoked: str = ""
-    earlier: tuple[str, ...] = ()
+    earlier: Mapping[str, str] = field(default_factory=dict)
+    written: str = ""
 
     @property
     def serials(self) -> tuple[str, ...]:
@@ -50,8 +54,9 @@ class EnrolledDevice:
     def body(self) -> dict[str, Any]:
         """As JSON has it. What most do not have is left out: releases before it read the others."""
         body = asdict(self)
-        if not self.earlier:
-            del body["earlier"]
+        for name in ("earlier", "written"):
+            if not body[name]:
+                del body[name]
         return body
 
 
@@ -95,9 +100,20 @@ class Registry:
         return replace(
             self,
             edition=self.edition + 1,
-            devices={**self.devices, device: replace(old, revoked=when, earlier=())},
+            devices={**self.devices, device: replace(old, revoked=when, earlier={}, written="")},
             void={**self.void, **dict.fromkeys(old.serials, when)},
         )
+
+    def pruned(self, now: datetime.datetime) -> "Registry":
+        """Without the earlier certificates that ended a month ago and more: nobody takes them any more, not
+        even by a clock that is somewhat behind."""
+        devices = {
+            name: replace(
+                device, earlier={serial: end for serial, end in device.earlier.items() if not _over(end, now)}
+            )
+            for name, device in self.devices.items()
+        }
+        return replace(self, devices=devices)
 
     def broker_renewed(self, old: str, void_since: str = "") -> "Registry":
         """With the broker's certificate ``old`` superseded; void, and all before it, if its key is given up
@@ -143,15 +159,25 @@ def write_registry(path: Path, registry: Registry) -> None:
     write_file(path, (json.dumps(body, indent=1) + "\n").encode(), purpose="fleet.registry", mode=0o644)
 
 
+def _over(end: str, now: datetime.datetime) -> bool:
+    return bool(end) and datetime.datetime.fromisoformat(end) + _GRACE < now
+
+
+def _enrolled(entry: Mapping[str, Any]) -> EnrolledDevice:
+    """A list of earlier ones is of a release that did not note their ends: none is later than the newest."""
+    earlier = entry.get("earlier", {})
+    if isinstance(earlier, list):
+        earlier = dict.fromkeys(earlier, entry.get("expires", ""))
+    return EnrolledDevice(**{**entry, "earlier": dict(earlier)})
+
+
 def _registry(body: Any) -> Registry:
     if body["format"] != _FORMAT:
         raise ValueError(f"its format is {body['format']!r}, not {_FORMAT!r}")
-    devices = [
-        EnrolledDevice(**{**entry, "earlier": tuple(entry.get("earlier", ()))}) for entry in body["devices"]
-    ]
+    devices = [_enrolled(entry) for entry in body["devices"]]
     for device in devices:
-        if device.expires:
-            datetime.datetime.fromisoformat(device.expires)
+        for end in filter(None, (device.expires, *device.earlier.values())):
+            datetime.datetime.fromisoformat(end)
         if not valid_name(device.device):
             raise ValueError(f"{device.device!r} is no device's name")
         for serial in device.serials:

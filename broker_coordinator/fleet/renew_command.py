@@ -89,5 +89,5 @@ def _tell(
         files = "device.key and device.pem" if client.new_key else "device.pem"
         click.echo(f"{client.device} has a certificate {until}: carry {files} of {client.path}")
         old = f"holds on until {client.old_holds_until}" if client.old_holds_until else "is void from now on"
-        click.echo(f"  onto it, and restart its agent; the one before {old}")
+        click.echo(f"  onto it: its agent takes them at its next connection; the one before {old}")
     click.echo(notified.sentence, err=notified.failed)

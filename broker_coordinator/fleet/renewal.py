@@ -71,7 +71,7 @@ def renew_devices(
             like = b"" if new_key else _certificate(folder, old)
             until = _end(old, now, days)
             issued = authority.issue_client(device, until, like=like)
-            entry = _entry(old, issued, now, until, holds_on=not new_key and _end_of(old) <= until)
+            entry = _entry(old, issued, now, until, written=serial_of(like) if like else "")
             registry = registry.enrolled(entry)
             made[device] = issued, _renewed(entry, old, folder, new_key)
         # First of all they are known: a certificate that nobody knows of could never be revoked.
@@ -121,11 +121,12 @@ def _enrolled(registry: Registry, device: str) -> EnrolledDevice:
 
 
 def _certificate(folder: Path, old: EnrolledDevice) -> bytes:
-    """What the device has now. One that is void is for a key that was given up: it must not come back."""
+    """What the device has now. One that is void is for a key that was given up, and must not come back;
+    unless it is void because it lasted too long, and we were killed before its follower was written."""
     certificate = _read(
         folder / "device.pem", hint="name its folder with --out, or make a new key: --new-key"
     )
-    if (serial := serial_of(certificate)) not in old.serials:
+    if (serial := serial_of(certificate)) not in (*old.serials, old.written):
         raise ConfigError(
             f"{folder / 'device.pem'} is void, or none of ours (serial {serial[:16]})",
             hint="make a new key: --new-key",
@@ -134,14 +135,19 @@ def _certificate(folder: Path, old: EnrolledDevice) -> bytes:
 
 
 def _entry(
-    old: EnrolledDevice, issued: Issued, now: datetime.datetime, until: datetime.datetime, *, holds_on: bool
+    old: EnrolledDevice, issued: Issued, now: datetime.datetime, until: datetime.datetime, *, written: str
 ) -> EnrolledDevice:
+    """``written`` is the certificate in the device's folder for the key that it keeps; none with another.
+    With the key stays each certificate that does not outlast the new one."""
+    had = {old.serial: old.expires, **old.earlier} if written else {}
+    earlier = {serial: end for serial, end in had.items() if _moment(end) <= until}
     return EnrolledDevice(
         device=old.device,
         serial=f"{issued.serial:x}",
         enrolled=now.isoformat(timespec="seconds"),
         expires="" if until == END else until.isoformat(timespec="seconds"),
-        earlier=old.serials if holds_on else (),
+        earlier=earlier,
+        written="" if written in earlier else written,
     )
 
 
@@ -152,7 +158,9 @@ def _renewed(entry: EnrolledDevice, old: EnrolledDevice, folder: Path, new_key: 
         serial=entry.serial,
         expires=entry.expires,
         new_key=new_key,
-        old_holds_until=_end_of(old).isoformat(timespec="seconds") if entry.earlier else "",
+        old_holds_until=_moment(old.expires).isoformat(timespec="seconds")
+        if old.serial in entry.earlier
+        else "",
     )
 
 
@@ -162,11 +170,11 @@ def _end(old: EnrolledDevice, now: datetime.datetime, days: int | None) -> datet
         return now.replace(microsecond=0) + datetime.timedelta(days=days)
     if not old.expires:
         return END
-    return now.replace(microsecond=0) + (_end_of(old) - datetime.datetime.fromisoformat(old.enrolled))
+    return now.replace(microsecond=0) + (_moment(old.expires) - datetime.datetime.fromisoformat(old.enrolled))
 
 
-def _end_of(device: EnrolledDevice) -> datetime.datetime:
-    return datetime.datetime.fromisoformat(device.expires) if device.expires else END
+def _moment(end: str) -> datetime.datetime:
+    return datetime.datetime.fromisoformat(end) if end else END
 
 
 def _dialled(fleet: FleetFolder) -> Mapping[str, str]:

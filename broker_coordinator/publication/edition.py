@@ -123,7 +123,7 @@ class Editor:
         before = self.verified(kept)
         if before is not None and before.version == version.id and self._configuration.selection.automatic:
             # As many devices as are on line now decide for the next version.
-            wanted = replace(wanted, pacing=before.pacing)
+            wanted = replace(wanted, pacing=replace(wanted.pacing, by_lease=before.pacing.by_lease))
         if before is not None and replace(before, counter=0, term=0) == wanted:
             return before, kept
         fresh = replace(wanted, counter=self._store.next_counter(), term=self._store.office().term)
@@ -153,7 +153,7 @@ class Editor:
     def _pacing(self) -> Pacing:
         """By lease where more devices are on line than may be in flight, and in rounds."""
         configuration = self._configuration
-        pacing = configuration.selection.pacing
+        pacing = replace(configuration.selection.pacing, horizon=configuration.horizon_versions)
         if not configuration.selection.automatic:
             return pacing
         most = configuration.in_flight

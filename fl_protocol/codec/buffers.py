@@ -65,11 +65,19 @@ class WithBuffers:
         """Encode the weights, and round buffers to the nearest float16 within its finite range."""
         vector = fitting_vector(delta, layout)
         payload = self.of_weights.encode(vector[: layout.weight_size], layout.weights, seed)
+        return payload + _rounded(vector, layout) if layout.buffer_size else payload
+
+    def encode_all(
+        self, deltas: npt.NDArray[np.float32], layout: TensorLayout, seeds: Sequence[bytes]
+    ) -> list[bytes]:
+        """The weights of all deltas, and behind each the buffers of its own."""
+        payloads = self.of_weights.encode_all(deltas[:, : layout.weight_size], layout.weights, seeds)
         if not layout.buffer_size:
-            return payload
-        buffers = vector[layout.weight_size :]
-        check_values(buffers, "the delta of the buffers")
-        return payload + np.clip(buffers, -HIGHEST_BUFFER, HIGHEST_BUFFER).astype("<f2").tobytes()
+            return payloads
+        return [
+            payload + _rounded(fitting_vector(delta, layout), layout)
+            for payload, delta in zip(payloads, deltas, strict=True)
+        ]
 
     def check(self, payload: bytes, layout: TensorLayout) -> None:
         """Verify the length, what the weights' codec verifies, and that every float16 is finite."""
@@ -120,6 +128,13 @@ class WithBuffers:
     def _weights(self, payload: bytes, layout: TensorLayout) -> bytes:
         """The payload of the weights; not copied where it is all."""
         return payload[: len(payload) - _WIDTH * layout.buffer_size]
+
+
+def _rounded(vector: npt.NDArray[np.float32], layout: TensorLayout) -> bytes:
+    """The buffers of a delta as they travel."""
+    buffers = vector[layout.weight_size :]
+    check_values(buffers, "the delta of the buffers")
+    return np.clip(buffers, -HIGHEST_BUFFER, HIGHEST_BUFFER).astype("<f2").tobytes()
 
 
 def _tail(payload: bytes, layout: TensorLayout) -> npt.NDArray[np.float16]:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from fl_protocol.codec.blocks import BATCH, Run, Span, payload_parts, spans
 from fl_protocol.codec.bounds import bounded_scales, check_length, check_scales, check_values, fitting_vector
+from fl_protocol.codec.eden_rows import encode_rows, is_small
 from fl_protocol.codec.hadamard import BLOCK, rotate, unrotate
 from fl_protocol.codec.levels import code_energy, energy_factor, octets_of, quantize, spread_codes
 from fl_protocol.codec.mask import kept_count, kept_positions
@@ -25,6 +26,7 @@ from fl_protocol.codec.segments import longest_segment
 from fl_protocol.codec.spec import CodecSpec
 from fl_protocol.codec.streams import MASK, SIGN1, SIGN2, Stream, first_octets
 from fl_protocol.codec.update_codec import Piece, blank_payload
+from fl_protocol.errors import LayoutError
 from fl_protocol.layout import TensorLayout
 
 __all__ = ["Eden"]
@@ -74,6 +76,8 @@ class Eden:
     def encode(self, delta: Floats, layout: TensorLayout, seed: bytes) -> bytes:
         """Rotate, take the nearest levels, and fit one scale per block."""
         vector = fitting_vector(delta, layout)
+        if is_small(layout, self.keep):
+            return encode_rows(vector[np.newaxis], layout, [seed], bits=self.bits, keep=self.keep)[0]
         count, octets = payload_parts(layout, self.keep)
         scales = np.zeros(count, "<f4")
         streams = _Streams(seed)
@@ -94,8 +98,9 @@ class Eden:
                 np.copyto(blocks[: run.values], values[run.first : run.first + run.values])
                 blocks[run.values :] = 0
                 blocks = blocks.reshape(run.blocks, run.width)
+                rows = (signs[0][run.octets], signs[1][run.octets])
                 codes, fitted[run.scales] = _rotate_and_fit(
-                    blocks, run, signs, bits=self.bits, scratch=scratch, wide=wide
+                    blocks, rows, bits=self.bits, scratch=scratch, wide=wide
                 )
                 payload.write(octets_of(codes, self.bits).data)
             # the kept values stand for the others too; the factor travels inside the scale
@@ -104,6 +109,14 @@ class Eden:
         payload.seek(0)
         payload.write(scales.data)
         return payload.getvalue()
+
+    def encode_all(self, deltas: Floats, layout: TensorLayout, seeds: Sequence[bytes]) -> list[bytes]:
+        """All together where the model is small."""
+        if deltas.dtype != np.float32 or deltas.shape != (len(seeds), layout.size):
+            raise LayoutError(f"expected float32[{len(seeds)}, {layout.size}], got {deltas.shape}")
+        if is_small(layout, self.keep):
+            return encode_rows(deltas, layout, seeds, bits=self.bits, keep=self.keep)
+        return [self.encode(delta, layout, seed) for delta, seed in zip(deltas, seeds, strict=True)]
 
     def check(self, payload: bytes, layout: TensorLayout) -> None:
         """Verify the length and the scales; every pattern of code bits is valid."""
@@ -266,27 +279,28 @@ def _decode_rows(codes: Octets, signs: Signs, scales: Floats, run: Run, *, bits:
 
 
 def _rotate_and_fit(
-    blocks: Floats, run: Run, signs: Signs, *, bits: int, scratch: Floats, wide: Doubles
+    blocks: Floats, signs: Signs, *, bits: int, scratch: Floats, wide: Doubles
 ) -> tuple[Octets, Doubles]:
     """Rotate ``blocks`` in place; return their codes and the unbiased scale of each, 0 of an all-zero block.
 
     Sums are taken in float64, in ``wide``: exact for whole-numbered blocks, and nothing overflows.
     """
-    sign1, sign2 = signs
-    exact = wide[: run.elements].reshape(blocks.shape)
+    count, width = blocks.shape
+    exact = wide[: blocks.size].reshape(blocks.shape)
     np.copyto(exact, blocks)
-    energy = np.matmul(exact[:, np.newaxis, :], exact[:, :, np.newaxis]).reshape(run.blocks)
-    rotate(blocks, sign1[run.octets], sign2[run.octets], scratch)
-    room = scratch[: run.elements].reshape(blocks.shape)
+    energy = np.matmul(exact[:, np.newaxis, :], exact[:, :, np.newaxis]).reshape(count)
+    rotate(blocks, *signs, scratch)
+    room = scratch[: blocks.size].reshape(blocks.shape)
     if bits == 1:
         codes = (blocks >= 0).view(np.uint8)
         np.copyto(exact, np.abs(blocks, out=room))
     else:
         # rotating twice multiplies a block's energy by the square of its width
-        codes = quantize(blocks, np.sqrt(energy * run.width), bits, room, exact)
+        codes = quantize(blocks, np.sqrt(energy * width), bits, room, exact)
         np.multiply(exact, blocks, out=exact)
-    inner = np.matmul(exact, np.ones(run.width))
-    scales = np.zeros(run.blocks)
+    # one product per block here too: a sum must not depend on how many blocks are summed together
+    inner = np.matmul(exact[:, np.newaxis, :], np.ones((width, 1))).reshape(count)
+    scales = np.zeros(count)
     np.divide(energy, inner, out=scales, where=inner > 0)
     return codes, scales
 

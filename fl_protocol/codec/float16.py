@@ -67,6 +67,12 @@ class Float16:
             payload.write(part.astype("<f2").data)
         return payload.getvalue()
 
+    def encode_all(
+        self, deltas: npt.NDArray[np.float32], layout: TensorLayout, seeds: Sequence[bytes]
+    ) -> list[bytes]:
+        """Encode one after the other."""
+        return [self.encode(delta, layout, seed) for delta, seed in zip(deltas, seeds, strict=True)]
+
     def check(self, payload: bytes, layout: TensorLayout) -> None:
         """Verify the length and that every value is finite."""
         check_length(payload, self.largest(layout))

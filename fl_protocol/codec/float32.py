@@ -49,6 +49,12 @@ class Float32:
         check_values(values, "the delta")
         return values.astype("<f4", copy=False).tobytes()
 
+    def encode_all(
+        self, deltas: npt.NDArray[np.float32], layout: TensorLayout, seeds: Sequence[bytes]
+    ) -> list[bytes]:
+        """Encode one after the other."""
+        return [self.encode(delta, layout, seed) for delta, seed in zip(deltas, seeds, strict=True)]
+
     def check(self, payload: bytes, layout: TensorLayout) -> None:
         """Verify the length and that every value is finite and at most 2^100 in magnitude."""
         check_length(payload, self.largest(layout))

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BLOCK", "SMALLEST_BLOCK", "rotate", "spread_bits", "unrotate"]
+__all__ = ["BLOCK", "SMALLEST_BLOCK", "rotate", "spread_bits", "transform", "unrotate"]
 
 BLOCK = 1024
 SMALLEST_BLOCK = 64
@@ -35,7 +35,7 @@ def rotate(blocks: Floats, sign1: Octets, sign2: Octets, scratch: Floats) -> Non
     for signs in (sign1, sign2):
         spread_bits(signs, room)
         np.multiply(blocks, room, out=blocks)
-        _transform(blocks, room)
+        transform(blocks, room)
 
 
 def unrotate(blocks: Floats, sign1: Octets, sign2: Octets, scratch: Floats) -> None:
@@ -45,7 +45,7 @@ def unrotate(blocks: Floats, sign1: Octets, sign2: Octets, scratch: Floats) -> N
     """
     room = scratch.reshape(-1)[: blocks.size].reshape(blocks.shape)
     for signs in (sign2, sign1):
-        _transform(blocks, room)
+        transform(blocks, room)
         spread_bits(signs, room)
         np.multiply(blocks, room, out=blocks)
 
@@ -56,10 +56,15 @@ def spread_bits(octets: Octets, out: Floats) -> None:
     _sign_table().take(octets, axis=0, out=out.reshape(-1, 8), mode="clip")
 
 
-def _transform(blocks: Floats, room: Floats) -> None:
-    """Multiply each row by H, as ``H_a X H_b`` on the row seen as an a x b matrix (a b = B)."""
-    rows, length = blocks.shape
-    grid = (rows, length // _FACTOR, _FACTOR)
+def transform(blocks: Floats, room: Floats) -> None:
+    """Multiply each row by H, as ``H_a X H_b`` on the row seen as an a x b matrix (a b = B).
+
+    Args:
+        blocks: float32[..., B], B as for :func:`rotate`.
+        room: of the same shape; its content is lost.
+    """
+    length = blocks.shape[-1]
+    grid = (*blocks.shape[:-1], length // _FACTOR, _FACTOR)
     # one small product per block: a single tall one is slower on some builds of BLAS, and starts threads
     np.matmul(blocks.reshape(grid), _hadamard(_FACTOR), out=room.reshape(grid))
     np.matmul(_hadamard(length // _FACTOR), room.reshape(grid), out=blocks.reshape(grid))

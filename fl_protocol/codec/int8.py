@@ -80,6 +80,12 @@ class Int8:
             payload.write(part.astype(np.int8).data)
         return payload.getvalue()
 
+    def encode_all(
+        self, deltas: npt.NDArray[np.float32], layout: TensorLayout, seeds: Sequence[bytes]
+    ) -> list[bytes]:
+        """Encode one after the other."""
+        return [self.encode(delta, layout, seed) for delta, seed in zip(deltas, seeds, strict=True)]
+
     def check(self, payload: bytes, layout: TensorLayout) -> None:
         """Verify the length, the scales, and that no code is -128."""
         check_length(payload, self.largest(layout))

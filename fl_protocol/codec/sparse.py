@@ -92,6 +92,10 @@ class Sparse:
         payload.write(table.tobytes())
         return payload.getvalue()
 
+    def encode_all(self, deltas: Floats, layout: TensorLayout, seeds: Sequence[bytes]) -> list[bytes]:
+        """Encode one after the other."""
+        return [self.encode(delta, layout, seed) for delta, seed in zip(deltas, seeds, strict=True)]
+
     def check(self, payload: bytes, layout: TensorLayout) -> None:
         """Verify the table, the length that follows from it, and the positions in each segment."""
         for plane in self._planes(payload, layout):

@@ -52,6 +52,16 @@ class UpdateCodec(Protocol):
             CodecError: a value is NaN, infinite, or above 2^100 in magnitude.
         """
 
+    def encode_all(
+        self, deltas: npt.NDArray[np.float32], layout: TensorLayout, seeds: Sequence[bytes]
+    ) -> list[bytes]:
+        """Encode several deltas at once, float32[deltas, n]: what :meth:`encode` makes of each. For models so
+        small that a call costs more than the numbers.
+
+        Raises:
+            LayoutError, CodecError: as :meth:`encode`, for any of them.
+        """
+
     def check(self, payload: bytes, layout: TensorLayout) -> None:
         """Verify that ``payload`` decodes, to finite values.
 

@@ -7,16 +7,21 @@ and 9 on its slower half alone, where whoever counts fast devices oftener learns
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hil.bench.learning_curve import LearningCurve, Yardstick, learning_curve
 from hil.bench.markdown_table import table_rows
+from hil.bench.run_book import RunBook, RunKey
+from hil.plots import Bars, grouped_bars
 from hil.simulate.scenario import read_scenario
 from hil.workload import Samples
 from models.zoo import digits
 from models.zoo.mlp import digits_artifact
 
 __all__ = ["hard_fleets", "hard_fleets_section"]
+
+PLOT = "benchmarks-hard-fleets-{}.svg"
 
 RARE = "slow:8,9"
 PACED = ("fleet.selection.participation=1.0",)
@@ -60,6 +65,8 @@ times as large. Norms are clipped unless it is said.
 | --- | --- | --- |
 {attackers}
 
+![Attackers: accuracy, and of the worst digit](benchmarks-hard-fleets-attackers.svg)
+
 Then `heavy-tail`, where the slower half of the devices alone has the digits 8 and 9. *At
 {seconds:.0f} s*: of the last point until the virtual time at which the first run of FedBuff ended.
 
@@ -67,31 +74,62 @@ Then `heavy-tail`, where the slower half of the devices alone has the digits 8 a
 | --- | --- | --- | --- | --- |
 {rare}
 
+![Rare digits: accuracy, and of the worst digit](benchmarks-hard-fleets-heavy-tail.svg)
+
 Wanted: a worst class of CA2FL or `fair` at least 0.03 above FedBuff's.
 """
 
 
-def hard_fleets(seeds: int = 5) -> dict[str, Any]:
-    """A row for each trial."""
+def hard_fleets(book: Path, seeds: int = 5) -> dict[str, Any]:
+    """A row for each trial; runs that ``book`` does not have yet are made first. Its plots go beside it."""
+    kept = RunBook(book)
     runs = {
-        scenario: {
-            name: [_run(scenario, name, changes, seed) for seed in range(seeds)]
-            for name, changes in trials.items()
-        }
+        scenario: {name: [_kept(kept, scenario, name, seed) for seed in range(seeds)] for name in trials}
         for scenario, trials in TRIALS.items()
     }
     seconds = runs["heavy-tail"]["fedbuff"][0].points[-1].virtual_s
-    return {
-        "seeds": seeds,
-        "seconds": seconds,
-        **{
-            scenario: [_row(name, curves, seconds) for name, curves in trials.items()]
-            for scenario, trials in runs.items()
-        },
+    rows = {
+        scenario: [_row(name, curves, seconds) for name, curves in trials.items()]
+        for scenario, trials in runs.items()
     }
+    for scenario, title in (
+        ("attackers", "ten of a hundred devices attack"),
+        ("heavy-tail", "8 and 9 on slow devices alone"),
+    ):
+        plot = _plot(rows[scenario], title)
+        book.with_name(PLOT.format(scenario)).write_text(plot + "\n", encoding="utf-8")
+    return {"seeds": seeds, "seconds": seconds, **rows}
 
 
-def _run(scenario: str, name: str, changes: Sequence[str], seed: int) -> LearningCurve:
+def _plot(rows: Sequence[Mapping[str, Any]], title: str) -> str:
+    return grouped_bars(
+        [row["name"] for row in rows],
+        [
+            Bars(
+                name=name,
+                values=[row[key]["median"] for row in rows],
+                lowest=[row[key]["min"] for row in rows],
+            )
+            for name, key in (("all", "accuracy"), ("worst digit", "worst"))
+        ],
+        title=f"{title}: accuracy at the end",
+        x_label="median over the seeds, line: minimum",
+        y_label="accuracy",
+    )
+
+
+def _kept(book: RunBook, scenario: str, name: str, seed: int) -> LearningCurve:
+    key: RunKey = {"scenario": scenario, "trial": name, "seed": seed}
+    curve = book.find(key)
+    if curve is None:
+        curve = _run(scenario, TRIALS[scenario][name], seed)
+        book.keep(key, curve)
+        said = f"{scenario}, {name}, seed {seed}"
+        sys.stderr.write(f"{said}: {curve.level:.4f} (worst {curve.worst_level:.4f})\n")
+    return curve
+
+
+def _run(scenario: str, changes: Sequence[str], seed: int) -> LearningCurve:
     rare = (f'partition="{RARE}"',) if scenario == "heavy-tail" else ()
     own = (f"seed={seed}", 'evaluation="none"', "held_out=0.0", *rare, *changes)
     held_out = digits.split(seed)[1]
@@ -100,9 +138,7 @@ def _run(scenario: str, name: str, changes: Sequence[str], seed: int) -> Learnin
         samples=Samples(x=held_out.x, y=held_out.y),
         groups=held_out.y,
     )
-    curve = learning_curve(read_scenario(scenario, own), measure)
-    sys.stderr.write(f"{scenario}, {name}, seed {seed}: {curve.level:.4f} (worst {curve.worst_level:.4f})\n")
-    return curve
+    return learning_curve(read_scenario(scenario, own), measure)
 
 
 def _row(name: str, curves: Sequence[LearningCurve], seconds: float) -> dict[str, Any]:

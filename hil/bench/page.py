@@ -1,11 +1,18 @@
 """docs/benchmarks.md from the figures: a table per section, the bound it must hold, the command."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from hil.bench.boards import boards_section
+from hil.bench.buffer_memory import buffer_memory_section
 from hil.bench.codec import codec_section
+from hil.bench.feedback import feedback_section
 from hil.bench.hard_fleets import hard_fleets_section
 from hil.bench.markdown_table import table_rows
+from hil.bench.peers_page import peers_section
+from hil.bench.server_rules import server_rules_section
+from hil.bench.simulator_page import simulator_section
+from hil.bench.stability_page import stability_section
 from hil.bench.target_page import target_section
 from hil.bench.training_page import training_section
 
@@ -131,6 +138,20 @@ that trains two passes over 256 samples and encodes the update.
 {rows}
 """
 
+_SECTIONS: Mapping[str, Callable[[Any], str]] = {
+    "training": training_section,
+    "codec": codec_section,
+    "feedback": feedback_section,
+    "target": target_section,
+    "hard_fleets": hard_fleets_section,
+    "stability": stability_section,
+    "server_rules": server_rules_section,
+    "buffer_memory": buffer_memory_section,
+    "simulator": simulator_section,
+    "peers": peers_section,
+    "boards": boards_section,
+}
+
 
 def page(figures: Mapping[str, Any]) -> str:
     """The whole page; a section without figures is left out."""
@@ -151,14 +172,7 @@ def page(figures: Mapping[str, Any]) -> str:
         parts.append(_links(figures["links"]))
     if "zoo" in figures:
         parts.append(_zoo(figures["zoo"]))
-    if "training" in figures:
-        parts.append(training_section(figures["training"]))
-    if "codec" in figures:
-        parts.append(codec_section(figures["codec"]))
-    if "target" in figures:
-        parts.append(target_section(figures["target"]))
-    if "hard_fleets" in figures:
-        parts.append(hard_fleets_section(figures["hard_fleets"]))
+    parts += [section(figures[name]) for name, section in _SECTIONS.items() if name in figures]
     return "".join(parts)
 
 

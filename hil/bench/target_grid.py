@@ -1,14 +1,13 @@
 """The runs of the bench ``target``: every codec with every way to aggregate, on digits and on motion.
 
 The fleet is the scenario ``heavy-tail``: a hundred devices, step times lognormal with sigma 1.5, the
-scenario's plan and K (half of it, and two thirds of its learning rate, on motion); nothing is set for one
-cell alone. Runs are kept, a line each, so that a bench that was interrupted goes on where it was.
+scenario's plan and K (a quarter of it, and two thirds of its learning rate, on motion, where it is the number
+of versions that decides how far a run comes); nothing is set for one cell alone.
 """
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from fl_protocol.codec import codec_for
 from fl_protocol.errors import CodecError
 from hil.bench.learning_curve import LearningCurve, Yardstick, learning_curve
+from hil.bench.run_book import RunBook
 from hil.simulate.device_data import ByUser
 from hil.simulate.scenario import read_scenario
 from hil.workload import Samples
@@ -37,8 +37,9 @@ AGGREGATIONS: Mapping[str, Sequence[str]] = {
     "ca2fl": ("aggregator.kind=ca2fl", "selection.kind=random"),
 }
 """What of fleet.toml a cell differs in from the scenario and the defaults."""
-K: Mapping[str, int] = {"digits": 20, "motion": 10}
-UPDATES = 600
+K: Mapping[str, int] = {"digits": 20, "motion": 5}
+UPDATES: Mapping[str, int] = {"digits": 600, "motion": 1200}
+"""Of a run."""
 HIDDEN = 1024
 MOTION_MODEL = "motion-cnn"
 MOTION_LR = 0.2
@@ -57,7 +58,7 @@ class Cell:
     @property
     def changes(self) -> Sequence[str]:
         """What is set in the scenario, as ``lichen simulate --set`` takes it."""
-        size = K[self.workload]
+        size, updates = K[self.workload], UPDATES[self.workload]
         workload = (
             (f"hidden={HIDDEN}",)
             if self.workload == "digits"
@@ -70,7 +71,7 @@ class Cell:
         )
         return (
             f"seed={self.seed}",
-            f"versions={UPDATES if self.aggregation == 'fedasync' else UPDATES // size}",
+            f"versions={updates if self.aggregation == 'fedasync' else updates // size}",
             f"fleet.buffer.size={size}",
             'evaluation="none"',
             "held_out=0.0",
@@ -108,35 +109,20 @@ def measured(book: Path, wanted: Sequence[Cell]) -> dict[Cell, LearningCurve]:
 
     A codec that is not registered is left out, and said to be on stderr.
     """
-    curves = _read(book)
+    runs, curves = RunBook(book), {}
     for cell in wanted:
-        if cell in curves:
-            continue
-        if not _registered(cell.codec):
+        curve = runs.find(asdict(cell))
+        if curve is None and not _registered(cell.codec):
             sys.stderr.write(
                 f"left out, there is no codec {cell.codec}: {cell.workload}, {cell.aggregation}\n"
             )
             continue
-        curve = curves[cell] = cell.run()
-        key = {"workload": cell.workload, "aggregation": cell.aggregation}
-        line = {**key, "codec": cell.codec, "seed": cell.seed, **curve.to_body()}
-        with book.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(line, separators=(",", ":")) + "\n")
-        said = f"{cell.workload}, {cell.aggregation}, {cell.codec}, seed {cell.seed}"
-        sys.stderr.write(f"{said}: {curve.level:.4f} (worst {curve.worst_level:.4f})\n")
-    return {cell: curves[cell] for cell in wanted if cell in curves}
-
-
-def _read(book: Path) -> dict[Cell, LearningCurve]:
-    curves = {}
-    text = book.read_text(encoding="utf-8") if book.exists() else ""
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        book.write_text(whole, encoding="utf-8")  # a run was ended while it wrote its line
-    for line in whole.splitlines():
-        body = json.loads(line)
-        cell = Cell(**{name: body[name] for name in ("workload", "aggregation", "codec", "seed")})
-        curves[cell] = LearningCurve.from_body(body)
+        if curve is None:
+            curve = cell.run()
+            runs.keep(asdict(cell), curve)
+            said = f"{cell.workload}, {cell.aggregation}, {cell.codec}, seed {cell.seed}"
+            sys.stderr.write(f"{said}: {curve.level:.4f} (worst {curve.worst_level:.4f})\n")
+        curves[cell] = curve
     return curves
 
 

@@ -4,14 +4,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hil.bench.markdown_table import table_rows
+from hil.bench.target_grid import K
+from hil.bench.target_plots import PLOTS, plot_name
 
 __all__ = ["target_section"]
 
 _SECTION = """
 ## Bytes and time to a target accuracy
 
-`make bench ARGS="--only target --target-seeds {seeds}"`: the scenario `heavy-tail`, {updates} updates a run, digits
-(an MLP of 76,810 parameters) and motion (a CNN of 8,551). *Target*: what float32 ends at with the same aggregation and seed, less
+`make bench ARGS="--only target --target-seeds {seeds}"`: the scenario `heavy-tail`, digits (an MLP of
+76,810 parameters, {updates[digits]:,} updates a run, K = {k[digits]}) and motion (a CNN of 8,551, {updates[motion]:,}
+updates, K = {k[motion]}: more versions, of which it needs more). *Target*: what float32 ends at with the same aggregation and seed, less
 0.005; accuracies are means over 60 updates. *Smaller*: bytes that float32 had sent when it was there, over those
 of the codec. *Time*: virtual seconds until what float32 ends at in rounds that wait for all, less 0.005. *Accuracy*
 and *worst* (class of the digits, person of motion) at the end: the last quarter. Medians over the seeds that got
@@ -21,6 +24,8 @@ there, with the least favourable in brackets.
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 {rows}
 
+{plots}
+
 How many times as long as FedBuff others take to that common target, at one bit, seed by seed:
 
 | data | aggregation | seeds | times as long |
@@ -28,10 +33,11 @@ How many times as long as FedBuff others take to that common target, at one bit,
 {slower}
 
 Wanted on the digits: payload >= 28 times smaller at one bit and >= 90 with `keep=0.25`; all MQTT bytes >= 25 and
->= 70; FedBuff >= 3 times as fast as over-selected rounds and >= 5 times as fast as rounds that wait for all. Why
-over-selected rounds are so fast here, as the code has it (no run shows it apart): whom a round leaves behind keeps its
-lease, and is not asked again before it has answered, so that soon only fast devices are asked; where all have the same
-data, as here, that costs nothing. FedAsync has K = 1 and so three updates in flight, which stragglers soon hold.
+>= 70; FedBuff >= 3 times as fast as over-selected rounds and >= 5 times as fast as rounds that wait for all.
+
+A round that closes gives up what is still in training, and draws the next cohort from all (guide-pacing.md): whoever is
+slow is asked as often as others, and answers in time less often. FedBuff and CA2FL have three buffers in flight, FedAsync
+ten updates.
 {left_out}"""
 
 
@@ -41,10 +47,18 @@ def target_section(figures: Mapping[str, Any]) -> str:
     return _SECTION.format(
         seeds=figures["seeds"],
         updates=figures["updates"],
+        k=K,
         rows=table_rows(_rows(figures["rows"])),
+        plots="\n".join(_plots(figures["rows"])),
         slower=table_rows(_slower(figures["slower"])),
         left_out=f"\nNot run: {left_out}.\n" if left_out else "",
     )
+
+
+def _plots(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for workload in dict.fromkeys(row["workload"] for row in rows):
+        for kind, told in PLOTS.items():
+            yield f"![{workload}: {told}]({plot_name(workload, kind)})"
 
 
 def _rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[str]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from hil.bench.learning_curve import LearningCurve
 from hil.bench.target_grid import AGGREGATIONS, CODECS, UPDATES, WORKLOADS, Cell, cells, measured
+from hil.bench.target_plots import write_plots
 
 __all__ = ["DEFAULT", "SLACK", "WAITING", "target", "target_figures"]
 
@@ -22,15 +23,19 @@ Curves = Mapping[Cell, LearningCurve]
 
 
 def target(book: Path, seeds: int = 5) -> dict[str, Any]:
-    """The section's figures; runs that ``book`` does not have yet are made first."""
-    return target_figures(measured(book, list(cells(seeds))))
+    """The section's figures; runs that ``book`` does not have yet are made first. Its plots go beside
+    ``book``."""
+    curves = measured(book, list(cells(seeds)))
+    figures = target_figures(curves)
+    write_plots(book.parent, curves, figures["rows"])
+    return figures
 
 
 def target_figures(curves: Curves) -> dict[str, Any]:
     """Rows by workload, aggregation and codec, and how many times as long as ``fedbuff`` others took."""
     return {
         "seeds": len({cell.seed for cell in curves}),
-        "updates": UPDATES,
+        "updates": dict(UPDATES),
         "left_out": [
             *(name for name in WORKLOADS if all(cell.workload != name for cell in curves)),
             *(codec for codec in CODECS if all(cell.codec != codec for cell in curves)),

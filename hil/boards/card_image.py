@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fl_protocol.errors import ConfigError, LichenError
-from hil.boards.debian_root import PACKAGES, SETTINGS, SUITE, make_root, missing_programs, run
+from hil.boards.debian_root import LEFT_OUT, PACKAGES, SETTINGS, SUITE, make_root, missing_programs, run
 from hil.boards.initial_ramdisk import MODULES, initial_ramdisk
 
 __all__ = [
@@ -67,7 +67,7 @@ def cache_folder() -> Path:
 
 def recipe_hash() -> str:
     """Of what goes into an image: its packages, its settings, and the sizes of its partitions."""
-    recipe = (SUITE, PACKAGES, dict(SETTINGS), MODULES, BOOT_FILES, BOOT_START, BOOT_MIB, ROOM_MIB)
+    recipe = (SUITE, PACKAGES, LEFT_OUT, dict(SETTINGS), MODULES, BOOT_FILES, BOOT_START, BOOT_MIB, ROOM_MIB)
     return hashlib.sha256(repr(recipe).encode()).hexdigest()[:16]
 
 

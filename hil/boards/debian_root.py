@@ -7,6 +7,7 @@ on the FAT partition (pi-gen, stage2/04-cloud-init).
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,8 +15,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fl_protocol.errors import ConfigError, LichenError
+from hil.boards.native_programs import (
+    FOLDER,
+    compile_python,
+    remove_native_programs,
+    stage_native_programs,
+)
 
-__all__ = ["PACKAGES", "SETTINGS", "SUITE", "make_root", "missing_programs"]
+__all__ = ["LEFT_OUT", "PACKAGES", "PACKAGES_OF", "SETTINGS", "SUITE", "make_root", "missing_programs", "run"]
 
 SUITE = "bookworm"
 ARCHITECTURE = "arm64"
@@ -34,10 +41,21 @@ PACKAGES = (
     *("findutils", "grep", "gzip", "hostname", "init-system-helpers", "libc-bin", "login", "mawk", "mount"),
     *("ncurses-base", "netbase", "passwd", "perl-base", "sed", "sysvinit-utils", "tar", "util-linux"),
     *("cloud-init", "dbus", "iproute2", "kmod", "openssl", "python3", "systemd-sysv", "udev", "xz-utils"),
-    *("qemu-guest-agent", "systemd-resolved"),
+    *("qemu-guest-agent", "systemd-resolved", "usr-is-merged"),
 )
 """What Debian needs to be one, what the first boot uses of Raspberry Pi OS, a way in for tests."""
-_LEFT_OUT = ("doc", "i18n", "info", "locale", "man")
+LEFT_OUT = (
+    *(
+        "/usr/share/doc/*",
+        "/usr/share/i18n/*",
+        "/usr/share/info/*",
+        "/usr/share/locale/*",
+        "/usr/share/man/*",
+    ),
+    # A minute to hash, and the fleet has an authority of its own.
+    "/usr/share/ca-certificates/mozilla/*",
+)
+_MERGED = ("bin", "lib", "sbin")
 _BUILD_TIMEOUT_S = 1800.0
 _BINFMT = Path("/proc/sys/fs/binfmt_misc")
 _REGISTRATIONS = (Path("/usr/lib/binfmt.d/qemu-aarch64.conf"),)
@@ -70,29 +88,43 @@ _ENABLED = (
     "/lib/systemd/system/systemd-networkd.socket",
 )
 
-_KERNEL = """set -e
+_SETUP = """set -e
+for name in {merged}; do mkdir -p "$1/usr/$name"; ln -s "usr/$name" "$1/$name"; done
+mkdir -p "$1/etc/dpkg/dpkg.cfg.d"
+printf '%s\\n' {options} >"$1/etc/dpkg/dpkg.cfg.d/lichen-hil"
+"""
+_EXTRACT = """set -e
+for name in {left_out}; do rm -rf "$1"$name; done
+[ ! -d {native} ] || cp -R {native}/. "$1/"
+"""
+_CUSTOMIZE = """set -e
+rm -f "$1/etc/dpkg/dpkg.cfg.d/lichen-hil"
 cd {out}
 export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
 kernel=$(apt-cache depends linux-image-cloud-{arch} |
   grep -o 'linux-image-[0-9][^ ]*-cloud-{arch}' | head -n 1)
 apt-get --quiet download "$kernel" busybox-static
 """
+"""Of the kernel's package and of busybox only files are wanted."""
+
+
+PACKAGES_OF = {
+    "debugfs": "e2fsprogs",
+    "dpkg-deb": "dpkg",
+    "mcopy": "mtools",
+    "mke2fs": "e2fsprogs",
+    "mkfs.vfat": "dosfstools",
+    "mmdebstrap": "mmdebstrap",
+    "qemu-aarch64-static": "qemu-user-static",
+    "qemu-system-aarch64": "qemu-system-arm",
+    "sfdisk": "fdisk",
+}
+"""Where Debian has the programs that make an image, and run it."""
 
 
 def missing_programs(*names: str) -> list[str]:
     """Debian's packages that must be installed first; ``names`` are the programs that are looked for."""
-    homes = {
-        "debugfs": "e2fsprogs",
-        "dpkg-deb": "dpkg",
-        "mcopy": "mtools",
-        "mke2fs": "e2fsprogs",
-        "mkfs.vfat": "dosfstools",
-        "mmdebstrap": "mmdebstrap",
-        "qemu-aarch64-static": "qemu-user-static",
-        "qemu-system-aarch64": "qemu-system-arm",
-        "sfdisk": "fdisk",
-    }
-    return sorted({homes[name] for name in names if shutil.which(name, path=_path()) is None})
+    return sorted({PACKAGES_OF[name] for name in names if shutil.which(name, path=program_path()) is None})
 
 
 def make_root(folder: Path) -> None:
@@ -112,13 +144,21 @@ def make_root(folder: Path) -> None:
     _emulate()
     root, packages = folder / "root", folder / "packages"
     packages.mkdir(parents=True, exist_ok=True)
+    native = [] if _own_processor() else stage_native_programs(folder / "native")
     # What it mounts is seen by nobody else, and goes with it: it may be killed, and the folder then removed.
     words = ["unshare", "--mount", "--propagation=private"]
     words += ["mmdebstrap", "--quiet", "--mode=root", "--variant=custom", "--skip=check/qemu"]
     words += [f"--architectures={ARCHITECTURE}", f"--include={','.join(PACKAGES)}"]
-    words += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in _LEFT_OUT]
-    words += [f"--customize-hook={_KERNEL.format(out=packages, arch=ARCHITECTURE)}"]
-    run([*words, SUITE, str(root), *_mirror()], what="the root of the image cannot be made")
+    hooks = folder / "hooks"
+    hooks.mkdir()
+    for stage, text in _hooks(folder, packages).items():
+        (hooks / stage).write_text(text)
+        words.append(f'--{stage}-hook=sh "{hooks / stage}" "$1"')
+    words += [SUITE, str(root), *_mirror()]
+    run(words, what="the root of the image cannot be made", path=f"{FOLDER}:{program_path()}")
+    if native:
+        remove_native_programs(root, native)
+        compile_python(root)
     for path, text in SETTINGS.items():
         target = root / path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -136,8 +176,8 @@ def make_root(folder: Path) -> None:
         run(["dpkg-deb", "-x", str(package), str(packages)], what=f"{package.name} cannot be unpacked")
 
 
-def run(words: list[str], *, what: str, timeout_s: float = _BUILD_TIMEOUT_S) -> str:
-    """Run a program; what it printed.
+def run(words: list[str], *, what: str, timeout_s: float = _BUILD_TIMEOUT_S, path: str = "") -> str:
+    """Run a program; what it printed. ``path`` is another PATH than ours.
 
     Raises:
         LichenError: it failed, or took too long; ``what`` says what that means.
@@ -151,7 +191,7 @@ def run(words: list[str], *, what: str, timeout_s: float = _BUILD_TIMEOUT_S) -> 
             timeout=timeout_s,
             check=False,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, "PATH": _path(), "LC_ALL": "C.UTF-8"},
+            env={**os.environ, "PATH": path or program_path(), "LC_ALL": "C.UTF-8"},
         )
     except subprocess.TimeoutExpired:
         raise LichenError(f"{what}: {words[0]} took longer than {timeout_s:.0f} s") from None
@@ -163,7 +203,7 @@ def run(words: list[str], *, what: str, timeout_s: float = _BUILD_TIMEOUT_S) -> 
 
 def _emulate() -> None:
     """Have the kernel run programs of the other processor through QEMU."""
-    if platform.machine() in ("aarch64", "arm64") or (_BINFMT / "qemu-aarch64").exists():
+    if _own_processor() or (_BINFMT / "qemu-aarch64").exists():
         return
     if not (_BINFMT / "register").exists():
         run(["mount", "-t", "binfmt_misc", "none", str(_BINFMT)], what="there is no binfmt_misc here")
@@ -185,5 +225,20 @@ def _mirror() -> list[str]:
     return run([*words, f"Codename: {SUITE}"], what="apt cannot be asked").split()[:1]
 
 
-def _path() -> str:
+def _hooks(folder: Path, packages: Path) -> dict[str, str]:
+    """Scripts for mmdebstrap, by stage; each gets the root."""
+    options = ["force-unsafe-io", *(f"path-exclude={name}" for name in LEFT_OUT)]
+    return {
+        "setup": _SETUP.format(merged=" ".join(_MERGED), options=shlex.join(options)),
+        "extract": _EXTRACT.format(left_out=" ".join(LEFT_OUT), native=folder / "native"),
+        "customize": _CUSTOMIZE.format(out=packages, arch=ARCHITECTURE),
+    }
+
+
+def _own_processor() -> bool:
+    return platform.machine() in ("aarch64", "arm64")
+
+
+def program_path() -> str:
+    """Where programs are looked for: also where root has them."""
     return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"

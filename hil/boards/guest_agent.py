@@ -20,7 +20,7 @@ __all__ = ["PORT_NAME", "GuestAgent"]
 PORT_NAME = "org.qemu.guest_agent.0"
 ANSWER_S = 60.0
 """For one answer; an emulated machine that trains at the same time is slow."""
-_PIECE = 32 << 10
+_PIECE = 512 << 10
 _POLL_S = 0.2
 
 

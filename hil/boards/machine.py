@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from fl_protocol.errors import ConfigError
@@ -23,6 +24,8 @@ PROGRAM = "qemu-system-aarch64"
 BROKER = ("10.0.2.100", 8883)
 """Where the machine finds the broker; the first half must stand in the broker's certificate."""
 MEMORY_MB = 512
+CORES = 2
+"""A Pi Zero 2 W has four; more than this machine has are of no use."""
 POWER_OFF_S = 240.0
 
 
@@ -37,7 +40,8 @@ class MachineFiles:
 
 
 class EmulatedMachine:
-    """One machine. ``folder`` keeps its logs: ``console.log`` is the boot log, of all boots."""
+    """One machine. ``folder`` keeps its logs: ``console.log`` is the boot log, of all boots. The clock that
+    it boots with is ``clock_offset_s`` ahead of this machine's."""
 
     def __init__(self, files: MachineFiles, folder: Path, *, relay_to: int) -> None:
         program = shutil.which(PROGRAM)
@@ -49,6 +53,7 @@ class EmulatedMachine:
         self._program = program
         self._process: ManagedProcess | None = None
         self._wanted = False
+        self.clock_offset_s = 0.0
         self.console = folder / "console.log"
         self.agent = GuestAgent(folder / "agent.socket")
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +69,7 @@ class EmulatedMachine:
         return self._wanted and not self.running
 
     def start(self) -> None:
-        """Give it power; its clock says this machine's time then."""
+        """Give it power."""
         if self.running:
             return
         self.agent.close()
@@ -96,6 +101,11 @@ class EmulatedMachine:
             self.cut_power()
             raise
 
+    def _clock(self) -> str:
+        if abs(self.clock_offset_s) < 1.0:
+            return "utc"
+        return f"{datetime.now(UTC) + timedelta(seconds=self.clock_offset_s):%Y-%m-%dT%H:%M:%S}"
+
     def _words(self) -> list[str]:
         files = self._files
         relay = shlex.join(
@@ -105,13 +115,13 @@ class EmulatedMachine:
             f"user,id=net,restrict=on,guestfwd=tcp:{BROKER[0]}:{BROKER[1]}-cmd:{relay.replace(',', ',,')}"
         )
         return [
-            *(self._program, "-M", "virt", "-cpu", "cortex-a53", "-smp", "1", "-m", str(MEMORY_MB)),
-            *("-accel", "tcg", "-nographic", "-monitor", "none", "-nodefaults", "-no-reboot"),
+            *(self._program, "-M", "virt", "-cpu", "cortex-a53", "-smp", str(CORES), "-m", str(MEMORY_MB)),
+            *("-accel", "tcg,thread=multi", "-nographic", "-monitor", "none", "-nodefaults", "-no-reboot"),
             *("-kernel", str(files.kernel), "-initrd", str(files.ramdisk), "-append", files.cmdline),
             *("-drive", f"file={files.card},format=raw,if=none,id=card,cache=writeback"),
             *("-device", "virtio-blk-device,drive=card"),
             *("-netdev", network, "-device", "virtio-net-device,netdev=net"),
-            *("-device", "virtio-rng-device", "-rtc", "base=utc"),
+            *("-device", "virtio-rng-device", "-rtc", f"base={self._clock()}"),
             *("-chardev", f"file,id=console,path={self.console},append=on", "-serial", "chardev:console"),
             *("-device", "virtio-serial-device"),
             *("-chardev", f"socket,id=agent,path={self._folder / 'agent.socket'},server=on,wait=off"),

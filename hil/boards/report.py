@@ -1,7 +1,8 @@
 """The table of boards and scenarios, as text and as a page that needs nothing else."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,24 @@ from typing import Any
 from hil.boards.scenarios import SCENARIOS
 from hil.page_style import PAGE_STYLE
 
-__all__ = ["Outcome", "outcomes", "table", "write_page"]
+__all__ = ["Figures", "Outcome", "figures", "outcomes", "table", "write_json", "write_page"]
 
 _MARKS = {"passed": "ok", "failed": "FAIL", "skipped": "-"}
 _COLOURS = {"passed": "#2f7d4f", "failed": "#b3261e", "skipped": "#69756e"}
 _LONGEST_REASON = 2000
+Figures = Mapping[str, Mapping[str, float]]
+"""By board and name: seconds (``_s``) and MiB (``_mib``)."""
+_NAMES = {
+    "image_s": "making the stand-in image, s",
+    "ready_to_boot_s": "image, payload and cards, s",
+    "copy_s": "copying the image, s",
+    "flash_s": "flashing it, s",
+    "first_connection_s": "first boot to its first connection, s",
+    "first_update_s": "first boot to its first accepted update, s",
+    "agent_rss_mib": "agent, most RSS, MiB",
+    "worker_peak_rss_mib": "worker that trains, most RSS, MiB",
+    "training_rss_mib": "both together, MiB",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +62,19 @@ def outcomes(reports: Iterable[Any]) -> list[Outcome]:
     return list(found.values())
 
 
-def table(found: Sequence[Outcome]) -> str:
-    """A row for each scenario, a column for each board; below, why something failed or was left out."""
+def figures(reports: Iterable[Any]) -> Figures:
+    """What boards measured, as of the last report of each."""
+    found: dict[str, dict[str, float]] = {}
+    for report in reports:
+        named = dict(report.user_properties).get("hil_figures")
+        if named is not None and named[1]:
+            found.setdefault(named[0], {}).update(named[1])
+    return found
+
+
+def table(found: Sequence[Outcome], measured: Figures | None = None) -> str:
+    """A row for each scenario, a column for each board; below, why something failed or was left out, and what
+    was measured."""
     boards, scenarios = _axes(found)
     cells = {(outcome.board, outcome.scenario): _cell(outcome) for outcome in found}
     width = max(len(name) for name in ("scenario", *scenarios)) + 2
@@ -67,16 +92,28 @@ def table(found: Sequence[Outcome]) -> str:
         for outcome in found
         if outcome.reason
     ]
+    lines += [
+        f"{board}: {name}: {value:g}"
+        for board, values in (measured or {}).items()
+        for name, value in _named(values)
+    ]
     return "\n".join(lines)
 
 
-def write_page(path: Path, found: Sequence[Outcome]) -> None:
+def write_json(path: Path, found: Sequence[Outcome], measured: Figures) -> Path:
+    """Outcomes and figures, for programs; the path."""
+    body = {"outcomes": [asdict(outcome) for outcome in found], "figures": measured}
+    path.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def write_page(path: Path, found: Sequence[Outcome], measured: Figures | None = None) -> None:
     """Write the table as a page."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(_page(found)) + "\n", encoding="utf-8")
+    path.write_text("\n".join(_page(found, measured or {})) + "\n", encoding="utf-8")
 
 
-def _page(found: Sequence[Outcome]) -> Iterator[str]:
+def _page(found: Sequence[Outcome], measured: Figures) -> Iterator[str]:
     boards, scenarios = _axes(found)
     there = {(outcome.board, outcome.scenario): outcome for outcome in found}
     counts = {result: sum(1 for outcome in found if outcome.result == result) for result in _MARKS}
@@ -96,12 +133,23 @@ def _page(found: Sequence[Outcome]) -> Iterator[str]:
         cells = [there.get((board, name)) for board in boards]
         yield f"<tr><td>{escape(name.replace('_', ' '))}</td>{''.join(map(_data, cells))}</tr>"
     yield "</table>"
+    for board, values in measured.items():
+        yield f"<h3>{escape(board)}, measured</h3><table>"
+        for name, value in _named(values):
+            yield f"<tr><td>{escape(name)}</td><td>{value:g}</td></tr>"
+        yield "</table>"
     for outcome in found:
         if outcome.reason:
             name = outcome.scenario.replace("_", " ")
             yield f"<h3>{escape(outcome.board)}, {escape(name)}: {outcome.result}</h3>"
             yield f"<pre>{escape(outcome.reason)}</pre>"
     yield "</main></body></html>"
+
+
+def _named(values: Mapping[str, float]) -> list[tuple[str, float]]:
+    """In the order of what happens; others behind them, by their own names."""
+    known = [(title, values[name]) for name, title in _NAMES.items() if name in values]
+    return known + [(name, value) for name, value in values.items() if name not in _NAMES]
 
 
 def _data(outcome: Outcome | None) -> str:

@@ -2,20 +2,23 @@
 
 Each is a function of a board that is off, or on and well, and of a site that serves. It breaks one thing,
 sees the device go on, and ends with the books: every update that the device ever made is folded into a
-version exactly once. What it waits for is said, and bounded.
+version exactly once. What it waits for is said, and bounded. Those of ``PAIR_SCENARIOS`` have two boards.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hil.boards.board import CUT, Board, BoardFailure
 from hil.boards.site import Site
 
 __all__ = [
+    "PAIR_SCENARIOS",
     "SCENARIOS",
+    "PairScenario",
     "Scenario",
     "balance",
+    "balance_all",
     "broker_away",
     "coordinator_away",
     "full_disk",
@@ -25,10 +28,12 @@ __all__ = [
     "power_cut_in_training",
     "power_cut_in_upload",
     "train",
+    "two_power_cuts_in_upload",
     "wrong_clock",
 ]
 
 Scenario = Callable[[Board, Site], None]
+PairScenario = Callable[[Sequence[Board], Site], None]
 
 JOIN_S = 60.0
 TRAIN_S = 120.0
@@ -44,10 +49,11 @@ _ONE_MESSAGE = 48 << 10
 _IN_2099 = 4_070_908_800.0
 
 SCENARIOS: dict[str, Scenario] = {}
+PAIR_SCENARIOS: dict[str, PairScenario] = {}
 _NEEDS: dict[str, str] = {}
 
 
-def needs(scenario: Scenario) -> str:
+def needs(scenario: Scenario | PairScenario) -> str:
     """The ability that a scenario asks of a board; empty if none."""
     return _NEEDS.get(scenario.__name__, "")
 
@@ -120,6 +126,44 @@ def power_cut_in_upload(board: Board, site: Site) -> None:
         raise BoardFailure(f"power was never cut within an upload, in {_ATTEMPTS} attempts")
     _folds(board, site, 1)
     balance(board, site)
+
+
+def two_power_cuts_in_upload(boards: Sequence[Board], site: Site) -> None:
+    """Power fails on two devices, on each while an update of its own is on its way: both are counted once."""
+    for board in boards:
+        _on(board, site)
+    _wait_all(site, boards, "an update of each is done", lambda board: _done(board) >= 1, TRAIN_S + DELIVER_S)
+    for _ in range(_ATTEMPTS):
+        for board in boards:
+            board.link(SLOW_LINK)
+        powered = list(boards)
+
+        def cut_whoever_sends(powered: list[Board] = powered) -> bool:
+            for board in tuple(powered):
+                if _sends(board, site):
+                    board.cut_power()
+                    powered.remove(board)
+            return not powered
+
+        _wait(site, boards[0], "an update of each is on its way", cut_whoever_sends, 2 * TRAIN_S)
+        # A part of it lies with the coordinator, and nobody is there who could send the rest.
+        cut = {board.device: site.under_way(board.device) > 0 for board in boards}
+        for board in boards:
+            board.start()
+        _wait_all(site, boards, "both are back", lambda board: board.status().get("running"), 2 * JOIN_S)
+        met = all(cut[board.device] or _waiting(board) for board in boards)
+        for board in boards:
+            board.link("lan")
+        if met:
+            break
+    else:
+        raise BoardFailure(f"power was never cut within both uploads, in {_ATTEMPTS} attempts")
+    _folds(boards[0], site, len(boards))
+    balance_all(boards, site)
+
+
+PAIR_SCENARIOS[two_power_cuts_in_upload.__name__] = two_power_cuts_in_upload
+_NEEDS[two_power_cuts_in_upload.__name__] = "power"
 
 
 @_scenario("link")
@@ -200,18 +244,29 @@ def balance(board: Board, site: Site) -> None:
     Raises:
         BoardFailure: it is not so.
     """
+    balance_all((board,), site)
+
+
+def balance_all(boards: Sequence[Board], site: Site) -> None:
+    """The same of several devices, in one audit.
+
+    Raises:
+        BoardFailure: it is not so.
+    """
     for _ in range(_ATTEMPTS):
-        _wait(site, board, "its outbox is empty", lambda: _waiting(board) == 0, DELIVER_S)
-        board.stop()
-        # Between that and the end it may have finished one more.
-        report = _audit(board, site)
+        _wait_all(site, boards, "its outbox is empty", lambda board: _waiting(board) == 0, DELIVER_S)
+        for board in boards:
+            board.stop()
+        # Between that and the end one may have finished one more.
+        report = _audit(boards, site)
         if not report["outbox"]:
             break
-        board.start()
-        _wait(site, board, "it is back", lambda: board.status().get("connected"), JOIN_S)
+        for board in boards:
+            board.start()
+        _wait_all(site, boards, "it is back", lambda board: board.status().get("connected"), JOIN_S)
     accepted = report["accepted"]
-    _wait(site, board, "every accepted update is folded", lambda: site.folded() >= accepted, FOLD_S)
-    report = _audit(board, site)
+    _wait(site, boards[0], "every accepted update is folded", lambda: site.folded() >= accepted, FOLD_S)
+    report = _audit(boards, site)
     if not report["balanced"]:
         raise BoardFailure("the books do not balance", hint="; ".join(report["faults"]))
     made, done, folded = (report[name] for name in ("created", "done", "folded"))
@@ -222,9 +277,10 @@ def balance(board: Board, site: Site) -> None:
         )
 
 
-def _audit(board: Board, site: Site) -> dict[str, Any]:
-    books = board.books()
-    return site.audit(*([books] if books is not None else []))
+def _audit(boards: Sequence[Board], site: Site) -> dict[str, Any]:
+    books = [board.books() for board in boards]
+    # An audit of some of them would miss what the others made.
+    return site.audit(*(folder for folder in books if folder is not None and None not in books))
 
 
 def _on(board: Board, site: Site) -> None:
@@ -256,15 +312,22 @@ def _trains(board: Board) -> bool:
 
 
 def _sends(board: Board, site: Site) -> bool:
-    """Whether an update is on its way; one that travels in chunks, in part."""
+    """Whether an update is on its way; one that travels in chunks, in part. A device that has a newer version
+    already trains on while it sends."""
     status = board.status()
-    if status.get("state") != "uploading" or not status["outbox"]["count"]:
+    if not status.get("outbox", {}).get("count"):
         return False
-    return bool(status["outbox"]["bytes"] <= _ONE_MESSAGE or site.under_way())
+    if status["outbox"]["bytes"] <= _ONE_MESSAGE:
+        return bool(status.get("state") == "uploading")
+    return site.under_way(board.device) > 0
 
 
 def _created(board: Board) -> int:
     return int(board.status().get("updates", {}).get("created", 0))
+
+
+def _done(board: Board) -> int:
+    return int(board.status().get("updates", {}).get("done", 0))
 
 
 def _waiting(board: Board) -> int | None:
@@ -276,6 +339,13 @@ def _waiting(board: Board) -> int | None:
 def _says_full(board: Board) -> bool:
     said = f"{board.status().get('idle_reason', '')} {board.logs()}"
     return "No space" in said or "disk is full" in said or "disk or database is full" in said
+
+
+def _wait_all(
+    site: Site, boards: Sequence[Board], what: str, holds: Callable[[Board], object], within_s: float
+) -> None:
+    """Wait until it holds for all of them at a time; each is asked each time."""
+    _wait(site, boards[0], what, lambda: len(boards) == sum(bool(holds(board)) for board in boards), within_s)
 
 
 def _wait(site: Site, board: Board, what: str, holds: Callable[[], object], within_s: float) -> None:

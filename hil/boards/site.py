@@ -102,6 +102,7 @@ class Site:
         words = ["lichen", "coordinator", "run", str(self.fleet / "fleet.toml")]
         self._coordinator = self._process("coordinator", [sys.executable, "-m", *words])
         self._next_share = 0
+        self._kept_books: dict[str, Path] = {}
 
     def __enter__(self) -> "Site":
         return self
@@ -216,11 +217,12 @@ class Site:
         """Updates that are folded into versions, of all devices, as the running coordinator says."""
         return int(self.status().get("updates_folded", 0))
 
-    def under_way(self) -> int:
-        """Updates of which a part has come, and not all: their chunks are on the coordinator's disk."""
+    def under_way(self, device: str) -> int:
+        """Updates of this device of which a part has come, and not all: their chunks are on the coordinator's
+        disk."""
         store = SqliteStore.open(self.state, read_only=True)
         try:
-            return sum(1 for upload in store.uploads() if upload.ranges)
+            return sum(1 for upload in store.uploads() if upload.ranges and upload.device == device)
         finally:
             store.close()
 
@@ -229,9 +231,15 @@ class Site:
         body: list[dict[str, Any]] = self._lichen("versions", str(self.state), "--json")
         return body
 
+    def keep_books(self, device: str, books: Path) -> None:
+        """From now on every audit reads the books of this device too, which is gone for good."""
+        self._kept_books[device] = books
+
     def audit(self, *books: Path) -> dict[str, Any]:
-        """What ``lichen audit --json`` prints; ``books`` are state folders of agents, or copies of them."""
-        agents = [word for path in books for word in ("--agents", str(path))]
+        """What ``lichen audit --json`` prints; ``books`` are state folders of agents, or copies of them.
+        Without any it is an audit of the coordinator alone."""
+        all_of_them = [*books, *self._kept_books.values()] if books else []
+        agents = [word for path in all_of_them for word in ("--agents", str(path))]
         body: dict[str, Any] = self._lichen("audit", str(self.state), *agents, "--json")
         return body
 

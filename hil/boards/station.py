@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fl_protocol.errors import ConfigError, LichenError
@@ -27,35 +27,58 @@ from hil.link_namespace import NamespaceLink
 from hil.link_profile import LinkProfile
 from hil.mosquitto import mosquitto_program
 
-__all__ = ["KINDS", "Station", "expand", "open_station", "unavailable"]
+__all__ = ["KINDS", "SEVERAL", "Station", "expand", "open_station", "unavailable"]
 
 KINDS = ("process", "netns", "qemu", "ssh", "pi_zero")
+SEVERAL = ("process", "netns", "qemu")
+"""Kinds of which a station can have several boards."""
 _SSH = "ssh:"
-_QEMU_EPOCHS = 100
-"""An emulated processor trains some forty times as slowly as this one."""
+_QEMU_EPOCHS = 40
+"""An emulated processor trains some forty times as slowly as this one: nine seconds are enough for a
+power cut."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Station:
-    """A site, and the one board that belongs to it."""
+    """A site, and the board that belongs to it; ``others`` are more boards of the same kind, if they were
+    asked for."""
 
     kind: str
     site: Site
     board: Board
+    others: list[Board] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)
+    """What making it took, in seconds."""
+
+    def measured(self) -> dict[str, float]:
+        """What was measured until now: of the station, and of a board that says so."""
+        of_board = getattr(self.board, "figures", None)
+        return {**self.figures, **(of_board() if of_board is not None else {})}
+
+    def retire_others(self) -> None:
+        """Take the other boards away; from now on an audit reads their books as they are left."""
+        while self.others:
+            board = self.others.pop()
+            try:
+                books = board.books()
+            finally:
+                board.close()
+            if books is not None:
+                self.site.keep_books(board.device, books)
 
     def settle(self) -> None:
         """Let everything be well again, whatever came before: site up, link good, room on the disk, the right
         time. The board stays on or off."""
         self.site.start()
-        abilities = self.board.abilities
-        if "link" in abilities:
-            self.board.link("lan")
-        if "disk" in abilities:
-            self.board.free_disk()
-        if "clock" in abilities:
-            self.board.set_clock(time.time())
-        with contextlib.suppress(LichenError):
-            self.board.status()  # a board whose agent has ended by itself says so once
+        for board in (self.board, *self.others):
+            if "link" in board.abilities:
+                board.link("lan")
+            if "disk" in board.abilities:
+                board.free_disk()
+            if "clock" in board.abilities:
+                board.set_clock(time.time())
+            with contextlib.suppress(LichenError):
+                board.status()  # a board whose agent has ended by itself says so once
 
 
 def expand(kinds: Sequence[str], boards_file: Path) -> list[str]:
@@ -104,8 +127,10 @@ def open_station(
     *,
     boards_file: Path,
     say: Callable[[str], None],
+    count: int = 1,
 ) -> Iterator[Station]:
-    """Make site and board in ``folder``; at the end both are gone but for their files.
+    """Make site and board in ``folder``; at the end both are gone but for their files. ``count`` boards,
+    where the kind is one of which there can be several (``SEVERAL``).
 
     Raises:
         ConfigError: there can be none of this kind here.
@@ -115,18 +140,9 @@ def open_station(
         raise ConfigError(f"no board of kind {kind} here: {reason}")
     with contextlib.ExitStack() as stack:
         if kind in ("process", "netns", "pi_zero"):
-            yield stack.enter_context(_local(kind, folder, options, say))
+            yield stack.enter_context(_local(kind, folder, options, say, count))
         elif kind == "qemu":
-            reached = _reached_as(options, BROKER[0])
-            if options.artifact is None:
-                reached = replace(reached, epochs=options.epochs or _QEMU_EPOCHS)
-            site = stack.enter_context(Site(folder / "site", reached, say))
-            site.start()
-            from hil.boards.qemu_board import QemuBoard
-
-            board: Board = QemuBoard("qemu", site, folder / "board")
-            stack.callback(board.close)
-            yield Station(kind=kind, site=site, board=board)
+            yield stack.enter_context(_emulated(folder, options, say, count))
         else:
             from hil.boards.ssh_board import SshBoard
 
@@ -144,23 +160,55 @@ def open_station(
 
 
 @contextlib.contextmanager
-def _local(kind: str, folder: Path, options: SiteOptions, say: Callable[[str], None]) -> Iterator[Station]:
-    """A process, in a namespace and held in where its kind asks for it."""
+def _local(
+    kind: str, folder: Path, options: SiteOptions, say: Callable[[str], None], count: int
+) -> Iterator[Station]:
+    """Processes, in namespaces and held in where their kind asks for it."""
     packets = kind == "netns" or (kind == "pi_zero" and not unavailable("netns", folder))
-    link = NamespaceLink(LinkProfile()) if packets else None
+    links = [NamespaceLink(LinkProfile()) if packets else None for _ in range(count)]
     confinement: Confinement = confine(PI_ZERO_BYTES) if kind == "pi_zero" else UNCONFINED
-    if link is not None:
-        options = _reached_as(options, link.address)
+    for link in links:
+        if link is not None:
+            options = _reached_as(options, link.address)
     with contextlib.ExitStack() as stack:
         stack.callback(confinement.close)
         site = stack.enter_context(Site(folder / "site", options, say))
         site.start()
-        line: Line | None = PacketLine(site.port, link) if link is not None else None
-        board = ProcessBoard(kind, site, folder / "board", line=line, confinement=confinement)
-        stack.callback(board.close)
+        boards: list[Board] = []
+        for link, name in zip(links, _names(kind, count), strict=True):
+            line: Line | None = PacketLine(site.port, link) if link is not None else None
+            place = folder / name.replace(kind, "board")
+            boards.append(ProcessBoard(name, site, place, line=line, confinement=confinement))
+            stack.callback(boards[-1].close)
         if confinement.how != UNCONFINED.how:
             say(f"{kind} is held by {confinement.how}")
-        yield Station(kind=kind, site=site, board=board)
+        yield Station(kind=kind, site=site, board=boards[0], others=boards[1:])
+
+
+@contextlib.contextmanager
+def _emulated(
+    folder: Path, options: SiteOptions, say: Callable[[str], None], count: int
+) -> Iterator[Station]:
+    """Emulated machines. All of them have power, and do what a first boot does, when this is done."""
+    reached = _reached_as(options, BROKER[0])
+    if options.artifact is None:
+        reached = replace(reached, epochs=options.epochs or _QEMU_EPOCHS)
+    with contextlib.ExitStack() as stack:
+        site = stack.enter_context(Site(folder / "site", reached, say))
+        site.start()
+        from hil.boards.flashing import flash_boards
+
+        flashed = flash_boards(site, folder, _names("qemu", count))
+        for board in flashed.boards:
+            stack.callback(board.close)
+            board.power_on()
+        first, *others = flashed.boards
+        yield Station(kind="qemu", site=site, board=first, others=[*others], figures=flashed.figures)
+
+
+def _names(kind: str, count: int) -> list[str]:
+    """The ids of the devices of a station."""
+    return [kind, *(f"{kind}-{number}" for number in range(2, count + 1))]
 
 
 def _each(kind: str, boards_file: Path) -> list[str]:

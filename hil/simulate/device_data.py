@@ -233,6 +233,8 @@ def own_devices(name: str, devices: int, seed: int, *, folder: str = "") -> Sequ
     for device, shape in enumerate(shapes):
         if shape != shapes[0]:
             raise ConfigError(f"{name}: rows of device {device} are {shape}, those of device 0 {shapes[0]}")
+    if not any(len(own.x) for own in samples):
+        raise ConfigError(f"{name}: no device has any rows")
     return samples
 
 
@@ -242,7 +244,7 @@ def _pair(name: str, device: int, pair: Any) -> Samples:
         x, y = as_stored(x), as_stored(y)
     except (TypeError, ValueError, LayoutError) as error:
         raise ConfigError(f"{name}: device {device} is no pair of arrays x and y: {error}") from None
-    if not x.ndim or not y.ndim or len(x) != len(y) or not len(x):
+    if not x.ndim or not y.ndim or len(x) != len(y):
         raise ConfigError(
             f"{name}: device {device} has x {list(x.shape)} and y {list(y.shape)}, not rows of each"
         )

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,20 +42,24 @@ class MemoryDisk:
     Folders exist by being made; a name's age is the order in which it was written.
     """
 
+    __slots__ = ("_contents", "_files", "_folders", "syncs")
+
     def __init__(self, contents: Contents) -> None:
         self.syncs = 0
         self._contents = contents
         self._files: dict[str, bytes] = {}
-        self._folders: set[str] = set()
+        self._folders: dict[str, None] = {}
 
     def write(self, path: Path, content: bytes, *, mode: int = 0o666) -> None:
         """Create or replace a file."""
-        self._files.pop(str(path), None)
-        self._files[str(path)] = self._contents.shared(content)
+        # Devices have files of the same names: each name is held once.
+        name = sys.intern(str(path))
+        self._files.pop(name, None)
+        self._files[name] = self._contents.shared(content)
 
     def write_at(self, path: Path, offset: int, content: bytes) -> None:
         """Write at an offset."""
-        name = str(path)
+        name = sys.intern(str(path))
         held = self._files.pop(name, b"")
         if len(held) < offset:
             held += bytes(offset - len(held))
@@ -71,8 +76,9 @@ class MemoryDisk:
         content = self._files.pop(str(old), None)
         if content is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(old))
-        self._files.pop(str(new), None)
-        self._files[str(new)] = content
+        name = sys.intern(str(new))
+        self._files.pop(name, None)
+        self._files[name] = content
 
     def remove(self, path: Path) -> None:
         """Forget a file."""
@@ -114,12 +120,13 @@ class MemoryDisk:
 
     def add_folder(self, path: Path, *, mode: int = 0o777) -> None:
         """Folders above it need not be made."""
-        self._folders.add(str(path))
+        self._folders[sys.intern(str(path))] = None
 
     def remove_folder(self, path: Path) -> None:
         """Forget it and what is in it."""
         prefix = f"{path}/"
-        self._folders = {name for name in self._folders if name != str(path) and not name.startswith(prefix)}
+        for name in [name for name in self._folders if name == str(path) or name.startswith(prefix)]:
+            del self._folders[name]
         for name in [name for name in self._files if name.startswith(prefix)]:
             del self._files[name]
 

@@ -7,8 +7,8 @@ which the trainings began, which the seed decides, and on nothing else.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -25,14 +25,16 @@ from edge_agent.trainer import (
     planned_steps,
     shuffled_batches,
 )
-from fl_protocol.errors import LichenError
+from fl_protocol.codec import UpdateCodec, codec_for
+from fl_protocol.errors import CodecError, LayoutError, LichenError
+from fl_protocol.layout import TensorLayout
 from fl_protocol.plan import TrainingPlan
-from models.runtime import Batch, TrainingArtifact, zero_slots
+from models.runtime import Batch, TrainingArtifact, join_flat, zero_slots
 from models.runtime.stacked_session import StackedSession
 
-__all__ = ["STACK", "Learned", "Pending", "StackedTraining"]
+__all__ = ["STACK", "Learned", "Lesson", "Pending", "StackedTraining"]
 
-STACK = 25
+STACK = 50
 """Devices of one stack: enough that the calls are paid once, few enough that all stays in the cache."""
 STACK_BYTES = 1 << 26
 """What the weights, gradients and slots of a stack may take, about."""
@@ -43,10 +45,14 @@ _COPIES = 6
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Pending:
     """A training under way on one device: ``x`` and ``y`` are what it trains on, ``plan`` its own, with its
-    seed and version; it takes at most ``most_steps`` steps. It begins at the published content ``base``."""
+    seed and version, made of the ``task``'s; it takes at most ``most_steps`` steps. It begins at the
+    published content ``base``, and its update is to be encoded by ``codec`` with the codec seed ``seed``."""
 
     base: bytes
+    task: TrainingPlan
     plan: TrainingPlan
+    codec: str
+    seed: bytes
     x: Array
     y: Array
     most_steps: int
@@ -63,8 +69,26 @@ class Pending:
         return list(itertools.islice(drawn, self.steps))
 
 
-_Kind: TypeAlias = tuple[bytes, TrainingPlan]
-"""What is the same for all of a stack: where they begin, and the plan without a device's seed."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Lesson:
+    """What a training by ``plan`` gave; and, where the whole stack could be encoded, the ``payload`` that its
+    ``delta`` makes with the codec seed ``seed``."""
+
+    result: TrainingResult
+    plan: TrainingPlan
+    seed: bytes = b""
+    delta: Array | None = None
+    payload: bytes = b""
+
+    def encode(self, codec: UpdateCodec, delta: Array, layout: TensorLayout, seed: bytes) -> bytes:
+        """See ``edge_agent.participation.Encode``: known for the very delta that was learned."""
+        if self.delta is not None and seed == self.seed and np.array_equal(delta, self.delta):
+            return self.payload
+        return codec.encode(delta, layout, seed)
+
+
+_Kind: TypeAlias = tuple[bytes, int, TrainingPlan, str]
+"""What is the same for all of a stack: where they begin, the version's number and plan, and the codec."""
 
 
 class StackedTraining:
@@ -78,6 +102,7 @@ class StackedTraining:
         self.stacks = 0
         """Stacks trained so far."""
         self._trainer = trainer
+        self._layout = artifact.layout
         self._session = StackedSession(artifact)
         self._slots = zero_slots(artifact)
         self._seeded = "seed" in artifact.manifest.hyper
@@ -85,14 +110,15 @@ class StackedTraining:
         self._personal = any(entry.role == "personal" for entry in artifact.manifest.parameters)
         self._kinds: dict[int, _Kind] = {}
         self._waiting: dict[_Kind, dict[int, Pending]] = {}
-        self._done: dict[int, TrainingResult] = {}
+        self._done: dict[int, Lesson] = {}
 
     def begin(self, device: int, pending: Pending) -> None:
         """A device trains, and may ask for the result."""
         self.forget(device)
         # Personal tensors are a device's own: it does not begin where the others do.
         if pending.steps and not self._personal:
-            kind = self._kinds[device] = pending.base, replace(pending.plan, seed=0)
+            kind = pending.base, pending.plan.version, pending.task, pending.codec
+            self._kinds[device] = kind
             self._waiting.setdefault(kind, {})[device] = pending
 
     def forget(self, device: int) -> None:
@@ -102,9 +128,9 @@ class StackedTraining:
         if kind is not None:
             self._leave(kind, device)
 
-    def result(self, device: int, base: Weights) -> TrainingResult | None:
+    def result(self, device: int, base: Callable[[], Weights]) -> Lesson | None:
         """What a device has learned, and, the first time, what those that began with it will have; ``base``
-        are the weights where they began. None where it must be trained alone."""
+        gives the weights where they began. None where it must be trained alone."""
         kind = self._kinds.pop(device, None)
         if kind is not None:
             waiting = self._waiting[kind]
@@ -115,7 +141,7 @@ class StackedTraining:
                 self._kinds.pop(member, None)
                 self._leave(kind, member)
             try:
-                self._done.update(zip(members, self._learned(stack, base), strict=True))
+                self._done.update(zip(members, self._learned(stack, base()), strict=True))
             except LichenError:  # of one device, perhaps: each alone is told what is wrong with its samples
                 return None
         return self._done.pop(device, None)
@@ -126,17 +152,34 @@ class StackedTraining:
         if not waiting:
             del self._waiting[kind]
 
-    def _learned(self, stack: Sequence[Pending], base: Weights) -> Iterator[TrainingResult]:
+    def _learned(self, stack: Sequence[Pending], base: Weights) -> Iterator[Lesson]:
         self.stacks += 1
-        rows = [self._trainer.batch(base, one.x, one.y) for one in stack]
+        rows = self._trainer.batch(
+            base, np.concatenate([one.x for one in stack]), np.concatenate([one.y for one in stack])
+        )
+        starts = np.cumsum([0, *(len(one.x) for one in stack)])
         batches = [one.batches() for one in stack]
         course = _Course(base, self._slots, len(stack))
         for step in range(max(map(len, batches))):
             for members in _of_one_size(batches, step):
-                given = [_taken(rows[member], batches[member][step]) for member in members]
+                given = _taken(rows, np.stack([starts[member] + batches[member][step] for member in members]))
                 hyper = self._hyper([stack[member].plan for member in members], step)
                 course.step(self._session, members, given, hyper, base)
-        return course.results([len(own) for own in batches])
+        return self._encoded(stack, course, base, [len(own) for own in batches])
+
+    def _encoded(
+        self, stack: Sequence[Pending], course: "_Course", base: Weights, steps: Sequence[int]
+    ) -> Iterator[Lesson]:
+        results = course.results(steps)
+        plans = [one.plan for one in stack]
+        try:
+            codec = codec_for(stack[0].codec)
+            deltas = course.flat(self._layout) - join_flat(base, self._layout)
+            seeds = [one.seed for one in stack]
+            payloads = codec.encode_all(deltas, self._layout, seeds)
+        except (CodecError, LayoutError):  # one that diverged, perhaps: ``participate`` finds out whose
+            return map(Lesson, results, plans)
+        return map(Lesson, results, plans, seeds, deltas, payloads)
 
     def _hyper(self, plans: Sequence[TrainingPlan], step: int) -> dict[str, float | Array]:
         plan = plans[0]
@@ -152,21 +195,20 @@ class StackedTraining:
 
 
 class Learned:
-    """The trainer of one training whose ``result`` is known, for the samples ``of`` and the plan it was
-    learned with; whatever else is asked of it, ``trainer`` does."""
+    """The trainer of one training whose ``lesson`` is known, for the samples ``of`` it and its plan; whatever
+    else is asked of it, ``trainer`` does."""
 
-    def __init__(self, trainer: Trainer, result: TrainingResult, *, of: Samples, plan: TrainingPlan) -> None:
+    def __init__(self, trainer: Trainer, lesson: Lesson, *, of: Samples) -> None:
         self._trainer = trainer
-        self._result = result
+        self._lesson = lesson
         self._samples = of
-        self._plan = plan
 
     def train(
         self, weights: Weights, samples: Samples, plan: TrainingPlan, should_stop: ShouldStop
     ) -> TrainingResult:
         """See ``Trainer.train``."""
-        if samples is self._samples and plan == self._plan:
-            return self._result
+        if samples is self._samples and plan == self._lesson.plan:
+            return self._lesson.result
         return self._trainer.train(weights, samples, plan, should_stop)
 
     def evaluate(self, weights: Weights, samples: Samples) -> Mapping[str, float]:
@@ -186,25 +228,32 @@ class _Course:
         self,
         session: StackedSession,
         members: Sequence[int],
-        batches: Sequence[Batch],
+        batch: Batch,
         hyper: Mapping[str, float | Array],
         base: Weights,
     ) -> None:
         """Take a step on some of the devices."""
         if len(members) == len(self._grad_norm):
-            result = session.step_all(self._weights, self._slots, batches, hyper, base)
+            result = session.step_all(self._weights, self._slots, batch, hyper, base)
             self._weights, self._slots = {**self._weights, **result.weights}, result.slots
             self._grad_norm += result.grad_norm
             return
         places = np.array(members)
         weights = {name: tensor[places] for name, tensor in self._weights.items()}
         slots = {name: tensor[places] for name, tensor in self._slots.items()}
-        result = session.step_all(weights, slots, batches, hyper, base)
+        result = session.step_all(weights, slots, batch, hyper, base)
         for name, tensor in result.weights.items():
             self._weights[name][places] = tensor
         for name, tensor in result.slots.items():
             self._slots[name][places] = tensor
         self._grad_norm[places] += result.grad_norm
+
+    def flat(self, layout: TensorLayout) -> Array:
+        """Where each device is: float32[devices, n], in wire order."""
+        count = len(self._grad_norm)
+        return np.concatenate(
+            [self._weights[tensor.name].reshape(count, -1) for tensor in layout.tensors], axis=1
+        )
 
     def results(self, steps: Sequence[int]) -> Iterator[TrainingResult]:
         """What each device has learned in so many steps."""
@@ -223,4 +272,5 @@ def _of_one_size(batches: Sequence[Sequence[NDArray[np.int64]]], step: int) -> I
 
 
 def _taken(rows: Batch, numbers: NDArray[np.int64]) -> Batch:
-    return Batch.of(rows.x[numbers], rows.y[numbers])
+    """Rows by their numbers [devices, rows]."""
+    return Batch(x=rows.x[numbers], y=rows.y[numbers], sample_weight=rows.sample_weight[numbers])

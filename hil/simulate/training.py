@@ -12,16 +12,16 @@ from edge_agent.continuation import find_personal
 from edge_agent.graph_trainer import GraphTrainer
 from edge_agent.job_runner import JobRunner
 from edge_agent.jobs import Deliver, Job, JobFailed, Prepared, PrepareJob, Result, TrainJob, VerifyJob
-from edge_agent.participation import SampleParts, participate, training_seed
+from edge_agent.participation import SampleParts, encoded, participate, training_seed
 from edge_agent.sample_form import Array
 from edge_agent.trainer import ArraySamples, Trainer
 from edge_agent.trainer_fault import TrainerFault
 from fl_protocol.clock import Clock
-from fl_protocol.codec import decode_model
+from fl_protocol.codec import codec_seed, decode_model
 from fl_protocol.errors import LichenError
 from fl_protocol.layout import TensorLayout
 from fl_protocol.plan import TrainingPlan
-from hil.simulate.stacked_training import Learned, Pending, StackedTraining
+from hil.simulate.stacked_training import Learned, Lesson, Pending, StackedTraining
 from models.runtime import Session, TrainingArtifact, open_session, split_flat
 
 __all__ = ["DeviceSamples", "Trainings", "VirtualWorker", "split_held_out"]
@@ -81,7 +81,10 @@ class Trainings:
         if self._stacked is not None:
             pending = Pending(
                 base=published,
+                task=job.plan,
                 plan=_own_plan(job),
+                codec=job.codec,
+                seed=codec_seed(job.update_id),
                 x=samples.x[: samples.training],
                 y=samples.y[: samples.training],
                 most_steps=steps,
@@ -121,7 +124,11 @@ class Trainings:
         ``make_trainer`` is given what trains with the artifact's graph."""
         self.done += 1
         parts = samples.parts()
-        trainer = make_trainer(self._learned(device, job, published, parts))
+        lesson = self._lesson(device, published)
+        graph: Trainer | None = self._graph
+        if lesson is not None and graph is not None:
+            graph = Learned(graph, lesson, of=parts.training)
+        trainer = make_trainer(graph)
         try:
             return participate(
                 job,
@@ -134,6 +141,7 @@ class Trainings:
                 personal=find_personal(job, self._artifact),
                 order=self._order,
                 decode=self._decoded,
+                encode=lesson.encode if lesson is not None else encoded,
             )
         except TrainerFault as fault:
             cause = fault.__cause__
@@ -143,18 +151,12 @@ class Trainings:
         except LichenError as error:
             return JobFailed(reason=str(error.args[0]), retryable=error.retryable)
 
-    def _learned(self, device: int, job: TrainJob, published: bytes, parts: SampleParts) -> Trainer | None:
-        """The artifact's own trainer, which may know already what comes out."""
-        if self._stacked is None or self._graph is None:
-            return self._graph
-        try:
-            base = split_flat(self._decoded(published, self._artifact.layout), self._artifact.layout)
-        except LichenError:  # ``participate`` says what is wrong
-            return self._graph
-        result = self._stacked.result(device, base)
-        if result is None:
-            return self._graph
-        return Learned(self._graph, result, of=parts.training, plan=_own_plan(job))
+    def _lesson(self, device: int, published: bytes) -> Lesson | None:
+        """What a stack of trainings gave this one; None where it must be trained alone."""
+        if self._stacked is None:
+            return None
+        layout = self._artifact.layout
+        return self._stacked.result(device, lambda: split_flat(self._decoded(published, layout), layout))
 
     def _decoded(self, published: bytes, layout: TensorLayout) -> NDArray[np.float32]:
         """The weights of a version, decoded once for all devices; never written to."""
@@ -223,7 +225,7 @@ class VirtualWorker:
     def _finish(self, job: TrainJob) -> None:
         if self._job is job:
             self._job = None
-            self._deliver(job, self._train(replace(job, checkpoint_path="")))
+            self._deliver(job, self._train(job))
 
 
 def _own_plan(job: TrainJob) -> TrainingPlan:

@@ -1,7 +1,8 @@
 """Virtual time: a clock that jumps from one event to the next, and the events in their order."""
 
-import heapq
 from collections.abc import Callable
+
+from fl_protocol.agenda import Agenda
 
 __all__ = ["BEGINS_AT", "VirtualClock"]
 
@@ -14,8 +15,7 @@ class VirtualClock:
 
     def __init__(self) -> None:
         self._now = 0.0
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
-        self._planned = 0
+        self._events = Agenda()
         self.happened = 0
         """Events so far."""
 
@@ -29,12 +29,11 @@ class VirtualClock:
 
     def plan(self, at: float, event: Callable[[], None]) -> None:
         """Have something happen at a moment, at the earliest now."""
-        self._planned += 1
-        heapq.heappush(self._events, (max(at, self._now), self._planned, event))
+        self._events.plan(at if at > self._now else self._now, event)
 
     def next_due(self) -> float | None:
         """When the next event is; None where none is planned."""
-        return self._events[0][0] if self._events else None
+        return self._events.next_due()
 
     def advance_to(self, at: float) -> None:
         """Move on; nothing happens on the way."""
@@ -42,9 +41,6 @@ class VirtualClock:
 
     def happen(self) -> int:
         """Let everything happen that is due, and what that plans for this moment; how much it was."""
-        count = 0
-        while self._events and self._events[0][0] <= self._now:
-            heapq.heappop(self._events)[2]()
-            count += 1
+        count = self._events.happen(self._now)
         self.happened += count
         return count

@@ -1,6 +1,6 @@
 """Training steps of many devices at once: one artifact, and each device's own weights, slots and rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,12 +38,12 @@ class StackedSession(GraphSession):
         self,
         weights: Mapping[str, Array],
         slots: Mapping[str, Array],
-        batches: Sequence[Batch],
+        batch: Batch,
         hyper: Mapping[str, float | Array],
         anchor: Mapping[str, Array],
     ) -> StackedStep:
         """Take one training step on each device: ``Session.step`` with ``weights`` and ``slots`` of shape
-        [devices, ...], a batch a device (of as many rows each), and ``anchor`` the same for all.
+        [devices, ...], a ``batch`` of arrays [devices, rows, ...], and ``anchor`` the same for all.
         ``hyper`` holds numbers for all, or float32[devices].
 
         Raises:
@@ -58,8 +58,7 @@ class StackedSession(GraphSession):
             raise LayoutError(f"a training step needs the tensor {missing}, which was not given") from None
         for key, default in self._hyper.items():
             feeds[key] = np.asarray(hyper.get(key, default), np.float32)
-        for name in ("x", "y", "sample_weight"):
-            feeds[name] = np.stack([getattr(batch, name) for batch in batches])
+        feeds |= {"x": batch.x, "y": batch.y, "sample_weight": batch.sample_weight}
         outputs = self._runner(STEP)(feeds)
         try:
             return StackedStep(

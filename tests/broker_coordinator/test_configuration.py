@@ -3,6 +3,7 @@
 import pytest
 
 from broker_coordinator.configuration import read_fleet
+from broker_coordinator.selection import LeaseSelection
 from fl_protocol.errors import ConfigError
 
 LEAST = 'fleet = "lab"\nstate = "state"\nartifact = "artifact"\n'
@@ -50,6 +51,13 @@ def test_every_table_is_read(tmp_path):
     assert fleet.selection.pacing.by_lease
     assert fleet.update.canonical_codec == "eden(bits=1,keep=0.25)"
     assert fleet.held_out == tmp_path / "x.npz"
+
+
+def test_fedasync_keeps_ten_in_flight(tmp_path):
+    """Three buffers of one update would be three devices, and stragglers soon hold those."""
+    fleet = read(tmp_path, LEAST + '[buffer]\nkind = "fedasync"\nsize = 1\n')
+    assert fleet.in_flight == 10
+    assert fleet.choice == LeaseSelection(in_flight=10)
 
 
 def test_all_faults_are_listed_at_once(tmp_path):

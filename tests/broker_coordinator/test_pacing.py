@@ -51,8 +51,9 @@ def rounds(fleet_of, **changes):
 
 
 def test_a_round_asks_its_cohort_and_closes_at_the_target(fleet_of):
-    """Three are asked so that two answer; then the next three are, the straggler not among them."""
-    fleet = rounds(fleet_of)
+    """Three are asked so that two answer; then the next three are. Where what is late is taken, the straggler
+    is not among them."""
+    fleet = rounds(fleet_of, late="accept")
     devices = on_line(fleet, 8)
     cohort = asked(devices, 0)
     assert len(cohort) == 3
@@ -65,6 +66,22 @@ def test_a_round_asks_its_cohort_and_closes_at_the_target(fleet_of):
     assert len(second) == 3
     assert cohort[2] not in second
     fleet.books()
+
+
+def test_a_straggler_is_asked_again_when_its_round_is_over(fleet_of):
+    """Its lease is void: in a fleet no larger than a cohort everybody is asked for each round, or soon only
+    the fast would be. That holds over a crash too."""
+    fleet = rounds(fleet_of)
+    devices = on_line(fleet, 3)
+    assert devices[0].manifest.pacing.horizon == 0
+    answer(fleet, *devices[:2])
+    assert asked(devices, 1) == devices
+    answer(fleet, *devices[1:])
+    fleet.crash()
+    fleet.start()
+    assert asked(devices, 2) == devices
+    assert fleet.coordinator.figures().leases == 3
+    assert fleet.books().balanced
 
 
 def test_a_round_ends_at_its_deadline_with_what_there_is(fleet_of):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from broker_coordinator.selection import LeaseSelection, OpenSelection, RoundSelection, cohort, expired
+from broker_coordinator.selection import LeaseSelection, OpenSelection, RoundSelection, cohort, over
 from broker_coordinator.storage.records import Lease
 from broker_coordinator.storage.sqlite_store import SqliteStore
 from fl_protocol.presence import DevicePresence
@@ -144,4 +144,12 @@ def test_no_choice_reads_the_whole_fleet(store, fair):
 def test_a_lease_ends_with_its_time_or_with_the_boot():
     """One whose deadline is further than any can be was granted by another boot's clock."""
     leases = [lease("over", 9.0), lease("held", 11.0), lease("reboot", 900.0)]
-    assert set(expired(leases, 10.0, 60.0).values()) == {"over", "reboot"}
+    assert set(over(leases, 10.0, 60.0).values()) == {"over", "reboot"}
+
+
+def test_a_lease_below_the_horizon_is_over():
+    """No update of its version would be taken."""
+    leases = [lease("at", 11.0)]
+    at = leases[0].version.epoch, leases[0].version.number
+    assert not over(leases, 10.0, 60.0, at)
+    assert over(leases, 10.0, 60.0, (at[0], at[1] + 1))

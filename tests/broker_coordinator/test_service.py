@@ -20,7 +20,9 @@ from broker_coordinator.configuration import read_fleet
 from broker_coordinator.metrics import Figures
 from broker_coordinator.office import challenge, locked
 from broker_coordinator.service import is_running, read_status
+from fl_io.clock import SystemClock
 from fl_io.mqtt import BrokerAddress, MqttTransport
+from fl_io.watchdog import Notifier, Watchdog
 from fl_protocol.errors import ConfigError, LichenError, StorageError, TransportError
 from fl_protocol.presence import CoordinatorPresence
 from fl_protocol.topics import FleetTopics
@@ -313,7 +315,7 @@ def test_a_status_that_cannot_be_written_is_counted(tmp_path):
 
     path = tmp_path / "run" / "status.json"
     path.mkdir(parents=True)
-    status = service._Status(Still(), path)
+    status = service._Status(Still(), path, Watchdog(Notifier({}), SystemClock()))
     status.write()
     status.write()
     path.rmdir()

@@ -298,6 +298,50 @@ def test_a_participation_is_three_commits(make):
     assert box._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
+def test_what_it_wrote_it_does_not_read_again(make):
+    """A thousand agents of one process would ask their file at every turn."""
+    box = make()
+    box.put(update_id(1), header(1), PAYLOAD)
+    box.remember("manifest", b"m")
+    said: list[str] = []
+    box._db.set_trace_callback(said.append)
+    assert box.made_update_for(header(1).base)
+    assert box.recall("manifest") == b"m"
+    assert box.payload_range(update_id(1), 0, len(PAYLOAD)) == PAYLOAD
+    assert said == []
+    assert box.payload_range(update_id(1), 0, len(PAYLOAD)) == PAYLOAD
+    box._db.set_trace_callback(None)
+
+
+def test_a_payload_goes_with_its_update(make):
+    """What was put in last is at hand without the file, but not longer than it waits."""
+    box = make()
+    box.put(update_id(1), header(1), PAYLOAD)
+    box.settle(update_id(1), "refused", "stale")
+    with pytest.raises(KeyError):
+        box.payload_range(update_id(1), 0, len(PAYLOAD))
+
+
+def test_a_commit_that_failed_is_not_known_of(make):
+    """Facts, bases, sizes and the ledger's numbers are asked of the file again, which has none of it."""
+    box = make(max_bytes=3000)
+    box.put(update_id(1), header(1), PAYLOAD)
+    box.remember("fact", b"old")
+    box._db.execute("CREATE TRIGGER full BEFORE INSERT ON facts BEGIN SELECT RAISE(FAIL, 'full'); END")
+    with pytest.raises(StorageError, match="full"):
+        box.remember("fact", b"new")
+    with pytest.raises(StorageError, match="full"):
+        box.put(update_id(2), header(2), PAYLOAD, codec_state=b"s")
+    box._db.execute("DROP TRIGGER full")
+    assert box.recall("fact") == b"old"
+    assert not box.made_update_for(header(2).base)
+    with pytest.raises(KeyError):
+        box.payload_range(update_id(2), 0, len(PAYLOAD))
+    box.put(update_id(3), header(3), PAYLOAD)
+    assert [(row.sequence, row.update_id) for row in box.ledger()] == [(1, update_id(1)), (2, update_id(3))]
+    assert len(box.entries()) == 2
+
+
 def test_a_file_of_a_newer_agent_is_left_alone(make, tmp_path):
     """After a downgrade the box is not taken for damaged."""
     make()._db.execute("PRAGMA user_version = 99")

@@ -127,3 +127,22 @@ def test_files_that_cannot_be_read_are_a_configuration_fault(tmp_path):
     """Said when it is made, not at the first connect at night."""
     with pytest.raises(ConfigError, match="TLS files cannot be used"):
         Trust(TlsFiles(ca=tmp_path / "none.pem"))
+
+
+def test_files_that_are_replaced_are_read_again_and_half_a_pair_is_not(authority, tmp_path):
+    """As they are copied one after the other; what was read before is used on meanwhile."""
+    old, new = authority.broker(), authority.broker()
+    certificate, key = tmp_path / "device.pem", tmp_path / "device.key"
+    certificate.write_bytes(old.certificate.read_bytes())
+    key.write_bytes(old.key.read_bytes())
+    trust = Trust(TlsFiles(ca=authority.ca, certificate=certificate, key=key))
+    before = trust.context
+    assert (trust.reread(), trust.context) == ("", before)
+    key.write_bytes(new.key.read_bytes())
+    assert "TLS files cannot be used" in trust.reread()
+    certificate.unlink()
+    assert "TLS files cannot be used" in trust.reread()
+    assert trust.context is before
+    certificate.write_bytes(new.certificate.read_bytes())
+    assert trust.reread() == ""
+    assert trust.context is not before

@@ -2,10 +2,11 @@
 
 import os
 import socket
+from itertools import pairwise
 
 import pytest
 
-from fl_io.watchdog import Notifier, Watchdog
+from fl_io.watchdog import ASK_EVERY_S, LONGEST_PIECE_S, Notifier, Watchdog
 from fl_protocol.clock import ManualClock
 
 
@@ -40,17 +41,73 @@ def watchdog(name, clock, *checks, seconds=10):
     return Watchdog(Notifier(environment), clock, checks)
 
 
-def test_it_is_fed_twice_in_its_time_and_no_more(systemd, clock):
-    """However often the loop turns."""
+def test_it_is_fed_ten_times_in_its_time_and_no_more(systemd, clock):
+    """However often the loop turns; it asks to be woken for half of the time, and no sooner."""
     channel, name = systemd
     dog = watchdog(name, clock)
     dog.ready()
-    for _ in range(100):
-        assert 0 < dog.turn() <= 5.0
-        clock.advance(0.25)
     lines = heard(channel)
-    assert lines[0] == "READY=1"
-    assert lines.count("WATCHDOG=1") == 5
+    assert lines == ["READY=1"]
+    for _ in range(100):
+        assert 4.0 < dog.turn() <= 5.0
+        lines += heard(channel)
+        clock.advance(0.25)
+    assert lines.count("WATCHDOG=1") == 25
+
+
+def test_a_turn_that_is_long_may_take_nearly_all_of_the_time(systemd, clock):
+    """What a loop that turned all the while had left before it blocked: nine tenths."""
+    channel, name = systemd
+    dog = watchdog(name, clock)
+    dog.ready()
+    fed = []
+    for _ in range(100):
+        clock.advance(0.25)
+        dog.turn()
+        if "WATCHDOG=1" in heard(channel):
+            fed.append(clock.monotonic())
+    assert all(later - earlier <= 1.0 for earlier, later in pairwise([*fed, clock.monotonic()]))
+
+
+def test_work_that_gets_on_is_alive_and_work_that_hangs_is_not(systemd, clock):
+    """A turn of a hundred times systemd's patience, which says so between its pieces; then nothing."""
+    channel, name = systemd
+    dog = watchdog(name, clock)
+    dog.ready()
+    heard(channel)
+    for _ in range(1000):
+        clock.advance(1.0)
+        dog.progress()
+        assert heard(channel) == ["WATCHDOG=1", "STATUS="]
+    clock.advance(10.0)
+    assert heard(channel) == []
+    assert dog.silent_s == 10.0
+
+
+def test_progress_of_the_loop_hides_no_part_that_is_late(systemd, clock):
+    """A network thread that has ended is a fault in the middle of long work too."""
+    channel, name = systemd
+    dog = watchdog(name, clock, lambda: "the network thread has ended")
+    dog.ready()
+    dog.progress()
+    assert "WATCHDOG=1" not in heard(channel)
+
+
+def test_a_long_start_asks_for_more_time_a_piece_at_a_time(systemd, clock):
+    """As long as it gets on, at most every ten seconds; a piece that says how long it takes, at once."""
+    channel, name = systemd
+    dog = watchdog(name, clock)
+    lines = []
+    for _ in range(100):
+        dog.progress()
+        lines += heard(channel)
+        clock.advance(1.0)
+    assert lines == [f"EXTEND_TIMEOUT_USEC={round((LONGEST_PIECE_S + ASK_EVERY_S) * 1e6)}"] * 10
+    dog.progress(3600.0)
+    assert heard(channel) == ["EXTEND_TIMEOUT_USEC=3610000000"]
+    dog.ready()
+    dog.progress()
+    assert not any(line.startswith("EXTEND") for line in heard(channel))
 
 
 def test_a_part_that_is_late_starves_it_and_its_fault_is_said(systemd, clock):

@@ -102,6 +102,33 @@ def test_many_payloads_decode_at_once_to_the_same_bits(spec, layout):
 
 
 @every_codec
+@pytest.mark.parametrize(
+    "layout", [ODD, vectors(2048, 32, 320, 10), TensorLayout.of([("w", [70]), ("m", [5], "buffer")])]
+)
+def test_many_deltas_are_encoded_at_once_to_what_each_is_alone(spec, layout):
+    """A simulator encodes a stack of updates together: their payloads are those of devices."""
+    codec = codec_for(spec)
+    seeds = [seed_of(number) for number in range(70 if layout.size < 4000 else 3)]
+    deltas = np.stack([gaussian(layout.size, number) for number in range(len(seeds))])
+    deltas[1, np.arange(layout.size) % 7 != 0] = 0
+    together = codec.encode_all(deltas, layout, seeds)
+    alone = [codec.encode(delta, layout, seed) for delta, seed in zip(deltas, seeds, strict=True)]
+    assert together == alone
+
+
+@every_codec
+def test_one_bad_delta_among_many_is_refused(spec):
+    """A value that is not finite has no payload, in whatever company."""
+    codec, layout = codec_for(spec), vectors(2048, 10)
+    deltas = np.stack([gaussian(layout.size, number) for number in range(3)])
+    deltas[2, 2050] = np.nan
+    with pytest.raises(CodecError):
+        codec.encode_all(deltas, layout, [seed_of(number) for number in range(3)])
+    with pytest.raises(LayoutError):
+        codec.encode_all(deltas[:, 1:], layout, [seed_of(number) for number in range(3)])
+
+
+@every_codec
 @pytest.mark.parametrize("spoil", [lambda payload: payload[:-1], lambda payload: b"\xff" * len(payload)])
 def test_one_bad_payload_among_many_is_noticed(spec, spoil):
     """A wrong length, or numbers out of bounds; int8 knows none of them at the end of its payload."""

@@ -144,6 +144,7 @@ TASKS = st.builds(
         participation=SHARES,
         spread_s=st.floats(0, 86_400, width=32),
         by_lease=st.booleans(),
+        horizon=st.none() | INTEGERS,
     ),
     max_examples=st.integers(1, MAX_INTEGER),
     minimum_agent=st.text(max_size=32),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hil.plots import HEIGHT, LEFT, TOP, WIDTH, Points, bar_chart, line_chart
+from hil.plots import HEIGHT, LEFT, TOP, WIDTH, Bars, Points, bar_chart, grouped_bars, line_chart
 
 SVG = "{http://www.w3.org/2000/svg}"
 NASTY = "a <b> & \"c\" 'd' é"
@@ -72,3 +72,28 @@ def test_a_plot_of_nothing_says_so():
         bar_chart([], [], title="t", x_label="x", y_label="y"),
     ):
         assert "no data" in texts(ElementTree.fromstring(svg))
+
+
+def test_decades_are_as_far_from_each_other():
+    """A logarithmic axis, and what stands at its marks are the values themselves."""
+    row = Points(name="row", x=[10, 100, 1000], y=[1, 2, 3])
+    text = line_chart([row], title="t", x_label="x", y_label="y", decades=True)
+    drawn = ElementTree.fromstring(text)
+    first, second, third = numbers(drawn, "circle", "cx")
+    assert second - first == pytest.approx(third - second, abs=0.2)
+    assert {"10", "100", "1000"} <= set(texts(drawn))
+
+
+def test_groups_of_bars_show_how_low_each_may_come():
+    """A bar for each value there is, its minimum marked in it, and a legend."""
+    rows = [
+        Bars(name="all", values=[0.9, None], lowest=[0.8, None]),
+        Bars(name="worst", values=[0.5, 0.4]),
+    ]
+    drawn = ElementTree.fromstring(grouped_bars(["one", "two"], rows, title="t", x_label="x", y_label="y"))
+    assert {"0.9", "0.5", "0.4", "one", "two", "all", "worst"} <= set(texts(drawn))
+    (mark,) = [line for line in drawn.iter(f"{SVG}line") if line.attrib["class"] == "lowest"]
+    bars = [bar for bar in drawn.iter(f"{SVG}rect") if bar.find(f"{SVG}title") is not None]
+    assert len(bars) == 3
+    top, bottom = float(bars[0].attrib["y"]), float(bars[0].attrib["y"]) + float(bars[0].attrib["height"])
+    assert top < float(mark.attrib["y1"]) < bottom

@@ -1,13 +1,16 @@
 """The bench of targets: ratios are of runs that got there, and a run that is kept is not made again."""
 
 import json
+import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from hil.bench.learning_curve import CurvePoint, LearningCurve
 from hil.bench.target_grid import Cell, measured
 from hil.bench.target_page import target_section
+from hil.bench.target_plots import write_plots
 from hil.bench.to_target import target_figures
 
 
@@ -68,3 +71,19 @@ def test_a_run_that_is_kept_is_read_and_not_made_again(tmp_path: Path) -> None:
     key = {"workload": "digits", "aggregation": "fedbuff", "codec": "float32", "seed": 0}
     book.write_text(json.dumps({**key, **curve.to_body()}) + "\n")
     assert measured(book, [cell, _cell("fedbuff", "no-such-codec")]) == {cell: curve}
+
+
+def test_the_page_shows_the_plots_that_are_written(tmp_path: Path) -> None:
+    """A picture for each, of the workloads that were run."""
+    curves = {
+        _cell(aggregation, codec): _curve([0.5, 0.8, 0.9, 0.9], payload=100, seconds=5.0)
+        for aggregation in ("rounds, all", "fedbuff")
+        for codec in ("float32", "eden(bits=1)")
+    }
+    figures = target_figures(curves)
+    write_plots(tmp_path, curves, figures["rows"])
+    shown = set(re.findall(r"!\[[^]]*\]\(([^)]*)\)", target_section(figures)))
+    assert shown == {file.name for file in tmp_path.iterdir()}
+    assert len(shown) == 4
+    for file in tmp_path.iterdir():
+        ElementTree.fromstring(file.read_text(encoding="utf-8"))

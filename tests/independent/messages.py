@@ -147,6 +147,7 @@ def read_pacing(body):
         "participation": body.number("share", 0, 1),
         "spread_s": body.number("spread", 0, 86_400),
         "by_lease": body.flag("lease"),
+        "horizon": body.optional("horizon", body.integer),
     }
 
 

@@ -25,6 +25,12 @@ def batches(artifact, rng):
     return made
 
 
+def stacked_batch(made):
+    """Arrays with a device axis in front."""
+    parts = ("x", "y", "sample_weight")
+    return Batch(**{part: np.stack([getattr(batch, part) for batch in made]) for part in parts})
+
+
 @pytest.mark.parametrize("model", CATALOGUE, ids=lambda model: model.name)
 def test_a_device_in_a_stack_learns_what_it_learns_alone(model):
     """Weights, slots and gradient norms, over steps in which the devices grow apart: dense layers,
@@ -41,7 +47,7 @@ def test_a_device_in_a_stack_learns_what_it_learns_alone(model):
     alone = [(dict(base), zero_slots(artifact)) for _ in range(DEVICES)]
     for _ in range(STEPS):
         given = batches(artifact, rng)
-        step = stacked.step_all(weights, slots, given, HYPER, base)
+        step = stacked.step_all(weights, slots, stacked_batch(given), HYPER, base)
         weights, slots = step.weights, step.slots
         for device, batch in enumerate(given):
             own, kept = alone[device]
@@ -70,7 +76,7 @@ def test_what_a_device_learns_does_not_depend_on_the_others():
     def learn(chosen):
         weights = {name: np.stack([tensor] * len(chosen)) for name, tensor in base.items()}
         slots = {name: np.stack([tensor] * len(chosen)) for name, tensor in zero_slots(artifact).items()}
-        return session.step_all(weights, slots, chosen, HYPER, base).weights
+        return session.step_all(weights, slots, stacked_batch(chosen), HYPER, base).weights
 
     whole, part = learn(given), learn([given[3], given[1]])
     for name, tensor in whole.items():
@@ -86,4 +92,4 @@ def test_a_stack_of_different_sizes_is_refused():
     weights = {name: np.stack([tensor] * 3) for name, tensor in base.items()}
     slots = {name: np.stack([tensor] * 3) for name, tensor in zero_slots(artifact).items()}
     with pytest.raises(ArtifactError, match=r"\[3, 5\] devices"):
-        StackedSession(artifact).step_all(weights, slots, batches(artifact, rng), HYPER, base)
+        StackedSession(artifact).step_all(weights, slots, stacked_batch(batches(artifact, rng)), HYPER, base)

@@ -152,6 +152,25 @@ class TestRenewal:
         for files in (old, quiet.files("late")):
             quiet.until(lambda files=files: not quiet.client(files).admitted)
 
+    def test_a_device_comes_with_what_was_carried_onto_it_meanwhile(self, quiet):
+        """At its next connection, and nobody starts it again. A key whose certificate is still on its way is
+        not used: the pair of before is shown, and refused."""
+        quiet.fleet.enroll("carried")
+        onto, thief = quiet.issued_copy("carried"), quiet.issued_copy("carried")
+        device = quiet.client(onto, "carried").connect()
+        renew_devices(quiet.fleet, ["carried"], new_key=True)
+        quiet.until(lambda: not quiet.client(thief).admitted)
+        device.transport.renew()
+        device.next(Disconnected)
+        assert not device.admitted
+        for source, to, admitted in (
+            (quiet.files("carried").key, onto.key, False),
+            (quiet.files("carried").certificate, onto.certificate, True),
+        ):
+            shutil.copy(source, to)
+            device.transport.renew()
+            assert device.admitted == admitted
+
 
 class TestTheRights:
     """What an enrolled device, ``mole``, can do to others: nothing."""
@@ -397,6 +416,6 @@ def test_a_certificate_about_to_end_is_named_and_counted_until_it_is_renewed(bar
     # As time goes by: an end that was set long ago.
     registry = barn.fleet.registry
     over = replace(registry.devices["later"], expires="2026-01-02T00:00:00+00:00")
-    barn.fleet.commit(registry.enrolled(replace(over, earlier=over.serials)))
+    barn.fleet.commit(registry.enrolled(replace(over, earlier=dict.fromkeys(over.serials, over.expires))))
     barn.until(lambda: barn.status()["certificates_expiring"].get("later", 0) < 0)
     assert "later's has ended" in " ".join(barn.lichen("status").split())

@@ -205,7 +205,8 @@ def tasks() -> dict[str, TaskManifest]:
         minimum_agent="0.2.0",
         mirror="https://mirror.example/barn/",
     )
-    return {"small": small, "large": large}
+    rounds = dataclasses.replace(small, counter=44, pacing=Pacing(by_lease=True, horizon=0))
+    return {"small": small, "large": large, "rounds": rounds}
 
 
 def blobs() -> dict[str, BlobRef]:

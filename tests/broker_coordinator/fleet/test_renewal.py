@@ -6,6 +6,7 @@ import os
 import ssl
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from cryptography import x509
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from broker_coordinator.fleet.authority import Authority
 from broker_coordinator.fleet.folder import FleetFolder, FleetPlan
+from broker_coordinator.fleet.registry import write_registry
 from broker_coordinator.fleet.renewal import renew_broker, renew_devices
 from fl_io.tls import TlsFiles, Trust
 from fl_protocol.errors import ConfigError, StorageError
@@ -39,6 +41,18 @@ def void(fleet):
     """The serials on the broker's list."""
     listed = x509.load_pem_x509_crl((fleet.broker.path / "revoked.pem").read_bytes())
     return {f"{entry.serial_number:x}" for entry in listed}
+
+
+def killed(fleet, call, point):
+    """Begin a renewal that dies by a crash at this point."""
+    code = (
+        "import sys; from pathlib import Path; from broker_coordinator.fleet.folder import FleetFolder\n"
+        "from broker_coordinator.fleet.renewal import renew_broker, renew_devices\n"
+        f"fleet = FleetFolder(Path(sys.argv[1])); {call}"
+    )
+    environment = {**os.environ, "LICHEN_CRASH_POINT": point}
+    words = [sys.executable, "-c", code, str(fleet.path)]
+    assert subprocess.run(words, env=environment, check=False, timeout=60).returncode < 0
 
 
 def belong_together(path, key):
@@ -80,6 +94,48 @@ def test_an_end_that_comes_sooner_holds_at_once(fleet):
     ((renewed,), _) = renew_devices(fleet, ["pi-08"], days=30)
     assert renewed.old_holds_until == ""
     assert void(fleet) == {old}
+
+
+def test_a_kill_in_a_shorter_renewal_needs_no_new_key(fleet):
+    """The certificate in the folder is void, and shows all the same which key is the device's."""
+    old = fleet.registry.devices["pi-08"].serial
+    for _ in range(2):
+        killed(fleet, "renew_devices(fleet, ['pi-08'], days=30)", "fleet.registry.durable")
+        assert f"{certificate(device_file(fleet, 'pi-08')).serial_number:x}" == old
+        assert old in fleet.registry.void
+    renew_devices(fleet, ["pi-08"], days=20)
+    assert belong_together(device_file(fleet, "pi-08"), device_file(fleet, "pi-08", "device.key"))
+    (newest,) = fleet.registry.devices["pi-08"].serials  # those of thirty days would outlast it
+    assert f"{certificate(device_file(fleet, 'pi-08')).serial_number:x}" == newest
+    assert len(void(fleet)) == 3
+    renew_devices(fleet, ["pi-08"], days=30)
+    device_file(fleet, "pi-08").write_bytes(Authority.make("barn").issue_client("pi-08").certificate)
+    with pytest.raises(ConfigError, match="is void, or none of ours"):
+        renew_devices(fleet, ["pi-08"])
+
+
+def test_of_earlier_certificates_each_holds_to_its_own_end_and_is_then_forgotten(fleet):
+    """One that would outlast the newest is void, the others are not; a month past its end none is listed."""
+    first = fleet.registry.devices["pi-07"]
+    renew_devices(fleet, ["pi-07"], days=90)
+    second = fleet.registry.devices["pi-07"]
+    renew_devices(fleet, ["pi-07"], days=40)
+    assert fleet.registry.devices["pi-07"].earlier == {first.serial: first.expires}
+    assert void(fleet) == {second.serial}
+    end = datetime.datetime.fromisoformat(first.expires)
+    for days, left in ((29, 1), (31, 0)):
+        now = end + datetime.timedelta(days=days)
+        assert len(fleet.registry.pruned(now).devices["pi-07"].earlier) == left
+    day = datetime.timedelta(days=1)
+    over = (datetime.datetime.now(datetime.UTC) - 31 * day).isoformat(timespec="seconds")
+    entry = replace(fleet.registry.devices["pi-07"], earlier={first.serial: over})
+    write_registry(
+        fleet.path / "registry.json",
+        replace(fleet.registry, devices={**fleet.registry.devices, "pi-07": entry}),
+    )
+    fleet.enroll("pi-09")
+    assert fleet.registry.devices["pi-07"].earlier == {}
+    assert void(fleet) == {second.serial}
 
 
 def test_without_days_it_is_valid_for_as_long_as_before(fleet):
@@ -141,16 +197,7 @@ def test_all_are_renewed_or_none(fleet):
 @pytest.mark.parametrize("point", ["fleet.registry.durable", "fleet.file.durable", "fleet.file.durable:2"])
 def test_a_kill_in_a_renewal_is_mended_by_the_next(fleet, point):
     """Whatever was issued is known: it is on the list once the device is revoked."""
-    code = (
-        "import sys; from pathlib import Path; from broker_coordinator.fleet.folder import FleetFolder\n"
-        "from broker_coordinator.fleet.renewal import renew_devices\n"
-        "renew_devices(FleetFolder(Path(sys.argv[1])), ['pi-07'], days=90)"
-    )
-    environment = {**os.environ, "LICHEN_CRASH_POINT": point}
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(fleet.path)], env=environment, check=False, timeout=60
-    )
-    assert done.returncode < 0
+    killed(fleet, "renew_devices(fleet, ['pi-07'], days=90)", point)
     renew_devices(fleet, ["pi-07"], days=90)
     serials = fleet.registry.devices["pi-07"].serials
     assert len(serials) == 3
@@ -211,16 +258,7 @@ def test_a_new_key_of_the_broker_voids_the_old_certificate(fleet):
 
 def test_a_kill_between_the_brokers_two_files_is_mended_by_the_next_renewal(fleet):
     """The certificate follows the key that is there."""
-    code = (
-        "import sys; from pathlib import Path; from broker_coordinator.fleet.folder import FleetFolder\n"
-        "from broker_coordinator.fleet.renewal import renew_broker\n"
-        "renew_broker(FleetFolder(Path(sys.argv[1])), new_key=True)"
-    )
-    environment = {**os.environ, "LICHEN_CRASH_POINT": "fleet.file.durable"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(fleet.path)], env=environment, check=False, timeout=60
-    )
-    assert done.returncode < 0
+    killed(fleet, "renew_broker(fleet, new_key=True)", "fleet.file.durable")
     pair = fleet.broker.path / "broker.pem", fleet.broker.path / "broker.key"
     assert not belong_together(*pair)
     renew_broker(fleet)
@@ -235,3 +273,9 @@ def test_a_registry_of_before_is_read_and_only_what_is_new_is_written(fleet):
     listed = {entry["device"]: entry for entry in json.loads(path.read_text())["devices"]}
     assert len(listed["pi-07"]["earlier"]) == 1
     assert "earlier" not in listed["pi-08"]
+    listed["pi-07"]["earlier"] = list(listed["pi-07"]["earlier"])
+    body = {**json.loads(path.read_text()), "devices": list(listed.values())}
+    path.write_text(json.dumps(body))
+    assert fleet.registry.devices["pi-07"].earlier == {
+        listed["pi-07"]["earlier"][0]: listed["pi-07"]["expires"]
+    }

@@ -1,0 +1,72 @@
+"""The section of docs/benchmarks.md on how fast and how large virtual fleets are, from its figures."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hil.bench.markdown_table import table_rows
+
+__all__ = ["simulator_section"]
+
+_SECTION = """
+## Virtual fleets
+
+`make bench ARGS="--only simulator{largest}"`: {devices:,} devices on the digits, an MLP of 2,410 parameters, two steps on 14
+samples, one bit a parameter; every device takes part in each of {versions} versions. The loop of plain NumPy does the same
+training and averages, without agent, codec, protocol or store. Each row is a process of its own with one thread;
+updates are accepted ones per CPU second, "later" without the first version; the last column is the loop's "later" over
+the row's.
+
+| way | updates per CPU s | later | first version, CPU s | accuracy | times the loop |
+| --- | --- | --- | --- | --- | --- |
+{runs}
+
+Larger fleets, stacked, one version: "heard" are devices of which an update was accepted, memory is what the process
+grew by.
+
+| devices | heard | updates per CPU s | bytes per device |
+| --- | --- | --- | --- |
+{sizes}
+
+Wanted: >= 1,200 updates a second at {devices:,} devices, >= 2,000 stacked; the first version within 1 s; 10 KB a device; the cost of an
+update at 100,000 devices at most 1.5 times that at 1,000.
+"""
+_WAYS = {
+    "loop": "loop of plain NumPy",
+    "onnx": "virtual devices, ONNX Runtime",
+    "numpy": "virtual devices, NumPy",
+    "stacked": "virtual devices, NumPy, 25 trained together",
+}
+
+
+def simulator_section(figures: Mapping[str, Any]) -> str:
+    """The section."""
+    runs: Sequence[Mapping[str, Any]] = figures["runs"]
+    sizes: Sequence[Mapping[str, Any]] = figures["sizes"]
+    return _SECTION.format(
+        largest=" --largest" if sizes[-1]["devices"] >= 100_000 else "",
+        devices=runs[0]["devices"],
+        versions=figures["versions"],
+        runs=table_rows(_runs(runs)),
+        sizes=table_rows(
+            [
+                f"{row['devices']:,}",
+                f"{row['devices_heard']:,}",
+                f"{row['per_cpu_s']:,}",
+                f"{row['bytes_per_device']:,}",
+            ]
+            for row in sizes
+        ),
+    )
+
+
+def _runs(runs: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[str]]:
+    (loop,) = [row for row in runs if row["way"] == "loop"]
+    for row in runs:
+        yield [
+            _WAYS.get(row["way"], row["way"]),
+            f"{row['per_cpu_s']:,}",
+            f"{row['later_per_cpu_s']:,}",
+            f"{row['first_version_cpu_s']:.2f}",
+            f"{row['accuracy']:.3f}",
+            f"{loop['later_per_cpu_s'] / row['later_per_cpu_s']:.1f}",
+        ]
