@@ -2,8 +2,6 @@
 
 import datetime
 import json
-import os
-import pwd
 import queue
 import secrets
 import shutil
@@ -82,6 +80,7 @@ class SecureFleet:
 
     def __init__(self, folder: Path) -> None:
         from broker_coordinator.fleet.folder import FleetFolder, FleetPlan
+        from hil.fleet_broker import FleetBroker
 
         self.port, self.coordinator_port = free_ports(2)
         plan = FleetPlan(
@@ -90,15 +89,8 @@ class SecureFleet:
         self.path = folder / "barn"
         self.fleet = FleetFolder.create(self.path, plan)
         self.folder = folder
-        configuration = self.fleet.broker.path / "mosquitto.conf"
-        if os.geteuid() == 0:
-            # Its own user cannot pass the folders of tests.
-            configuration.write_text(configuration.read_text() + f"user {pwd.getpwuid(0).pw_name}\n")
-        self.mosquitto = ManagedProcess(
-            "mosquitto",
-            [mosquitto_program(), "-c", str(configuration)],
-            folder / "mosquitto.log",
-            folder=folder,
+        self.mosquitto: ManagedProcess = FleetBroker(
+            self.fleet, folder / "mosquitto.log", port=self.coordinator_port
         )
         self.processes: dict[str, ManagedProcess] = {}
         self.clients: list[Client] = []

@@ -9,12 +9,13 @@ import os
 import platform
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from fl_protocol.errors import ConfigError, LichenError
+from hil.boards import errand
+from hil.boards.board import BoardFailure
 from hil.boards.native_programs import (
     FOLDER,
     compile_python,
@@ -182,19 +183,11 @@ def run(words: list[str], *, what: str, timeout_s: float = _BUILD_TIMEOUT_S, pat
     Raises:
         LichenError: it failed, or took too long; ``what`` says what that means.
     """
+    environment = {**os.environ, "PATH": path or program_path(), "LC_ALL": "C.UTF-8"}
     try:
-        done = subprocess.run(
-            words,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout_s,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "PATH": path or program_path(), "LC_ALL": "C.UTF-8"},
-        )
-    except subprocess.TimeoutExpired:
-        raise LichenError(f"{what}: {words[0]} took longer than {timeout_s:.0f} s") from None
+        done = errand.run(words, within_s=timeout_s, environment=environment)
+    except BoardFailure as error:
+        raise LichenError(f"{what}: {error.args[0]}", hint=error.hint) from None
     if done.returncode:
         said = "\n".join((done.stderr or done.stdout).splitlines()[-12:])
         raise LichenError(f"{what}: {words[0]} ended with {done.returncode}", hint=said)

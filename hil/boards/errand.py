@@ -13,10 +13,8 @@ from pathlib import Path
 
 from hil.boards.board import BoardFailure
 
-__all__ = ["DEBIAN_PATH", "run"]
+__all__ = ["run"]
 
-DEBIAN_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-"""Where programs are that Debian keeps for root."""
 _LAST_WORDS_S = 5.0
 
 

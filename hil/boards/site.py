@@ -9,9 +9,6 @@ Mutual TLS, as in the field. The listener for devices is on loopback unless boar
 """
 
 import json
-import os
-import pwd
-import socket
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +22,7 @@ from broker_coordinator.storage.sqlite_store import SqliteStore
 from hil.boards.board import BoardFailure
 from hil.boards.errand import run
 from hil.boards.patience import Patience
+from hil.fleet_broker import FleetBroker
 from hil.mosquitto import free_ports, mosquitto_program
 from hil.processes import ManagedProcess
 from hil.toml_text import toml_text, with_values
@@ -85,7 +83,7 @@ class Site:
         """The folder of ``lichen fleet init``."""
         self.say: Callable[[str], None] = say or (lambda sentence: None)
         self.logs_folder = self.folder / "logs"
-        program = mosquitto_program()
+        mosquitto_program()  # if there is none, nothing is made
         self.port, self._coordinator_port = free_ports(2)
         plan = FleetPlan(
             name=NAME,
@@ -98,8 +96,8 @@ class Site:
             (self.folder / name).mkdir(exist_ok=True)
         self.workload = self._make_workload()
         self._write_configuration()
-        self._broker = self._process(
-            "mosquitto", [program, "-c", str(self._folder.broker.path / "mosquitto.conf")]
+        self._broker = FleetBroker(
+            self._folder, self.logs_folder / "mosquitto.log", port=self._coordinator_port
         )
         words = ["lichen", "coordinator", "run", str(self.fleet / "fleet.toml")]
         self._coordinator = self._process("coordinator", [sys.executable, "-m", *words])
@@ -172,12 +170,12 @@ class Site:
         """Start mosquitto unless it runs, and wait until it listens.
 
         Raises:
-            BoardFailure: it does not.
+            BoardFailure, LichenError: it does not; it has ended.
         """
         if self._broker.running:
             return
         self._broker.start()
-        self.until("mosquitto listens", self._listening, within_s=START_S, why=self._broker.last_words)
+        self.until("mosquitto listens", self._broker.listening, within_s=START_S, why=self._broker.last_words)
 
     def stop_broker(self) -> None:
         """End mosquitto; it keeps nothing."""
@@ -290,25 +288,14 @@ class Site:
         top = with_values(path.read_text(), {"held_out": "held_out.npz", **tables.pop("", {})})
         path.write_text(f"{top}\n{toml_text(tables)}")
         configuration = self._folder.broker.path / "mosquitto.conf"
-        text = configuration.read_text().replace(
-            f"listener {self.port}\n", f"listener {self.port} {self.options.listen}\n"
+        configuration.write_text(
+            configuration.read_text().replace(
+                f"listener {self.port}\n", f"listener {self.port} {self.options.listen}\n"
+            )
         )
-        if os.geteuid() == 0:
-            # Its own user cannot pass the folders of tests.
-            text += f"user {pwd.getpwuid(0).pw_name}\n"
-        configuration.write_text(text)
 
     def _process(self, name: str, words: list[str]) -> ManagedProcess:
         return ManagedProcess(name, words, self.logs_folder / f"{name}.log", folder=self.folder)
-
-    def _listening(self) -> bool:
-        if not self._broker.running:
-            raise BoardFailure("mosquitto ended", hint=self._broker.last_words())
-        try:
-            socket.create_connection(("127.0.0.1", self._coordinator_port), 1.0).close()
-        except OSError:
-            return False
-        return True
 
     def _lichen(self, *words: str) -> Any:
         done = run([sys.executable, "-m", "lichen", *words], within_s=COMMAND_S, folder=self.folder)

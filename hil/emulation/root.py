@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fl_protocol.errors import LichenError
 from hil.boards import errand
-from hil.boards.errand import DEBIAN_PATH
+from hil.boards.debian_root import program_path
 from hil.emulation.machines import PYTHON, SUITE, Machine
 
 __all__ = ["Root", "missing_tools"]
@@ -125,7 +125,7 @@ def _run(
     words: Sequence[str], *, timeout_s: float, environment: Mapping[str, str] | None = None
 ) -> "subprocess.CompletedProcess[str]":
     usual = os.environ if environment is None else environment
-    return errand.run(words, within_s=timeout_s, environment={**usual, "PATH": DEBIAN_PATH})
+    return errand.run(words, within_s=timeout_s, environment={**usual, "PATH": program_path()})
 
 
 def _checked(done: "subprocess.CompletedProcess[str]", what: str) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from fl_protocol.errors import LichenError
 from hil.boards.board import BoardFailure
+from hil.boards.debian_root import run as run_checked
 from hil.boards.errand import run
 from hil.boards.patience import Patience
 
@@ -55,3 +57,9 @@ def test_an_interrupted_errand_is_ended(tmp_path):
         run("echo $$ >begun; mv begun pid; exec sleep 300", within_s=60.0, folder=tmp_path)
     thread.join()
     assert is_gone(int((tmp_path / "pid").read_text()))
+
+
+def test_a_build_step_without_end_says_what_it_was_for():
+    """In the words of whoever asked for it."""
+    with pytest.raises(LichenError, match="the root cannot be made: no end of 'sleep 300' within 0 s"):
+        run_checked(["sleep", "300"], what="the root cannot be made", timeout_s=0.2)
