@@ -40,8 +40,9 @@ class Chores:
     def work(self) -> float:
         """Do every chore that does not rest; seconds until one wants its next turn."""
         waits = []
+        now = self._clock.monotonic()
         for name, chore in self._chores.items():
-            left = chore.rests_until - self._clock.monotonic()
+            left = chore.rests_until - now
             if left <= 0:
                 try:
                     left = chore.work()

@@ -19,7 +19,7 @@ from fl_protocol.errors import MessageError, StorageError
 from fl_protocol.receipt import Receipt
 from fl_protocol.topics import OFFSET_UNIT, FleetTopics
 from fl_protocol.transport import Transport
-from fl_protocol.update import INLINE_BYTES, UpdateHeader
+from fl_protocol.update import INLINE_BYTES, with_payload
 
 __all__ = ["Uploads"]
 
@@ -184,7 +184,7 @@ class Uploads:
 
     def work(self) -> float:
         """Send what is due; seconds until more is."""
-        if not self._connected:
+        if not self._connected or not (self._uploads or self._unacknowledged):
             return LONGEST_PROBE_S
         now = self._clock.monotonic()
         patience = self._moved_at + STUCK_S - now if self._unacknowledged else LONGEST_PROBE_S
@@ -244,8 +244,7 @@ class Uploads:
             return True
         body = upload.entry.header
         if upload.carry:
-            header, _ = UpdateHeader.unpack(body)
-            body = header.pack(self._outbox.payload_range(update_id, 0, size))
+            body = with_payload(body, self._outbox.payload_range(update_id, 0, size))
         token = self._publish(self._topics.begin(self._device, update_id), body)
         if token is None:
             return False

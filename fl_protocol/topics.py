@@ -4,6 +4,7 @@
 index, ``O`` byte offset. At most 7 slashes and 255 bytes, so that hosted brokers' limits hold.
 """
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -200,7 +201,7 @@ class FleetTopics:
             case ["task", name]:
                 return NamedTopic("task", _checked(name))
             case ["blob", name, index]:
-                return _blob(name, index, None)
+                return _shared_blob(name, index)
             case ["state", device]:
                 return DeviceTopic("state", _checked(device))
             case ["up", device, "begin", update_id]:
@@ -241,6 +242,12 @@ def _chunk(device: str, update_id: str, offset: str) -> ChunkTopic:
     if start % OFFSET_UNIT:
         raise TopicError(f"a chunk's offset is a multiple of {OFFSET_UNIT}")
     return ChunkTopic(_checked(device), decode_id(update_id), start)
+
+
+@functools.lru_cache(maxsize=256)
+def _shared_blob(name: str, index: str) -> BlobTopic:
+    """Where many agents share a process, each reads the same topics."""
+    return _blob(name, index, None)
 
 
 def _blob(name: str, index: str, device: str | None) -> BlobTopic:
