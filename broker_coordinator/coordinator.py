@@ -7,7 +7,7 @@ and clock are arguments: a simulator calls both itself, ``run`` is the loop for 
 import logging
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -227,6 +227,17 @@ class Coordinator:
         return self._assessment.newest
 
     @property
+    def aggregator_fault(self) -> str:
+        """Why the aggregation rule fails, in a sentence that names it; empty where it does not."""
+        return self._model.fault
+
+    @property
+    def verdicts(self) -> tuple[int, Mapping[str, int], int]:
+        """Since this coordinator was made: updates accepted, refused by reason, and trainings that failed."""
+        ingest = self._ingest
+        return ingest.accepted, ingest.refused, ingest.device_events["error"]
+
+    @property
     def weights(self) -> NDArray[np.float32]:
         """Its master weights, float32[n]; not to be written to."""
         return self._model.state.master
@@ -259,7 +270,7 @@ class Coordinator:
             updates_folded=self._folded,
             waiting=self._model.waiting,
             quarantined=self._journal.quarantined + self._model.quarantined,
-            aggregator_fault=self._model.fault,
+            aggregator_fault=self.aggregator_fault,
             runtimes=self._store.runtimes(),
             refused=dict(self._ingest.refused),
             rejected=dict(self._ingest.rejected),

@@ -7,7 +7,8 @@ comes again after a lost acknowledgement, has a session that was seen.
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from fl_protocol.presence import DevicePresence
 
@@ -20,12 +21,15 @@ COPIED_STATE = "a copy of its state folder runs too: a card, or an image, was co
 SAME_NAME = "another installation runs under its name, with its credential"
 
 
+_Births: TypeAlias = tuple[tuple[bytes, bytes], ...]
+
+
 @dataclass(slots=True)
 class _Seen:
-    """What one device was born with: the newest last, each with its newest session."""
+    """What one device was born with: pairs with the newest session of each, the newest pair last."""
 
-    lives: dict[bytes, bytes] = field(default_factory=dict)
-    incarnations: dict[bytes, bytes] = field(default_factory=dict)
+    lives: _Births = ()
+    incarnations: _Births = ()
 
 
 class Doubles:
@@ -40,18 +44,17 @@ class Doubles:
         self._seen.move_to_end(device)
         if len(self._seen) > MOST_DEVICES:
             self._seen.popitem(last=False)
-        other = _returned(seen.incarnations, presence.incarnation, presence.session)
-        same = _returned(seen.lives, presence.life, presence.session)
+        seen.incarnations, other = _born(seen.incarnations, presence.incarnation, presence.session)
+        seen.lives, same = _born(seen.lives, presence.life, presence.session)
         return SAME_NAME if other else COPIED_STATE if same else ""
 
 
-def _returned(known: dict[bytes, bytes], key: bytes | None, session: bytes) -> bool:
-    """Make ``key`` the newest; whether it had been replaced by another, and is back in a new session."""
+def _born(known: _Births, key: bytes | None, session: bytes) -> tuple[_Births, bool]:
+    """``known`` with ``key`` as the newest; and whether it had been replaced by another, and is back in a new
+    session."""
     if key is None:
-        return False
-    newest = next(reversed(known), key)
-    last = known.pop(key, None)
-    known[key] = session
-    if len(known) > MOST_REMEMBERED:
-        del known[next(iter(known))]
-    return last is not None and newest != key and last != session
+        return known, False
+    last = dict(known).get(key)
+    returned = last is not None and known[-1][0] != key and last != session
+    others = [birth for birth in known if birth[0] != key]
+    return (*others[1 - MOST_REMEMBERED :], (key, session)), returned

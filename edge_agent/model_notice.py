@@ -103,6 +103,8 @@ class NoticeBoard:
         self._runtimes = tuple(runtimes)
         self._disk = disk
         self._shown = read_notice(folder, disk=disk)
+        self._tidy = False
+        """Whether nothing lies beside the personal tensors that are shown."""
 
     @property
     def files(self) -> frozenset[str]:
@@ -179,13 +181,17 @@ class NoticeBoard:
                 mode=0o640,
                 name_at_once=False,
             )
+            self._tidy = self._tidy and self._shown is not None and self._shown.personal == notice.personal
             self._shown = notice
+        if self._tidy:
+            return
         try:
             for name in self._disk.names(folder):
                 if name != notice.personal:
                     self._disk.remove(folder / name)
         except OSError as error:
             raise StorageError(f"cannot clear {folder}: {error.strerror}") from error
+        self._tidy = True
 
     def _holds(self, path: Path, content: bytes) -> bool:
         try:

@@ -133,11 +133,12 @@ def participate(
     delta = added(trained - base, job.codec_state, codec, layout)
     payload = encode(codec, delta, layout, codec_seed(job.update_id))
     left = remainder(delta, payload, codec, layout, update_id=job.update_id)
-    trained.setflags(write=False)
-    reached = _ordered({**split_flat(trained, layout), **kept}, order)
-    with training_code(own=own):
-        sums = _evaluated(trainer, reached, samples.held_out)
-    metrics |= _named("after", sums)
+    if len(samples.held_out) or brings_samples(trainer):
+        trained.setflags(write=False)
+        reached = _ordered({**split_flat(trained, layout), **kept}, order)
+        with training_code(own=own):
+            sums = _evaluated(trainer, reached, samples.held_out)
+        metrics |= _named("after", sums)
     metrics |= _of_training(result.sums, metrics)
     planned = planned_steps(plan, examples)
     return Trained(

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from fl_protocol.errors import ConfigError
 
-__all__ = ["check_configuration", "read_configuration"]
+__all__ = ["check_configuration", "check_table", "read_configuration"]
 
 T = TypeVar("T")
 
@@ -44,18 +44,33 @@ def read_configuration(path: Path, kind: type[T]) -> T:
     return check_configuration(table, kind, path=path, text=text)
 
 
-def check_configuration(table: dict[str, Any], kind: type[T], *, path: Path, text: str = "") -> T:
-    """The dataclass ``kind`` of a table as TOML gives it; ``path`` and ``text`` are the file it is from.
+def check_configuration(
+    table: dict[str, Any], kind: type[T], *, path: Path, text: str = "", within: tuple[str, ...] = ()
+) -> T:
+    """The dataclass ``kind`` of a table as TOML gives it; ``path`` and ``text`` are the file it is from, in
+    which it stands as the table ``within``.
 
     Raises:
         ConfigError: as ``read_configuration``.
     """
     reading = _Reading(path, text)
-    value = reading.table(kind, table, ())
+    value = reading.table(kind, table, within)
     if reading.faults:
         count = len(reading.faults)
         raise ConfigError(f"{path} has {count} fault{'s' if count > 1 else ''}:", faults=reading.faults)
     return typing.cast(T, value)
+
+
+def check_table(table: dict[str, Any], kind: type[T], *, path: Path, within: tuple[str, ...]) -> T:
+    """As ``check_configuration``, of a table that stands as ``within`` in the file ``path``, if that is one.
+
+    Raises:
+        ConfigError: as ``read_configuration``.
+    """
+    if not path.is_file():
+        return check_configuration(table, kind, path=path)
+    text = path.read_text(encoding="utf-8")
+    return check_configuration(table, kind, path=path, text=text, within=within)
 
 
 class _Reading:

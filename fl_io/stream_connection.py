@@ -53,8 +53,20 @@ class StreamConnection(BrokerConnection):
         self._asleep = False
         self._bell, self._rope = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._leaving = False
+        self.bytes_sent = self.bytes_received = 0
+        """MQTT's own, without TLS's and TCP's."""
         self._heard = self._spoke = time.monotonic()
         self._pinged = 0.0
+
+    def fileno(self) -> int:
+        """The socket of a connection that is open, for whoever waits for several of them."""
+        assert self._socket is not None
+        return self._socket.fileno()
+
+    @property
+    def has_to_send(self) -> bool:
+        """Whether something waits for the next ``serve``."""
+        return bool(self._waiting or self._unsent)
 
     def open(self, will: Will | None) -> None:
         """Connect, and send CONNECT; raises OSError."""
@@ -72,7 +84,9 @@ class StreamConnection(BrokerConnection):
             password=address.password or None,
             will=will,
         )
-        self._socket.sendall(mqtt_packets.connect(options))
+        greeting = mqtt_packets.connect(options)
+        self._socket.sendall(greeting)
+        self.bytes_sent += len(greeting)
         self._socket.setblocking(False)
         self._heard = self._spoke = time.monotonic()
 
@@ -170,6 +184,7 @@ class StreamConnection(BrokerConnection):
             except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
                 return False
             self._unsent = self._unsent[sent:]
+            self.bytes_sent += sent
             self._spoke = time.monotonic()
         return True
 
@@ -203,6 +218,7 @@ class StreamConnection(BrokerConnection):
             return True
         if not received:
             return False
+        self.bytes_received += len(received)
         self._heard, self._pinged = time.monotonic(), 0.0
         for packet in self._reader.feed(received):
             self._take(packet)

@@ -38,11 +38,12 @@ class Agenda:
         """When the next event is; None where none is planned."""
         return self._moments[0] if self._moments else None
 
-    def happen(self, until: float) -> int:
-        """Let everything happen that is due by ``until``, and what that plans; how much it was."""
+    def happen(self, until: float, goes_on: Callable[[], bool] | None = None) -> int:
+        """Let everything happen that is due by ``until``, and what that plans; how much it was. As soon as
+        ``goes_on``, asked before each event, says no, what is left stays due."""
         count = 0
         moments = self._moments
-        while moments and moments[0] <= until:
+        while moments and moments[0] <= until and (goes_on is None or goes_on()):
             at = moments[0]
             planned = self._at[at]
             if not isinstance(planned, deque):
@@ -51,11 +52,11 @@ class Agenda:
                 planned()
                 count += 1
                 continue
-            while (
-                planned and moments[0] == at
-            ):  # an earlier one may be planned meanwhile
+            while planned and moments[0] == at:  # an earlier one may be planned meanwhile
                 planned.popleft()()
                 count += 1
+                if goes_on is not None and not goes_on():
+                    break
             # An event may have cleared the agenda, or have let things happen itself.
             if not planned and moments and moments[0] == at and self._at[at] is planned:
                 heapq.heappop(moments)

@@ -8,6 +8,7 @@ and receiving alike, from the moment its ``Connected`` is handed over, and not b
 
 import functools
 import random
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -28,6 +29,9 @@ __all__ = ["MAX_QUEUED", "Faults", "Link", "LoopbackBroker", "LoopbackTransport"
 
 MAX_QUEUED = 10_000
 """Messages kept for a session that is away; the newest are dropped beyond, and counted as lost."""
+
+MAX_INFLIGHT = 4096
+"""Messages sent to a session that acknowledges by hand before it acknowledges one of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +67,8 @@ class _Session:
     filters: dict[str, None] = field(default_factory=dict)
     queue: list[Received] = field(default_factory=list)
     unacknowledged: dict[int, Received] = field(default_factory=dict)
+    held: deque[Received] | None = None
+    """Waits until something is acknowledged; as much as its senders' windows let come."""
     connection: "LoopbackTransport | None" = None
 
 
@@ -89,10 +95,19 @@ class LoopbackBroker:
         manual_ack: bool = False,
         window: int = 16,
         link: Link | None = None,
+        inflight: int = MAX_INFLIGHT,
     ) -> "LoopbackTransport":
-        """A transport for ``client_id``, to be started; ``will`` is asked for at each connect."""
+        """A transport for ``client_id``, to be started; ``will`` is asked for at each connect. One that
+        acknowledges by hand is sent ``inflight`` messages before it acknowledges any."""
         return LoopbackTransport(
-            self, client_id, will=will, clean=clean, manual_ack=manual_ack, window=window, link=link
+            self,
+            client_id,
+            will=will,
+            clean=clean,
+            manual_ack=manual_ack,
+            window=window,
+            link=link,
+            inflight=inflight,
         )
 
     def deliver_due(self) -> int:
@@ -143,8 +158,9 @@ class LoopbackBroker:
         if session is None or session.connection is not transport:
             return
         session.connection = None
-        session.queue[:0] = session.unacknowledged.values()
+        session.queue[:0] = [*session.unacknowledged.values(), *(session.held or ())]
         session.unacknowledged.clear()
+        session.held = None
         if session.clean:
             self._forget(session, list(session.filters))
             del self._sessions[transport.client_id]
@@ -183,6 +199,8 @@ class LoopbackBroker:
         session = self._sessions.get(transport.client_id)
         if session is not None:
             session.unacknowledged.pop(token, None)
+            if session.held:
+                self._later(functools.partial(self._release, session), plain=True)
 
     def confirm(self, transport: "LoopbackTransport", token: int) -> None:
         """Acknowledge a publish."""
@@ -242,10 +260,20 @@ class LoopbackBroker:
         if not transport.manual_ack:
             transport.emit(message)
             return
-        self._sequence += 1
-        numbered = Received(message.topic, message.payload, message.retained, self._sequence)
-        session.unacknowledged[numbered.token] = numbered
-        transport.emit(numbered)
+        if session.held is None:
+            session.held = deque()
+        session.held.append(message)
+        self._release(session)
+
+    def _release(self, session: _Session) -> None:
+        """Send what is held, as far as the window of unacknowledged messages has room."""
+        transport = session.connection
+        while transport is not None and session.held and len(session.unacknowledged) < transport.inflight:
+            message = session.held.popleft()
+            self._sequence += 1
+            numbered = Received(message.topic, message.payload, message.retained, self._sequence)
+            session.unacknowledged[numbered.token] = numbered
+            transport.emit(numbered)
 
     def _later(self, call: Callable[[], None], *, plain: bool = False, at: float = 0.0) -> None:
         """``at``: the time before which a link does not bring it."""
@@ -262,6 +290,28 @@ class LoopbackBroker:
 class LoopbackTransport:
     """A connection to a ``LoopbackBroker``; see ``fl_protocol.transport.Transport``."""
 
+    __slots__ = (
+        "_ask_will",
+        "_attached",
+        "_broker",
+        "_free_down",
+        "_free_up",
+        "_link",
+        "_receive",
+        "_received",
+        "_sent",
+        "_token",
+        "_under_way",
+        "_window",
+        "clean",
+        "client_id",
+        "connected",
+        "connection",
+        "inflight",
+        "manual_ack",
+        "will",
+    )
+
     def __init__(
         self,
         broker: LoopbackBroker,
@@ -272,11 +322,13 @@ class LoopbackTransport:
         manual_ack: bool,
         window: int,
         link: Link | None = None,
+        inflight: int = MAX_INFLIGHT,
     ) -> None:
         self.client_id = client_id
         self.will: Will | None = None
         self.clean = clean
         self.manual_ack = manual_ack
+        self.inflight = inflight
         self.connected = False
         self.connection = 0
         """Counts the connections of this transport: what belongs to an older one is void."""
@@ -288,7 +340,7 @@ class LoopbackTransport:
         self._link = link
         self._free_up = self._free_down = 0.0
         """Until when the link is busy, each way."""
-        self._under_way: set[int] = set()
+        self._under_way = 0
         self._token = 0
         self._sent = 0
         self._received = 0
@@ -303,10 +355,10 @@ class LoopbackTransport:
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> int | None:
         """Send; ``None`` while disconnected or while the window is full."""
-        if not self.connected or len(self._under_way) >= self._window:
+        if not self.connected or self._under_way >= self._window:
             return None
         self._token += 1
-        self._under_way.add(self._token)
+        self._under_way += 1
         self._sent += len(topic) + len(payload)
         if self._link is None:
             self._broker.confirm(self, self._token)
@@ -390,8 +442,8 @@ class LoopbackTransport:
 
     def delivered(self, token: int, connection: int) -> None:
         """The broker has a message of this connection."""
-        if connection == self.connection and token in self._under_way:
-            self._under_way.discard(token)
+        if connection == self.connection and self._under_way:
+            self._under_way -= 1
             self.emit(Delivered(token))
 
     def emit(self, event: TransportEvent) -> None:
@@ -403,5 +455,5 @@ class LoopbackTransport:
 
     def _close(self, *, broken: bool) -> None:
         self._attached = self.connected = False
-        self._under_way.clear()
+        self._under_way = 0
         self._broker.detach(self, broken=broken)

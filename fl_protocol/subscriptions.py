@@ -1,6 +1,6 @@
 """Who subscribed to what: MQTT's filters as a tree of levels, so that a message costs its receivers alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
 
 __all__ = ["Subscriptions", "matches"]
@@ -16,23 +16,58 @@ class _Level(Generic[S]):
         self.here: dict[S, None] = {}
 
 
-class Subscriptions(Generic[S]):
-    """Filters with ``+`` and ``#`` (MQTT 3.1.1, section 4.7) of any number of subscribers.
+class _Whole(Generic[S]):
+    """Who asked for a text: most texts have one subscriber, who is kept without a dictionary of its own."""
 
-    Those without are looked up whole: most are, and a device's own take two levels of the tree each.
+    __slots__ = ("_by_text",)
+
+    def __init__(self) -> None:
+        self._by_text: dict[str, S | dict[S, None]] = {}
+
+    def add(self, text: str, subscriber: S) -> None:
+        there = self._by_text.get(text)
+        if there is None:
+            self._by_text[text] = subscriber
+        elif isinstance(there, dict):
+            there[subscriber] = None
+        elif there != subscriber:
+            self._by_text[text] = {there: None, subscriber: None}
+
+    def remove(self, text: str, subscriber: S) -> None:
+        there = self._by_text.get(text)
+        if isinstance(there, dict):
+            there.pop(subscriber, None)
+            if there:
+                return
+        elif there is None or there != subscriber:
+            return
+        del self._by_text[text]
+
+    def of(self, text: str) -> Iterable[S]:
+        there = self._by_text.get(text)
+        if there is None:
+            return ()
+        return there if isinstance(there, dict) else (there,)
+
+
+class Subscriptions(Generic[S]):
+    """Filters with ``+`` and ``#`` (MQTT 3.1.1, section 4.7) of any number of subscribers, who are no
+    dictionaries.
+
+    Filters without a wildcard, and those whose last level alone is ``#``, are looked up whole: a device has
+    no others, and each of them would take levels of the tree of its own.
     """
 
     def __init__(self) -> None:
         self._root: _Level[S] = _Level()
-        self._exact: dict[str, dict[S, None]] = {}
+        self._exact: _Whole[S] = _Whole()
+        self._under: _Whole[S] = _Whole()
 
     def add(self, pattern: str, subscriber: S) -> None:
         """Subscribe; once more changes nothing."""
-        if not _is_wild(pattern):
-            subscribers = self._exact.get(pattern)
-            if subscribers is None:
-                subscribers = self._exact[pattern] = {}
-            subscribers[subscriber] = None
+        whole, text = self._place(pattern)
+        if whole is not None:
+            whole.add(text, subscriber)
             return
         level = self._root
         for word in pattern.split("/"):
@@ -44,12 +79,9 @@ class Subscriptions(Generic[S]):
 
     def remove(self, pattern: str, subscriber: S) -> None:
         """Unsubscribe, if it was subscribed; nothing stays of a filter that nobody has."""
-        if not _is_wild(pattern):
-            subscribers = self._exact.get(pattern)
-            if subscribers is not None:
-                subscribers.pop(subscriber, None)
-                if not subscribers:
-                    del self._exact[pattern]
+        whole, text = self._place(pattern)
+        if whole is not None:
+            whole.remove(text, subscriber)
             return
         path = [(self._root, "")]
         for word in pattern.split("/"):
@@ -65,10 +97,22 @@ class Subscriptions(Generic[S]):
 
     def of(self, topic: str) -> list[S]:
         """Who gets a message on ``topic``, each once."""
-        found = dict(self._exact.get(topic, ()))
-        for level in self._levels(topic.split("/")):
-            found.update(level.here)
+        found = dict.fromkeys(self._exact.of(topic))
+        above = topic
+        while above:
+            found.update(dict.fromkeys(self._under.of(above)))
+            above = above.rpartition("/")[0]
+        if self._root.below:
+            for level in self._levels(topic.split("/")):
+                found.update(level.here)
         return list(found)
+
+    def _place(self, pattern: str) -> tuple[_Whole[S] | None, str]:
+        """Where a filter is looked up whole, and by what; None for one that belongs to the tree."""
+        if not _is_wild(pattern):
+            return self._exact, pattern
+        above = _above(pattern)
+        return (self._under, above) if above else (None, "")
 
     def _levels(self, words: list[str]) -> Iterator[_Level[S]]:
         """All levels at which a filter for these words ends."""
@@ -90,12 +134,20 @@ class Subscriptions(Generic[S]):
                 yield rest
 
 
-def _is_wild(pattern: str) -> bool:
-    return "+" in pattern or "#" in pattern
+def _is_wild(text: str) -> bool:
+    return "+" in text or "#" in text
+
+
+def _above(pattern: str) -> str:
+    """What a filter names of a topic where its last level alone is a wildcard, ``#``; else empty."""
+    above = pattern.removesuffix("/#")
+    return "" if above == pattern or _is_wild(above) else above
 
 
 def matches(pattern: str, topic: str) -> bool:
     """Whether one filter matches a topic."""
+    if above := _above(pattern):
+        return topic.startswith(above) and topic[len(above) : len(above) + 1] in ("", "/")
     want, have = pattern.split("/"), topic.split("/")
     for index, level in enumerate(want):
         if level == "#":

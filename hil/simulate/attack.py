@@ -18,7 +18,7 @@ import numpy as np
 
 from edge_agent.sample_form import Array
 from edge_agent.trainer import Samples, ShouldStop, Trainer, TrainingResult, Weights, brings_samples
-from fl_io.configuration import check_configuration
+from fl_io.configuration import check_table
 from fl_protocol.errors import ConfigError
 from fl_protocol.plan import TrainingPlan
 from hil.simulate.device_stream import DeviceStream, generator
@@ -137,7 +137,7 @@ def attack_of(words: str | Mapping[str, Any], *, path: Path = Path("attack")) ->
     table = {"kind": words} if isinstance(words, str) else dict(words)
     if not table:
         raise ConfigError(f"{path}: which attack?", hint=f"there are {', '.join(ATTACKS)}")
-    return check_configuration(table, Attack, path=path)
+    return check_table(table, Attack, path=path, within=("attack",))
 
 
 class _Flipped:

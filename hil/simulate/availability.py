@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from fl_io.configuration import check_configuration
+from fl_io.configuration import check_table
 from fl_protocol.errors import ConfigError
 from hil.simulate.device_stream import DeviceStream
 from hil.simulate.recorded_windows import Recorded
@@ -188,7 +188,7 @@ def availability_of(words: str | Mapping[str, Any], *, path: Path = Path("availa
             f"{path}: no availability is called {kind!r}",
             hint=f"did you mean {near[0]!r}?" if near else f"there are {', '.join(AVAILABILITIES)}",
         )
-    made: Availability = check_configuration(table, AVAILABILITIES[kind], path=path)
+    made: Availability = check_table(table, AVAILABILITIES[kind], path=path, within=("availability",))
     return made
 
 

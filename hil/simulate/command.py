@@ -32,6 +32,12 @@ __all__ = ["simulate"]
     type=click.Path(file_okay=False, path_type=Path),
     help="Write a page and figures for each run there, and the coordinator's state to look at or to audit.",
 )
+@click.option(
+    "--broker",
+    metavar="URL",
+    default="",
+    help="Over a real MQTT broker (mqtt:// or mqtts://), with a connection for each device.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON, without the rest.")
 def simulate(
     *,
@@ -40,6 +46,7 @@ def simulate(
     seed: int | None,
     changes: tuple[str, ...],
     out: Path | None,
+    broker: str,
     as_json: bool,
 ) -> None:
     """Run virtual fleets: the agent and the coordinator as they are deployed, on a clock that jumps.
@@ -55,7 +62,7 @@ def simulate(
     for one in written:
         with _bar(console, one.name, one.keys.versions) as follow:
             state = out / f"{one.name}-coordinator" if out else None
-            results.append(run_scenario(one, state=state, progress=follow))
+            results.append(run_scenario(one, state=state, progress=follow, broker=broker))
         if out is not None:
             page = write_run(out, results[-1], summary=one.keys.summary)
             console.print(f"wrote {page}")

@@ -18,9 +18,9 @@ from edge_agent.trainer import planned_steps
 from fl_protocol.loopback import Link
 from fl_protocol.topics import FleetTopics
 from hil.simulate.entropy import Entropy, chance_of
+from hil.simulate.medium import Connection
 from hil.simulate.memory_disk import MemoryDisk
 from hil.simulate.training import DeviceSamples, VirtualWorker
-from hil.simulate.transport import VirtualTransport
 
 if TYPE_CHECKING:
     from hil.simulate.fleet import VirtualFleet
@@ -47,6 +47,7 @@ class VirtualDevice:
         "_link",
         "_off",
         "_outbox",
+        "_planned",
         "_start_s",
         "_step_s",
         "_supervisor",
@@ -86,9 +87,11 @@ class VirtualDevice:
         self._entropy = Entropy(fleet.seed, self.name)
         self._incarnation = b""
         self._supervisor: Supervisor | None = None
-        self._transport: VirtualTransport | None = None
+        self._transport: Connection | None = None
         self._outbox: Outbox | None = None
         self._wake_at = float("inf")
+        self._planned: list[float] = []
+        """When turns are planned, the next one last: one that is due later takes the place of none before."""
 
     @property
     def on(self) -> bool:
@@ -116,8 +119,7 @@ class VirtualDevice:
             clock=self._clock,
             box=self.number,
         )
-        self._transport = VirtualTransport(
-            fleet.broker,
+        self._transport = fleet.medium.connection(
             self.name,
             will=presence.will,
             link=self._link,
@@ -169,10 +171,20 @@ class VirtualDevice:
     def _wake(self, at: float) -> None:
         if at < self._wake_at:
             self._wake_at = at
-            self._clock.plan(at, self._turn)
+            self._plan_turn()
+
+    def _plan_turn(self) -> None:
+        """Plan a turn for the time it is to wake at, unless one is planned before: that one plans anew."""
+        if self._wake_at < (self._planned[-1] if self._planned else math.inf):
+            self._planned.append(self._wake_at)
+            self._clock.plan(self._wake_at, self._turn)
 
     def _turn(self) -> None:
-        if self._supervisor is None or self._clock.monotonic() < self._wake_at:
+        self._planned.pop()
+        if self._supervisor is None:
+            return
+        if self._clock.monotonic() < self._wake_at:
+            self._plan_turn()
             return
         self._wake_at = float("inf")
         wait = self._supervisor.work()

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from fl_io.configuration import check_configuration, read_configuration
+from fl_io.configuration import check_table, read_configuration
 from fl_protocol.errors import ConfigError
 from hil.link_profile import PROFILES, load_profile
 from hil.simulate.device_stream import DeviceStream
@@ -110,12 +110,12 @@ def class_of_name(name: str) -> DeviceClass:
 
 
 def classes_of(
-    tables: Mapping[str, Any] | Sequence[str], *, path: Path = Path("classes"), text: str = ""
+    tables: Mapping[str, Any] | Sequence[str], *, path: Path = Path("classes")
 ) -> tuple[DeviceClass, ...]:
     """The classes of tables by name, or those that come along by their names alone.
 
-    A table whose name is that of a class that comes along changes that one. ``path`` and ``text`` are the
-    file that they are from.
+    A table whose name is that of a class that comes along changes that one. ``path`` is the file
+    that they are from.
 
     Raises:
         ConfigError: none at all, an unknown name, or faults in tables, every one told.
@@ -138,11 +138,11 @@ def classes_of(
             continue
         like = {"like": name} if name in _ready() else {}
         try:
-            words = check_configuration({**like, **table}, _Words, path=path, text=text)
+            words = check_table({**like, **table}, _Words, path=path, within=("classes", name))
             classes.append(words.made(name))
         except ConfigError as error:
             told = error.faults or (str(error),)
-            faults += [f"{name}: {fault}" for fault in told]
+            faults += told if path.is_file() else [f"{name}: {fault}" for fault in told]
     if faults:
         raise ConfigError(f"{path}: device classes have faults:", faults=faults)
     return tuple(classes)

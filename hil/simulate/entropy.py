@@ -23,16 +23,18 @@ class Entropy:
 
 
 class Chance:
-    """Jitter of one's own, as ``random.Random.uniform`` gives it, who would keep 2.5 KB."""
+    """Jitter of one's own, as ``random.Random.uniform`` gives it, who would keep 2.5 KB: the upper half of a
+    linear congruential generator (Knuth's MMIX) is random enough to spread devices by."""
 
-    __slots__ = ("_drawn",)
+    __slots__ = ("_state",)
 
     def __init__(self, seed: int, name: str) -> None:
-        self._drawn = Entropy(seed, f"{name} chance")
+        self._state = int.from_bytes(Entropy(seed, f"{name} chance")(8), "big")
 
     def uniform(self, low: float, high: float) -> float:
         """Between ``low`` and ``high``."""
-        return low + (high - low) * (int.from_bytes(self._drawn(7), "big") >> 3) * 2.0**-53
+        self._state = (self._state * 6364136223846793005 + 1442695040888963407) & 0xFFFFFFFFFFFFFFFF
+        return low + (high - low) * (self._state >> 32) * 2.0**-32
 
 
 def chance_of(seed: int, name: str) -> random.Random:

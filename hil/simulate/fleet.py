@@ -16,14 +16,17 @@ from edge_agent.limits import read_limits
 from edge_agent.outbox import IN_MEMORY, OutboxFile
 from edge_agent.trainer import Trainer
 from fl_io.disk import RealDisk
-from fl_protocol.errors import ConfigError
-from fl_protocol.loopback import Link, LoopbackBroker
+from fl_protocol.errors import AggregatorError, ConfigError
+from fl_protocol.loopback import Link
+from fl_protocol.topics import FleetTopics
 from hil.simulate.device import NoStatus, QuietMachine, VirtualDevice, agent_configuration
 from hil.simulate.entropy import Entropy
+from hil.simulate.medium import Medium, MemoryMedium
 from hil.simulate.memory_disk import Contents
+from hil.simulate.refusals import Refusals
 from hil.simulate.training import DeviceSamples, Trainings
-from hil.simulate.transport import Meter, VirtualTransport
-from hil.simulate.virtual_clock import BEGINS_AT, VirtualClock
+from hil.simulate.transport import Meter
+from hil.simulate.virtual_clock import BEGINS_AT
 from models.runtime import TrainingArtifact
 
 __all__ = ["DevicePlan", "Dropout", "Moment", "VirtualFleet"]
@@ -31,8 +34,10 @@ __all__ = ["DevicePlan", "Dropout", "Moment", "VirtualFleet"]
 COORDINATOR_TURN_S = 0.02
 """The coordinator commits what has come within this time together, as one does whose disk takes that long."""
 COORDINATOR_WINDOW = 1 << 16
-_RARE_COLLECTIONS = (50_000, 20, 20)
-"""A fleet is a million objects that stay: to look for garbage every 700 new ones costs a sixth."""
+_RARE_COLLECTIONS = (50_000, 20, 200)
+"""A fleet is millions of objects that stay: to look for garbage every 700 new ones costs a sixth, and to look
+through all of them each time that there are a quarter more as much again; ``ended`` looks for what is left of
+devices."""
 _COLLECT_EVERY = 500
 LONGEST_GAP_S = 30 * 86400.0
 """A fleet that has nothing to do for so long will never have."""
@@ -84,7 +89,8 @@ class UnsyncedDisk(RealDisk):
 class VirtualFleet:
     """Everything of one run. The coordinator's state is in the configuration's ``state``, a real folder.
 
-    ``make_trainer`` wraps the trainer of a device; ``stacked`` is that of ``Trainings``.
+    ``make_trainer`` wraps the trainer of a device; ``stacked`` is that of ``Trainings``. Messages
+    go through ``medium``, which is closed with the fleet; without it through a broker in memory.
     """
 
     def __init__(
@@ -99,10 +105,12 @@ class VirtualFleet:
         make_trainer: Callable[[Trainer | None, int], Trainer] | None = None,
         dropout: Dropout | None = None,
         stacked: bool = False,
+        medium: Medium | None = None,
     ) -> None:
         self.seed = seed
-        self.clock = VirtualClock()
-        self.broker = LoopbackBroker(self.clock, seed=seed)
+        self.configuration = configuration
+        self.medium: Medium = medium or MemoryMedium(seed=seed)
+        self.clock = self.medium.clock
         self.meter = Meter()
         self.contents = Contents()
         self.outboxes = OutboxFile(Path(IN_MEMORY))
@@ -135,8 +143,7 @@ class VirtualFleet:
             configuration,
             artifact=artifact,
             store=self.store,
-            transport=VirtualTransport(
-                self.broker,
+            transport=self.medium.connection(
                 f"coordinator-{configuration.fleet}",
                 link=None,
                 woken=self._stir,
@@ -193,7 +200,12 @@ class VirtualFleet:
         stop: Callable[["VirtualFleet"], bool] | None = None,
         after_turn: Callable[["VirtualFleet"], None] | None = None,
     ) -> None:
-        """Go on until the coordinator is finished, ``stop`` says so, or virtual time ends."""
+        """Go on until the coordinator is finished, ``stop`` says so, or virtual time ends.
+
+        Raises:
+            AggregatorError: the aggregation rule fails.
+            ConfigError: updates are refused, one like the other; see ``Refusals``.
+        """
         thresholds = gc.get_threshold()
         gc.set_threshold(*_RARE_COLLECTIONS)
         try:
@@ -209,9 +221,10 @@ class VirtualFleet:
     ) -> None:
         self.coordinator.start()
         self._stir()
+        refusals = Refusals(len(self.devices))
         known = self.coordinator.version.number
         while not self.coordinator.finished:
-            moved = self.broker.deliver_due() + self.clock.happen()
+            moved = self.medium.deliver_due() + self.clock.happen()
             while known < self.coordinator.version.number:  # several may close in one turn
                 known += 1
                 self._note(known)
@@ -219,9 +232,12 @@ class VirtualFleet:
                 after_turn(self)
             if stop is not None and stop(self):
                 break
+            refusals.look(self.clock.monotonic(), *self.coordinator.verdicts)
+            if fault := self.coordinator.aggregator_fault:  # nobody mends it while this runs
+                raise AggregatorError(fault)
             if moved:
                 continue
-            dues = [due for due in (self.broker.next_due(), self.clock.next_due()) if due is not None]
+            dues = [due for due in (self.medium.next_due(), self.clock.next_due()) if due is not None]
             now = self.clock.monotonic()
             if not dues or min(dues) > until_s or min(dues) > now + LONGEST_GAP_S:
                 break
@@ -243,9 +259,18 @@ class VirtualFleet:
 
     def close(self) -> None:
         """End it; the coordinator's state stays."""
-        with contextlib.suppress(Exception):
-            self.outboxes.close()
-        self.store.close()
+        try:
+            self.medium.close(self._retained)
+        finally:
+            with contextlib.suppress(Exception):
+                self.outboxes.close()
+            self.store.close()
+
+    def _retained(self) -> list[str]:
+        """Topics that the coordinator may have left on its broker."""
+        topics = FleetTopics(self.configuration.fleet)
+        named = [topics.task(self.configuration.task), topics.coordinator]
+        return [*(row.topic for row in self.store.inventory()), *named]
 
     def _note(self, version: int) -> None:
         record = self.store.version(version) or self.coordinator.version

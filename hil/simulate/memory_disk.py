@@ -42,11 +42,13 @@ class MemoryDisk:
     Folders exist by being made; a name's age is the order in which it was written.
     """
 
+    __slots__ = ("_contents", "_files", "_folders", "syncs")
+
     def __init__(self, contents: Contents) -> None:
         self.syncs = 0
         self._contents = contents
         self._files: dict[str, bytes] = {}
-        self._folders: set[str] = set()
+        self._folders: dict[str, None] = {}
 
     def write(self, path: Path, content: bytes, *, mode: int = 0o666) -> None:
         """Create or replace a file."""
@@ -118,12 +120,13 @@ class MemoryDisk:
 
     def add_folder(self, path: Path, *, mode: int = 0o777) -> None:
         """Folders above it need not be made."""
-        self._folders.add(sys.intern(str(path)))
+        self._folders[sys.intern(str(path))] = None
 
     def remove_folder(self, path: Path) -> None:
         """Forget it and what is in it."""
         prefix = f"{path}/"
-        self._folders = {name for name in self._folders if name != str(path) and not name.startswith(prefix)}
+        for name in [name for name in self._folders if name == str(path) or name.startswith(prefix)]:
+            del self._folders[name]
         for name in [name for name in self._files if name.startswith(prefix)]:
             del self._files[name]
 

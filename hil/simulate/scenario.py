@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_io.configuration import check_configuration
-from fl_io.users_code import imported
+from fl_io.users_code import imported, look_in
 from fl_protocol.errors import ArtifactError, ConfigError
 from hil.simulate.device_class import DeviceClass, drawn
 from hil.simulate.device_data import DeviceSamplesOf, own_devices, partitioned
@@ -130,7 +130,7 @@ def read_scenario(words: str, changes: Sequence[str] = ()) -> Written:
 
 
 def run_scenario(
-    written: Written, *, state: Path | None = None, progress: Progress | None = None
+    written: Written, *, state: Path | None = None, progress: Progress | None = None, broker: str = ""
 ) -> SimulationResult:
     """Run a scenario; see ``simulate``.
 
@@ -138,6 +138,7 @@ def run_scenario(
         ConfigError: the scenario's parts do not fit together.
     """
     keys, tables, folder = written.keys, written.tables, str(written.path.parent)
+    look_in(folder)  # for a rule of the user's too, which the coordinator loads by its name
     classes = _classes_from(tables.get("classes", ()), path=written.path)
     artifact = _artifact(keys, written.path.parent)
     found = _data(keys, written.path.parent)
@@ -186,6 +187,7 @@ def run_scenario(
         state=state,
         progress=progress,
         base=written.path,
+        broker=broker,
     )
 
 

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,12 +17,13 @@ from broker_coordinator.coordinator import Coordinator
 from broker_coordinator.evaluation import Evaluation
 from edge_agent.sample_form import Array, as_stored
 from edge_agent.trainer import Trainer
-from fl_io.configuration import check_configuration
+from fl_io.configuration import check_table
 from fl_protocol.codec import codec_for
 from fl_protocol.errors import CodecError, ConfigError
 from fl_protocol.loopback import Link
 from hil.simulate.attack import Attack, AttackingTrainer, attack_of
 from hil.simulate.availability import Always, Availability, availability_of
+from hil.simulate.broker_medium import BrokerMedium
 from hil.simulate.device_class import DeviceClass, classes_of, drawn
 from hil.simulate.fleet import DevicePlan, Dropout, Moment, VirtualFleet
 from hil.simulate.measure import WORST_GROUP, Measure
@@ -74,6 +76,7 @@ def simulate(
     state: Path | str | None = None,
     progress: Progress | None = None,
     base: Path = Path("simulation"),
+    broker: str = "",
 ) -> SimulationResult:
     """Run a fleet of ``count`` virtual devices until ``versions`` are made.
 
@@ -90,11 +93,13 @@ def simulate(
     artifact's own graph. The run ends early once a measured accuracy is at ``target``, or after ``longest_s``
     virtual seconds. ``stacked`` computes trainings of the same version together, and in NumPy, whatever
     ``runtimes`` says: the same to the rounding of float32. Paths in tables are relative to the file ``base``,
-    which errors name too.
+    which errors name too. ``broker`` is the URL of a real one (mqtt:// or mqtts://): each device has a
+    connection of its own to it, and the order of things is then the network's, no more the seed's.
 
     Raises:
         ConfigError: settings that do not exist or do not go together.
         ArtifactError, RuntimeUnavailable: the artifact is damaged, or nothing here can run it.
+        TransportError: no ``broker`` answers, or it refuses devices, falls silent or goes away.
     """
     if stacked:
         if trainer is not None:
@@ -120,6 +125,9 @@ def simulate(
             classes=classes_from(classes, path=base),
             availability=_availability(availability, base),
         )
+        medium = BrokerMedium(broker, devices=count) if broker else None
+        if medium is not None:
+            configuration = replace(configuration, fleet=medium.fleet)
         whole = VirtualFleet(
             configuration,
             opened,
@@ -127,9 +135,10 @@ def simulate(
             seed=seed,
             runtimes=tuple(runtimes),
             evaluate=measure.evaluate if measure is not None else None,
-            make_trainer=_trainers(attack, trainer, seed),
+            make_trainer=_trainers(attack, trainer, seed, base),
             dropout=Dropout(probability=dropout, away_s=away_s) if dropout else None,
             stacked=stacked,
+            medium=medium,
         )
         try:
             if len(whole.devices) != count:
@@ -187,8 +196,8 @@ def _configuration(
     own = {"fleet": "simulation", "state": str(state), "artifact": str(artifact.path)}
     tables["plan"] = {**tables.get("plan", {}), **(plan or {})}
     tables["update"] = {"codec": codec, **tables.get("update", {})}
-    configuration = check_configuration(
-        {**tables, **own, "stop_after_versions": versions}, FleetConfiguration, path=base
+    configuration = check_table(
+        {**tables, **own, "stop_after_versions": versions}, FleetConfiguration, path=base, within=("fleet",)
     )
     try:
         codec_for(configuration.update.codec)
@@ -262,11 +271,14 @@ def _link(kind: DeviceClass) -> Link | None:
 
 
 def _trainers(
-    attack: Attack | Mapping[str, Any] | str | None, own: Callable[[], Trainer] | None, seed: int
+    attack: Attack | Mapping[str, Any] | str | None,
+    own: Callable[[], Trainer] | None,
+    seed: int,
+    base: Path,
 ) -> Callable[[Trainer | None, int], Trainer] | None:
     if attack is None and own is None:
         return None
-    harm = attack if isinstance(attack, Attack) or attack is None else attack_of(attack)
+    harm = attack if isinstance(attack, Attack) or attack is None else attack_of(attack, path=base)
 
     def make(graph: Trainer | None, device: int) -> Trainer:
         trainer = own() if own is not None else graph

@@ -7,8 +7,8 @@ which the trainings began, which the seed decides, and on nothing else.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -34,7 +34,7 @@ from models.runtime.stacked_session import StackedSession
 
 __all__ = ["STACK", "Learned", "Lesson", "Pending", "StackedTraining"]
 
-STACK = 25
+STACK = 50
 """Devices of one stack: enough that the calls are paid once, few enough that all stays in the cache."""
 STACK_BYTES = 1 << 26
 """What the weights, gradients and slots of a stack may take, about."""
@@ -45,10 +45,11 @@ _COPIES = 6
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Pending:
     """A training under way on one device: ``x`` and ``y`` are what it trains on, ``plan`` its own, with its
-    seed and version; it takes at most ``most_steps`` steps. It begins at the published content ``base``, and
-    its update is to be encoded by ``codec`` with the codec seed ``seed``."""
+    seed and version, made of the ``task``'s; it takes at most ``most_steps`` steps. It begins at the
+    published content ``base``, and its update is to be encoded by ``codec`` with the codec seed ``seed``."""
 
     base: bytes
+    task: TrainingPlan
     plan: TrainingPlan
     codec: str
     seed: bytes
@@ -70,10 +71,11 @@ class Pending:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lesson:
-    """What a training gave; and, where the whole stack could be encoded, the ``payload`` that its ``delta``
-    makes with the codec seed ``seed``."""
+    """What a training by ``plan`` gave; and, where the whole stack could be encoded, the ``payload`` that its
+    ``delta`` makes with the codec seed ``seed``."""
 
     result: TrainingResult
+    plan: TrainingPlan
     seed: bytes = b""
     delta: Array | None = None
     payload: bytes = b""
@@ -85,8 +87,8 @@ class Lesson:
         return codec.encode(delta, layout, seed)
 
 
-_Kind: TypeAlias = tuple[bytes, TrainingPlan, str]
-"""What is the same for all of a stack: where they begin, the plan without a device's seed, and the codec."""
+_Kind: TypeAlias = tuple[bytes, int, TrainingPlan, str]
+"""What is the same for all of a stack: where they begin, the version's number and plan, and the codec."""
 
 
 class StackedTraining:
@@ -115,7 +117,8 @@ class StackedTraining:
         self.forget(device)
         # Personal tensors are a device's own: it does not begin where the others do.
         if pending.steps and not self._personal:
-            kind = self._kinds[device] = pending.base, replace(pending.plan, seed=0), pending.codec
+            kind = pending.base, pending.plan.version, pending.task, pending.codec
+            self._kinds[device] = kind
             self._waiting.setdefault(kind, {})[device] = pending
 
     def forget(self, device: int) -> None:
@@ -125,9 +128,9 @@ class StackedTraining:
         if kind is not None:
             self._leave(kind, device)
 
-    def result(self, device: int, base: Weights) -> Lesson | None:
+    def result(self, device: int, base: Callable[[], Weights]) -> Lesson | None:
         """What a device has learned, and, the first time, what those that began with it will have; ``base``
-        are the weights where they began. None where it must be trained alone."""
+        gives the weights where they began. None where it must be trained alone."""
         kind = self._kinds.pop(device, None)
         if kind is not None:
             waiting = self._waiting[kind]
@@ -138,7 +141,7 @@ class StackedTraining:
                 self._kinds.pop(member, None)
                 self._leave(kind, member)
             try:
-                self._done.update(zip(members, self._learned(stack, base), strict=True))
+                self._done.update(zip(members, self._learned(stack, base()), strict=True))
             except LichenError:  # of one device, perhaps: each alone is told what is wrong with its samples
                 return None
         return self._done.pop(device, None)
@@ -168,14 +171,15 @@ class StackedTraining:
         self, stack: Sequence[Pending], course: "_Course", base: Weights, steps: Sequence[int]
     ) -> Iterator[Lesson]:
         results = course.results(steps)
+        plans = [one.plan for one in stack]
         try:
             codec = codec_for(stack[0].codec)
             deltas = course.flat(self._layout) - join_flat(base, self._layout)
             seeds = [one.seed for one in stack]
             payloads = codec.encode_all(deltas, self._layout, seeds)
         except (CodecError, LayoutError):  # one that diverged, perhaps: ``participate`` finds out whose
-            return map(Lesson, results)
-        return map(Lesson, results, seeds, deltas, payloads)
+            return map(Lesson, results, plans)
+        return map(Lesson, results, plans, seeds, deltas, payloads)
 
     def _hyper(self, plans: Sequence[TrainingPlan], step: int) -> dict[str, float | Array]:
         plan = plans[0]
@@ -191,21 +195,20 @@ class StackedTraining:
 
 
 class Learned:
-    """The trainer of one training whose ``lesson`` is known, for the samples ``of`` and the plan it was
-    learned with; whatever else is asked of it, ``trainer`` does."""
+    """The trainer of one training whose ``lesson`` is known, for the samples ``of`` it and its plan; whatever
+    else is asked of it, ``trainer`` does."""
 
-    def __init__(self, trainer: Trainer, lesson: Lesson, *, of: Samples, plan: TrainingPlan) -> None:
+    def __init__(self, trainer: Trainer, lesson: Lesson, *, of: Samples) -> None:
         self._trainer = trainer
-        self._result = lesson.result
+        self._lesson = lesson
         self._samples = of
-        self._plan = plan
 
     def train(
         self, weights: Weights, samples: Samples, plan: TrainingPlan, should_stop: ShouldStop
     ) -> TrainingResult:
         """See ``Trainer.train``."""
-        if samples is self._samples and plan == self._plan:
-            return self._result
+        if samples is self._samples and plan == self._lesson.plan:
+            return self._lesson.result
         return self._trainer.train(weights, samples, plan, should_stop)
 
     def evaluate(self, weights: Weights, samples: Samples) -> Mapping[str, float]:

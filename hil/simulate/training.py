@@ -81,6 +81,7 @@ class Trainings:
         if self._stacked is not None:
             pending = Pending(
                 base=published,
+                task=job.plan,
                 plan=_own_plan(job),
                 codec=job.codec,
                 seed=codec_seed(job.update_id),
@@ -123,10 +124,10 @@ class Trainings:
         ``make_trainer`` is given what trains with the artifact's graph."""
         self.done += 1
         parts = samples.parts()
-        lesson = self._lesson(device, job, published)
+        lesson = self._lesson(device, published)
         graph: Trainer | None = self._graph
         if lesson is not None and graph is not None:
-            graph = Learned(graph, lesson, of=parts.training, plan=_own_plan(job))
+            graph = Learned(graph, lesson, of=parts.training)
         trainer = make_trainer(graph)
         try:
             return participate(
@@ -150,15 +151,12 @@ class Trainings:
         except LichenError as error:
             return JobFailed(reason=str(error.args[0]), retryable=error.retryable)
 
-    def _lesson(self, device: int, job: TrainJob, published: bytes) -> Lesson | None:
+    def _lesson(self, device: int, published: bytes) -> Lesson | None:
         """What a stack of trainings gave this one; None where it must be trained alone."""
         if self._stacked is None:
             return None
-        try:
-            base = split_flat(self._decoded(published, self._artifact.layout), self._artifact.layout)
-        except LichenError:  # ``participate`` says what is wrong
-            return None
-        return self._stacked.result(device, base)
+        layout = self._artifact.layout
+        return self._stacked.result(device, lambda: split_flat(self._decoded(published, layout), layout))
 
     def _decoded(self, published: bytes, layout: TensorLayout) -> NDArray[np.float32]:
         """The weights of a version, decoded once for all devices; never written to."""

@@ -26,6 +26,8 @@ class Meter:
 class VirtualTransport(LoopbackTransport):
     """Counts what MQTT 3.1.1 at QoS 1 would send for what passes, and says when something came."""
 
+    __slots__ = ("_down", "_listener", "_meter", "_up", "_woken")
+
     def __init__(
         self,
         broker: LoopbackBroker,
@@ -43,18 +45,15 @@ class VirtualTransport(LoopbackTransport):
             broker, client_id, will=will, clean=clean, manual_ack=manual_ack, window=window, link=link
         )
         self._woken = woken
+        self._listener: Callable[[TransportEvent], None] | None = None
         self._meter = meter
         self._up = 0
         self._down = 0
 
     def start(self, receive: Callable[[TransportEvent], None]) -> None:
         """Connect; whoever receives is woken."""
-
-        def wake(event: TransportEvent) -> None:
-            receive(event)
-            self._woken()
-
-        super().start(wake)
+        self._listener = receive
+        super().start(self._wake)
         will = self.will
         spoken = 4 + len(will.topic) + len(will.payload) if will else 0
         self._count(16 + len(self.client_id) + spoken, _CONNACK)
@@ -80,17 +79,25 @@ class VirtualTransport(LoopbackTransport):
         super().unsubscribe(filters)
 
     def emit(self, event: TransportEvent) -> None:
-        """Pass an event on, counted."""
+        """Pass an event on, counted, unless this connection is gone."""
+        if not self.connected:
+            return
         if isinstance(event, Received):
             self._count(_PUBACK, _publish_bytes(event.topic, event.payload))
             self._meter.messages_down += 1
-        super().emit(event)
+        self._wake(event)
+
+    def _wake(self, event: TransportEvent) -> None:
+        if self._listener is not None:
+            self._listener(event)
+            self._woken()
 
     def _count(self, up: int, down: int) -> None:
+        meter = self._meter
         self._up += up
         self._down += down
-        self._meter.up += up
-        self._meter.down += down
+        meter.up += up
+        meter.down += down
 
     def traffic(self) -> Traffic:
         """MQTT bytes, without TCP's and TLS's own."""

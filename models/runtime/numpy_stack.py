@@ -123,6 +123,8 @@ def _spread(value: Array | None, stacked: bool, devices: int) -> Array:
 
 def _aligned(inputs: Sequence[Any], stacked: Sequence[bool]) -> list[Any]:
     """Inputs that broadcast against each other as those of one device do: the device axis stays in front."""
+    if len(inputs) == 1:
+        return list(inputs)
     rank = max(value.ndim - many for value, many in zip(inputs, stacked, strict=True) if value is not None)
     return [
         value.reshape(len(value), *[1] * (rank + 1 - value.ndim), *value.shape[1:])

@@ -52,3 +52,14 @@ def test_an_event_may_let_events_happen():
     agenda.plan(1.0, lambda: happened.append("twice"))
     agenda.happen(1.0)
     assert happened == ["once", "twice", 2]
+
+
+def test_what_is_left_when_time_is_up_stays_due():
+    """A clock that must look after sockets in between comes back for the rest, in order."""
+    agenda, happened = Agenda(), []
+    for number in range(5):
+        agenda.plan(1.0, lambda number=number: happened.append(number))
+    assert agenda.happen(1.0, lambda: len(happened) < 2) == 2
+    assert (agenda.next_due(), happened) == (1.0, [0, 1])
+    assert agenda.happen(1.0) == 3
+    assert happened == [0, 1, 2, 3, 4]

@@ -260,3 +260,24 @@ def test_every_topic_matches_itself_and_the_wildcard(levels):
     assert matches(topic, topic)
     assert matches("#", topic)
     assert matches("/".join("+" for _ in levels), topic)
+
+
+def test_who_acknowledges_by_hand_is_sent_a_window_at_a_time(broker):
+    """A burst waits at the broker, in order, and nothing of it is lost to a connection that ends."""
+    keeper, heard = started(broker, "keeper", clean=False, manual_ack=True, inflight=2)
+    keeper.subscribe(["t"])
+    talker, _ = started(broker, "talker")
+    for number in range(5):
+        talker.publish("t", b"%d" % number)
+    broker.deliver_due()
+    assert payloads(heard) == [b"0", b"1"]
+    keeper.acknowledge(next(event.token for event in heard if isinstance(event, Received)))
+    talker.publish("t", b"5")
+    broker.deliver_due()
+    assert payloads(heard) == [b"0", b"1", b"2"]
+    keeper.drop("a bad link")
+    keeper.inflight = 10
+    heard.clear()
+    keeper.reconnect()
+    broker.deliver_due()
+    assert payloads(heard) == [b"1", b"2", b"3", b"4", b"5"]

@@ -90,7 +90,12 @@ def test_changes_take_the_place_of_what_is_written(tmp_path):
         ("devices = 0", "devices must be from 1"),
         ('data = "digit"', "did you mean 'digits'?"),
         ('[availability]\nkind = "comuter"', "did you mean 'commuter'?"),
-        ("[fleet.bufer]\nsize = 3", "did you mean 'buffer'?"),
+        ("[fleet.bufer]\nsize = 3", "mine.toml:1: fleet.bufer: unknown key, did you mean 'buffer'?"),
+        ("hidden = 8\n[fleet.plan]\nlr = 0.1\nepoch = 3", "mine.toml:4: fleet.plan.epoch: unknown key"),
+        ("hidden = 8\n\n[fleet.buffer]\nsize = 0", "mine.toml:3: fleet.buffer: size"),
+        ('hidden = 8\n[availability]\nkind = "lognormal"\non = 3', "mine.toml:4: availability.on: unknown"),
+        ('hidden = 8\n[attack]\nkind = "noise"\nshare = "a"', "mine.toml:4: attack.share: must be"),
+        ("hidden = 8\n[classes.pi]\nstep = 1", "mine.toml:3: classes.pi.step: unknown key"),
         ("[classes.fast]\nstep_s = -1", "step_s"),
         ('partition = "slow:8,9"', "slow devices and fast"),
     ],
@@ -130,6 +135,21 @@ def test_ones_own_devices_and_evaluation(tmp_path):
     result = run_scenario(read_scenario(str(path)))
     assert result.accuracy_source == "coordinator"
     assert result.accuracy * 100 == pytest.approx(round(result.accuracy * 100))
+
+
+def test_a_rule_beside_the_scenario_is_found_from_anywhere(tmp_path, monkeypatch):
+    """The coordinator loads it by its name, whatever folder the command is run in."""
+    (tmp_path / "my_garden_rules.py").write_text(
+        "from broker_coordinator.aggregation.aggregator import Mean\nclass MyMean(Mean): pass\n"
+    )
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'hidden = 8\ndevices = 6\nversions = 2\nruntimes = ["numpy"]\n'
+        '[fleet.buffer]\nsize = 3\n[fleet.aggregator]\nkind = "my_garden_rules:MyMean"\n'
+    )
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run_scenario(read_scenario(str(path))).versions == 2
 
 
 def test_the_command_s_table_is_whole_in_eighty_columns(monkeypatch):
