@@ -20,7 +20,7 @@ from fl_protocol.command import Command
 from fl_protocol.errors import ProtocolError
 from fl_protocol.presence import CoordinatorPresence, DeviceEvent
 from fl_protocol.receipt import Receipt
-from fl_protocol.topics import BlobTopic, DeviceTopic, NamedTopic, ReceiptTopic
+from fl_protocol.topics import BlobTopic, DeviceTopic, FleetTopics, NamedTopic, ReceiptTopic
 from fl_protocol.transport import Connected, Delivered, Disconnected, Received, Transport, TransportEvent
 
 __all__ = ["Correspondence"]
@@ -62,7 +62,7 @@ class Correspondence:
         self._safe_mode = safe_mode
         self._incarnation = incarnation
         self._idle_reason = idle_reason
-        self._topics = presence.topics
+        self._topics = FleetTopics(configuration.fleet)
         self._foreign = foreign_authority(configuration)
         self.attendance = Attendance(
             self._topics,

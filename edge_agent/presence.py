@@ -21,7 +21,6 @@ class Presence:
     def __init__(
         self, topics: FleetTopics, device: str, *, entropy: Callable[[int], bytes] = secrets.token_bytes
     ) -> None:
-        self.topics = topics
         self.topic = topics.state(device)
         self._entropy = entropy
         self._session = entropy(SESSION_BYTES)
