@@ -112,6 +112,8 @@ class Assignment:
         self._begun: TaskManifest | None = None
         """Whose files are on their way: not always the newest one's."""
         self._mended: VersionId | None = None
+        self._tidy = False
+        """Whether nothing was begun to be fetched since old files were dropped for good."""
 
     def next_job(self) -> Job | None:
         """The worker's next job, if there is one; else ``idle_reason`` says why not, and ``wait_s`` when
@@ -242,8 +244,10 @@ class Assignment:
             return False
         version = manifest.version
         if goals and self._fetching != version:
-            # Parts of versions that were overtaken on a slow link must not fill the card.
-            self._cache.drop_old(manifest, spare=self._board.files)
+            if not self._tidy:
+                # Parts of versions that were overtaken on a slow link must not fill the card.
+                self._cache.drop_old(manifest, spare=self._board.files)
+            self._tidy = False
             self._fetching = version
             self._begun = manifest
         self._downloads.want(goals)
@@ -282,7 +286,9 @@ class Assignment:
 
     def _train_job(self, manifest: TaskManifest) -> TrainJob:
         configuration = self._configuration
-        self._cache.drop_old(manifest)
+        if not self._tidy:
+            self._cache.drop_old(manifest)
+            self._tidy = True
         self._lease = self._orders.lease_for(manifest) if manifest.pacing.by_lease else None
         return TrainJob(
             update_id=self._entropy(UPDATE_ID_BYTES),

@@ -220,7 +220,8 @@ class Downloads:
             if not self._direct:
                 self._closing.append(self._topics.blob(*chunk))
         self._fruitless = 0
-        self._be_patient(PATIENCE_S)
+        if self._downloads:
+            self._be_patient(PATIENCE_S)
 
     def retry(self) -> None:
         """What is wanted is still what the coordinator names: ask it for what was gone.
@@ -256,10 +257,11 @@ class Downloads:
             self._answered(key, len(chunk))
             self._direct = self._direct or topic.device is not None
             self._fruitless = 0
-            self._be_patient(PATIENCE_S)
         self.damaged += sum(download.damaged for download in self._downloads) - before
         self.gone = self.gone or any(download.restarts > MAX_RESTARTS for download in self._downloads)
         self._drop_complete()
+        if taken and self._downloads:
+            self._be_patient(PATIENCE_S)
 
     def connected(self) -> None:
         """A new connection: nothing is subscribed, and its broker may keep what the last one did not."""
@@ -278,16 +280,16 @@ class Downloads:
 
     def work(self) -> float:
         """Ask for what is due; seconds until there may be more to ask for."""
-        if not self._connected:
+        if not self._connected or not (self._downloads or self._open or self._lingering or self._closing):
             return LONGEST_PATIENCE_S
-        surplus = list(self._lingering)[: max(len(self._lingering) - LINGERING, 0)]
-        for chunk in surplus:
-            del self._lingering[chunk]
-        self._closing += [self._topics.blob(*chunk) for chunk in surplus]
+        while len(self._lingering) > LINGERING:
+            surplus = next(iter(self._lingering))
+            del self._lingering[surplus]
+            self._closing.append(self._topics.blob(*surplus))
         if self._closing:
             self._transport.unsubscribe(self._closing)
             self._closing = []
-        if self.gone:
+        if self.gone or not (self._downloads or self._open):
             return LONGEST_PATIENCE_S
         new = self._next_chunks()
         self._open.update(dict.fromkeys(new))

@@ -39,15 +39,8 @@ class Inbox(Generic[T]):
 
     def take(self, most: int) -> Iterator[T]:
         """What is there, oldest first; at most ``most``, so that a flood leaves time for all else."""
-        for _ in range(most):
-            if self._pulled:
-                yield self._pulled.pop()
-            else:
-                try:
-                    item = self._queue.get_nowait()
-                except queue.Empty:
-                    return
-                yield item
+        for _ in range(min(most, len(self))):
+            yield self._pulled.pop() if self._pulled else self._queue.get_nowait()
 
     def wait(self, seconds: float) -> None:
         """Return when something is there, or after ``seconds``."""

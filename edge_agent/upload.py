@@ -7,7 +7,6 @@ and nothing arrives there, less and less often.
 
 import logging
 import random
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -19,7 +18,7 @@ from fl_protocol.errors import MessageError, StorageError
 from fl_protocol.receipt import Receipt
 from fl_protocol.topics import OFFSET_UNIT, FleetTopics
 from fl_protocol.transport import Transport
-from fl_protocol.update import INLINE_BYTES, UpdateHeader
+from fl_protocol.update import INLINE_BYTES, with_payload
 from fl_protocol.version import VersionId
 
 __all__ = ["Uploads"]
@@ -55,7 +54,7 @@ class _Upload:
     stalls: int = 0
     deferred: bool = False
     """Whether it makes room for others until it is due."""
-    chunks: deque[tuple[int, int]] = field(default_factory=deque)
+    chunks: list[tuple[int, int]] = field(default_factory=list)
     under_way: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Payload bytes that the broker has not acknowledged, by token."""
 
@@ -188,7 +187,7 @@ class Uploads:
 
     def work(self) -> float:
         """Send what is due; seconds until more is."""
-        if not self._connected:
+        if not self._connected or not (self._uploads or self._unacknowledged):
             return LONGEST_PROBE_S
         now = self._clock.monotonic()
         patience = self._moved_at + STUCK_S - now if self._unacknowledged else LONGEST_PROBE_S
@@ -241,7 +240,7 @@ class Uploads:
             token = self._publish(self._topics.chunk(self._device, update_id, start), chunk)
             if token is None:
                 return False
-            upload.under_way[token] = upload.chunks.popleft()
+            upload.under_way[token] = upload.chunks.pop(0)
             crash_point("agent.chunk")
             upload.deferred, upload.due = False, now + self._probe_delay(0)
         if now < upload.due:
@@ -252,8 +251,7 @@ class Uploads:
             return True
         body = upload.entry.header
         if upload.carry:
-            header, _ = UpdateHeader.unpack(body)
-            body = header.pack(self._outbox.payload_range(update_id, 0, size))
+            body = with_payload(body, self._outbox.payload_range(update_id, 0, size))
         token = self._publish(self._topics.begin(self._device, update_id), body)
         if token is None:
             return False

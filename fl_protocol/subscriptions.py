@@ -54,14 +54,14 @@ class Subscriptions(Generic[S]):
     """Filters with ``+`` and ``#`` (MQTT 3.1.1, section 4.7) of any number of subscribers, who are no
     dictionaries.
 
-    Filters without a wildcard, and those whose last level alone is ``+``, are looked up whole: a device has
+    Filters without a wildcard, and those whose last level alone is ``#``, are looked up whole: a device has
     no others, and each of them would take levels of the tree of its own.
     """
 
     def __init__(self) -> None:
         self._root: _Level[S] = _Level()
         self._exact: _Whole[S] = _Whole()
-        self._parents: _Whole[S] = _Whole()
+        self._under: _Whole[S] = _Whole()
 
     def add(self, pattern: str, subscriber: S) -> None:
         """Subscribe; once more changes nothing."""
@@ -98,9 +98,10 @@ class Subscriptions(Generic[S]):
     def of(self, topic: str) -> list[S]:
         """Who gets a message on ``topic``, each once."""
         found = dict.fromkeys(self._exact.of(topic))
-        parent, slash, _ = topic.rpartition("/")
-        if slash:
-            found.update(dict.fromkeys(self._parents.of(parent)))
+        above = topic
+        while above:
+            found.update(dict.fromkeys(self._under.of(above)))
+            above = above.rpartition("/")[0]
         if self._root.below:
             for level in self._levels(topic.split("/")):
                 found.update(level.here)
@@ -108,12 +109,10 @@ class Subscriptions(Generic[S]):
 
     def _place(self, pattern: str) -> tuple[_Whole[S] | None, str]:
         """Where a filter is looked up whole, and by what; None for one that belongs to the tree."""
-        if "#" in pattern:
-            return None, ""
-        if "+" not in pattern:
+        if not _is_wild(pattern):
             return self._exact, pattern
-        parent, _, last = pattern.rpartition("/")
-        return (self._parents, parent) if last == "+" and parent and "+" not in parent else (None, "")
+        above = _above(pattern)
+        return (self._under, above) if above else (None, "")
 
     def _levels(self, words: list[str]) -> Iterator[_Level[S]]:
         """All levels at which a filter for these words ends."""
@@ -135,8 +134,20 @@ class Subscriptions(Generic[S]):
                 yield rest
 
 
+def _is_wild(text: str) -> bool:
+    return "+" in text or "#" in text
+
+
+def _above(pattern: str) -> str:
+    """What a filter names of a topic where its last level alone is a wildcard, ``#``; else empty."""
+    above = pattern.removesuffix("/#")
+    return "" if above == pattern or _is_wild(above) else above
+
+
 def matches(pattern: str, topic: str) -> bool:
     """Whether one filter matches a topic."""
+    if above := _above(pattern):
+        return topic.startswith(above) and topic[len(above) : len(above) + 1] in ("", "/")
     want, have = pattern.split("/"), topic.split("/")
     for index, level in enumerate(want):
         if level == "#":

@@ -4,6 +4,7 @@
 index, ``O`` byte offset. At most 7 slashes and 255 bytes, so that hosted brokers' limits hold.
 """
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -97,8 +98,9 @@ def valid_name(name: str) -> bool:
     return DEVICE_NAME.fullmatch(name) is not None and not name.startswith(".")
 
 
+@functools.lru_cache(maxsize=256)
 def blob_name(address: str, chunk_bytes: int) -> str:
-    """``A.S``: the level of a blob in a topic."""
+    """``A.S``: the level of a blob in a topic; one text for all agents of a process."""
     return f"{address}.{chunk_bytes}"
 
 
@@ -140,7 +142,7 @@ class FleetTopics:
 
     def blob(self, name: str, index: int) -> str:
         """Chunk ``index`` of a blob, retained; ``name`` from ``blob_name``."""
-        return f"{self.prefix}blob/{_checked_blob(name, index)}"
+        return _blob_topic(self.prefix, name, index)
 
     def begin(self, device: str, update_id: bytes) -> str:
         """An update's header, and its payload where that is small."""
@@ -200,7 +202,7 @@ class FleetTopics:
             case ["task", name]:
                 return NamedTopic("task", _checked(name))
             case ["blob", name, index]:
-                return _blob(name, index, None)
+                return _shared_blob(name, index)
             case ["state", device]:
                 return DeviceTopic("state", _checked(device))
             case ["up", device, "begin", update_id]:
@@ -241,6 +243,18 @@ def _chunk(device: str, update_id: str, offset: str) -> ChunkTopic:
     if start % OFFSET_UNIT:
         raise TopicError(f"a chunk's offset is a multiple of {OFFSET_UNIT}")
     return ChunkTopic(_checked(device), decode_id(update_id), start)
+
+
+@functools.lru_cache(maxsize=256)
+def _blob_topic(prefix: str, name: str, index: int) -> str:
+    """Where many agents share a process, each subscribes to the same topics."""
+    return f"{prefix}blob/{_checked_blob(name, index)}"
+
+
+@functools.lru_cache(maxsize=256)
+def _shared_blob(name: str, index: str) -> BlobTopic:
+    """Where many agents share a process, each reads the same topics."""
+    return _blob(name, index, None)
 
 
 def _blob(name: str, index: str, device: str | None) -> BlobTopic:

@@ -20,6 +20,7 @@ __all__ = [
     "UpdateHeader",
     "runtime_label",
     "update_hash",
+    "with_payload",
 ]
 
 INCARNATION_BYTES = 8
@@ -32,6 +33,9 @@ MAX_BEGIN_BYTES = 64 << 10
 MAX_UPDATE_BYTES = 1 << 30
 PLAIN = "plain"
 LONGEST_RUNTIME = 16
+_FIXMAP = 0x80
+"""How a msgpack map of up to 15 keys begins: a header has no more, and one with its payload 16."""
+_MAP16 = b"\xde"
 _STRANGE = re.compile(r"[^A-Za-z0-9._-]")
 
 
@@ -115,6 +119,20 @@ class UpdateHeader:
         ):
             raise MessageError("a payload that is not the one its header names")
         return header, payload
+
+
+def with_payload(packed: bytes, payload: bytes) -> bytes:
+    """The body of ``begin`` with its payload, of what ``UpdateHeader.pack()`` gave without: the bytes that
+    ``pack(payload)`` gives, and nothing is read anew.
+
+    Raises:
+        MessageError: not what that gave.
+    """
+    if not packed or packed[0] & 0xF0 != _FIXMAP:
+        raise MessageError("a packed header begins with its number of keys")
+    count = (packed[0] & 0x0F) + 1
+    head = bytes([_FIXMAP | count]) if count <= 0x0F else _MAP16 + count.to_bytes(2, "big")
+    return b"".join((head, packed[1:], pack({"b": payload})[1:]))
 
 
 def runtime_label(name: str) -> str:

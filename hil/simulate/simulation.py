@@ -194,7 +194,7 @@ def _configuration(
         if not isinstance(tables.get(key, {}), dict):
             raise ConfigError(f"{base}: fleet: {key} must be a table")
     # Absolute: a configuration's own paths are from its file's folder, these from where we are.
-    paths = {"state": str(state.absolute()), "artifact": str(artifact.path.absolute())}
+    paths = {"state": str(state.absolute()), "artifact": str(Path(artifact.path or "").absolute())}
     own = {"fleet": "simulation", **paths}
     tables["plan"] = {**tables.get("plan", {}), **(plan or {})}
     tables["update"] = {"codec": codec, **tables.get("update", {})}

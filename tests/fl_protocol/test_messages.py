@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from dataclasses import replace
 
 import msgpack
 import pytest
@@ -18,7 +19,7 @@ from fl_protocol.ranges import ByteRanges
 from fl_protocol.receipt import REFUSALS, Receipt
 from fl_protocol.signed import TASK_CONTEXT, open_envelope, peek, seal
 from fl_protocol.task import Pacing, TaskManifest
-from fl_protocol.update import UpdateHeader, runtime_label
+from fl_protocol.update import UpdateHeader, runtime_label, with_payload
 from fl_protocol.version import VersionId
 
 INTEGERS = st.integers(0, MAX_INTEGER)
@@ -194,6 +195,22 @@ def test_a_header_is_read_back_with_its_payload_or_without(pair):
     read, read_payload = UpdateHeader.unpack(packed)
     assert (read, read_payload) == (header, payload)
     assert read.pack(payload) == packed
+
+
+@given(headers())
+def test_a_payload_joins_a_packed_header_as_if_packed_with_it(pair):
+    """An agent keeps headers packed, and a retry sends the same bytes."""
+    header, payload = pair
+    assert with_payload(header.pack(), payload or b"") == header.pack(payload or b"")
+    full = replace(header, kind="masked", lease=b"l" * 8, metrics={"after.loss": 1.5}, runtime="onnx")
+    assert with_payload(full.pack(), b"") == full.pack(b"")
+
+
+def test_a_payload_joins_nothing_else():
+    """What a damaged card gives for a header is not sent."""
+    for strange in (b"", b"\xdf" + bytes(8), b"header"):
+        with pytest.raises(MessageError, match="packed header"):
+            with_payload(strange, b"payload")
 
 
 @given(headers(), st.floats() | st.integers().map(float))

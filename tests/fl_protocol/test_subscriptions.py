@@ -5,7 +5,7 @@ import itertools
 from fl_protocol.subscriptions import Subscriptions, matches
 
 PATTERNS = ["#", "a/#", "a/+", "a/b", "+/b", "a/+/c", "+/+/#", "a/b/c", "b", "+", "a/b/#"]
-TOPICS = ["a", "b", "a/b", "a/c", "b/b", "a/b/c", "a/x/c", "a/b/c/d", "b/c/d"]
+TOPICS = ["", "/a", "a/", "ab", "ab/c", "a", "b", "a/b", "a/c", "b/b", "a/b/c", "a/x/c", "a/b/c/d", "b/c/d"]
 
 
 def test_everybody_who_matches_is_found_once():
