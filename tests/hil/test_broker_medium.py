@@ -143,7 +143,7 @@ def test_a_broker_that_refuses_is_told(artifact, tmp_path):
     """At the first word, with what to write."""
     with (
         mosquitto(tmp_path, "allow_anonymous false") as url,
-        pytest.raises(TransportError, match="refuses .*: Not authorized"),
+        pytest.raises(TransportError, match=r"refuses .*: Not authorized"),
     ):
         run(artifact, broker=url)
 
@@ -172,7 +172,7 @@ def test_a_broker_that_falls_silent_ends_the_run(artifact, tmp_path, monkeypatch
     monkeypatch.setattr(broker_medium, "LAST_WORD_S", 0.5)
     with EmbeddedBroker("mosquitto", 0, tmp_path) as broker:
         try:
-            with pytest.raises(TransportError, match="has said nothing for .* messages and"):
+            with pytest.raises(TransportError, match=r"has said nothing for .* messages and"):
                 run(
                     artifact,
                     versions=1000,
