@@ -92,9 +92,10 @@ def simulate(
     ``users``, who tell whose each of its rows is (for each class where there are none); without it devices
     hold out a fifth of their rows (or ``held_out``) and report. ``classes``, ``availability`` and ``attack``
     are what the modules of their names make, or take, ``gates`` is the table of agent.toml; ``dropout`` is
-    the share of trainings in which the device's power fails, for ``away_s``. ``trainer`` makes what trains on
-    each device in place of the artifact's own graph. The run ends early once a measured accuracy is at ``target``, or after ``longest_s``
-    virtual seconds. ``stacked`` computes trainings of the same version together, and in NumPy, whatever
+    the share of trainings in which the device's power fails, for ``away_s``. ``trainer`` makes what trains
+    on each device in place of the artifact's own graph. The run ends early once a measured accuracy is at
+    ``target``, or after ``longest_s`` virtual seconds. ``stacked`` computes trainings of the same version
+    together, and in NumPy, whatever
     ``runtimes`` says: the same to the rounding of float32. Paths in tables are relative to the file ``base``,
     which errors name too. ``broker`` is the URL of a real one (mqtt:// or mqtts://): each device has a
     connection of its own to it, and the order of things is then the network's, no more the seed's.

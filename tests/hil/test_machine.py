@@ -89,8 +89,8 @@ def test_a_device_with_little_memory_takes_no_part(artifact):
 
 
 def test_a_drained_device_waits_for_the_night(artifact):
-    """A training is two thirds of a battery: some end in the middle, and by day there are few. In the end all have
-    taken part, which needs a charger."""
+    """A training is two thirds of a battery: some end in the middle, and by day there are few. In the end
+    all have taken part, which needs a charger."""
     hungry = [DeviceClass(name="phone", battery=True, battery_h=3.0, step_s=720.0, start_s=0.0)]
     options = {
         "classes": hungry,
