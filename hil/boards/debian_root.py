@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fl_protocol.errors import ConfigError, LichenError
 
-__all__ = ["PACKAGES", "SETTINGS", "SUITE", "make_root", "missing_programs"]
+__all__ = ["PACKAGES", "SETTINGS", "SUITE", "make_root", "mirror", "missing_programs", "run"]
 
 SUITE = "bookworm"
 ARCHITECTURE = "arm64"
@@ -118,7 +118,7 @@ def make_root(folder: Path) -> None:
     words += [f"--architectures={ARCHITECTURE}", f"--include={','.join(PACKAGES)}"]
     words += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in _LEFT_OUT]
     words += [f"--customize-hook={_KERNEL.format(out=packages, arch=ARCHITECTURE)}"]
-    run([*words, SUITE, str(root), *_mirror()], what="the root of the image cannot be made")
+    run([*words, SUITE, str(root), *mirror()], what="the root of the image cannot be made")
     for path, text in SETTINGS.items():
         target = root / path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -179,7 +179,7 @@ def _emulate() -> None:
     )
 
 
-def _mirror() -> list[str]:
+def mirror() -> list[str]:
     """Where this machine's own apt finds the suite; nothing where it does not know it."""
     words = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]
     return run([*words, f"Codename: {SUITE}"], what="apt cannot be asked").split()[:1]
