@@ -90,6 +90,12 @@ def broker(broker_process) -> str:
     return broker_process.url
 
 
+@pytest.fixture(scope="session")
+def outlasting() -> list:
+    """For the processes of a module's fixtures, which a test may start again."""
+    return lasting
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """Fail a test that leaves a child process or a non-daemon thread behind."""

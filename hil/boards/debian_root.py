@@ -23,7 +23,17 @@ from hil.boards.native_programs import (
     stage_native_programs,
 )
 
-__all__ = ["LEFT_OUT", "PACKAGES", "PACKAGES_OF", "SETTINGS", "SUITE", "make_root", "missing_programs", "run"]
+__all__ = [
+    "LEFT_OUT",
+    "PACKAGES",
+    "PACKAGES_OF",
+    "SETTINGS",
+    "SUITE",
+    "make_root",
+    "mirror",
+    "missing_programs",
+    "run",
+]
 
 SUITE = "bookworm"
 ARCHITECTURE = "arm64"
@@ -155,7 +165,7 @@ def make_root(folder: Path) -> None:
     for stage, text in _hooks(folder, packages).items():
         (hooks / stage).write_text(text)
         words.append(f'--{stage}-hook=sh "{hooks / stage}" "$1"')
-    words += [SUITE, str(root), *_mirror()]
+    words += [SUITE, str(root), *mirror()]
     run(words, what="the root of the image cannot be made", path=f"{FOLDER}:{program_path()}")
     if native:
         remove_native_programs(root, native)
@@ -212,7 +222,7 @@ def _emulate() -> None:
     )
 
 
-def _mirror() -> list[str]:
+def mirror() -> list[str]:
     """Where this machine's own apt finds the suite; nothing where it does not know it."""
     words = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]
     return run([*words, f"Codename: {SUITE}"], what="apt cannot be asked").split()[:1]

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-if "unit_file" not in sys.modules:
-    spec = importlib.util.spec_from_file_location("unit_file", Path(__file__).parent / "unit_file.py")
-    module = sys.modules["unit_file"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+for name in ("unit_file", "booted_machine"):
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
 
 
 @pytest.fixture
