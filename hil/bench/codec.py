@@ -56,8 +56,8 @@ _SECTION = """
 ## Codecs
 
 `make bench ARGS="--only codec"`: {parameters:,} parameters, in copies of the float32 vector in the same
-run, by CPU time; median of {runs} alternating runs. Decoding includes the check of the payload and the addition
-to a sum.
+run, by CPU time; median of {runs} alternating runs. Decoding includes the check of the payload and the
+addition to a sum.
 
 | codec | payload, bytes | copy, ms | encode, copies | decode and add, copies |
 | --- | --- | --- | --- | --- |
