@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import shutil
 import tempfile
 import time
@@ -200,7 +201,7 @@ def _configuration(
         if not isinstance(tables.get(key, {}), dict):
             raise ConfigError(f"{base}: fleet: {key} must be a table")
     # Absolute: a configuration's own paths are from its file's folder, these from where we are.
-    paths = {"state": str(state.absolute()), "artifact": str(Path(artifact.path or "").absolute())}
+    paths = {"state": os.path.abspath(state), "artifact": os.path.abspath(str(artifact.path))}
     own = {"fleet": "simulation", **paths}
     tables["plan"] = {**tables.get("plan", {}), **(plan or {})}
     tables["update"] = {"codec": codec, **tables.get("update", {})}

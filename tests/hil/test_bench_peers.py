@@ -3,6 +3,7 @@
 import importlib.util
 import json
 
+from hil.bench.__main__ import main as bench
 from hil.bench.peers import Marks, main
 from hil.bench.peers_page import peers_section
 
@@ -34,6 +35,13 @@ def test_without_flower_it_says_which_command_has_it(capsys, monkeypatch):
     assert importlib.util.find_spec("flwr") is None
     assert main([]) == 1
     assert "make bench-peers" in capsys.readouterr().err
+
+
+def test_a_section_that_cannot_be_measured_leaves_the_page_alone(capsys, tmp_path):
+    """`make bench` in the usual environment: an error, and no figures of a run that did not take place."""
+    assert bench(["--only", "peers", "--docs", str(tmp_path)]) == 1
+    assert "make bench-peers" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_page_names_versions_and_each_run():
