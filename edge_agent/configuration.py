@@ -43,6 +43,8 @@ class GateSettings:
 
     ``quiet_hours`` is ``HH:MM-HH:MM`` in local time, across midnight too; ``max_load`` is the load
     average of one minute, training itself included. ``min_samples = 0`` is for a trainer that brings its own.
+    ``min_memory_mb`` must be free before a training begins. Off the mains, the battery must be at
+    ``min_battery``, a share of its charge; a training under way ends where it falls below.
     """
 
     min_samples: int = 1
@@ -50,10 +52,14 @@ class GateSettings:
     mains_only: bool = False
     max_temperature_c: float = 0.0
     max_load: float = 0.0
+    min_memory_mb: float = 0.0
+    min_battery: float = 0.0
 
     def __post_init__(self) -> None:
         if self.min_samples < 0:
             raise ValueError("min_samples must not be negative")
+        if self.min_memory_mb < 0 or not 0 <= self.min_battery < 1:
+            raise ValueError("min_memory_mb must not be negative, min_battery be a share from 0, below 1")
         if self.quiet_hours and _HOURS.fullmatch(self.quiet_hours) is None:
             raise ValueError(f"quiet_hours must be written as 22:00-06:30, not {self.quiet_hours!r}")
 

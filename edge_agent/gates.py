@@ -31,12 +31,21 @@ class Machine(Protocol):
         """Load average of one minute."""
         ...
 
+    def free_memory_mb(self) -> float | None:
+        """Memory that a new process can have, in MiB."""
+        ...
+
+    def battery(self) -> float | None:
+        """The share of its charge that the emptiest battery holds, from 0 to 1."""
+        ...
+
 
 class LinuxMachine:
-    """Reads ``/sys`` and the load average."""
+    """Reads ``/sys``, ``/proc/meminfo`` and the load average."""
 
-    def __init__(self, sys: Path = Path("/sys")) -> None:
+    def __init__(self, sys: Path = Path("/sys"), proc: Path = Path("/proc")) -> None:
         self._sys = sys
+        self._proc = proc
 
     def on_mains(self) -> bool | None:
         """True on a machine without a battery that discharges."""
@@ -62,6 +71,20 @@ class LinuxMachine:
         except OSError:
             return None
 
+    def free_memory_mb(self) -> float | None:
+        """What the kernel estimates, page cache included that it can let go of."""
+        for line in _text(self._proc / "meminfo").splitlines():
+            words = line.split()
+            if len(words) > 1 and words[0] == "MemAvailable:" and words[1].isdigit():
+                return int(words[1]) / 1024.0
+        return None
+
+    def battery(self) -> float | None:
+        """Of those that tell their capacity in percent."""
+        supplies = (self._sys / "class/power_supply").glob("*")
+        told = [_text(supply / "capacity") for supply in supplies if _text(supply / "type") == "Battery"]
+        return min((int(percent) / 100.0 for percent in told if percent.isdigit()), default=None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
@@ -73,6 +96,8 @@ class Surroundings:
     on_mains: bool | None
     temperature_c: float | None
     load: float | None
+    free_memory_mb: float | None = None
+    battery: float | None = None
 
 
 def surroundings(machine: Machine, clock: Clock, samples: int) -> Surroundings:
@@ -85,6 +110,8 @@ def surroundings(machine: Machine, clock: Clock, samples: int) -> Surroundings:
         on_mains=machine.on_mains(),
         temperature_c=machine.temperature_c(),
         load=machine.load(),
+        free_memory_mb=machine.free_memory_mb(),
+        battery=machine.battery(),
     )
 
 
@@ -128,17 +155,35 @@ def idle_enough(settings: GateSettings, now: Surroundings) -> str | None:
     return f"load {now.load:.1f}, at most {settings.max_load:.1f} is allowed"
 
 
+def enough_memory(settings: GateSettings, now: Surroundings) -> str | None:
+    """At least ``min_memory_mb`` free."""
+    if now.free_memory_mb is None or now.free_memory_mb >= settings.min_memory_mb:
+        return None
+    return (
+        f"{now.free_memory_mb:.0f} MiB of memory are free, at least {settings.min_memory_mb:.0f} are needed"
+    )
+
+
+def charged(settings: GateSettings, now: Surroundings) -> str | None:
+    """At least ``min_battery`` of the battery's charge, unless it is on mains."""
+    if now.on_mains or now.battery is None or now.battery >= settings.min_battery:
+        return None
+    return f"the battery is at {now.battery:.0%}, at least {settings.min_battery:.0%} are needed"
+
+
 GATES: tuple[Callable[[GateSettings, Surroundings], str | None], ...] = (
     enough_samples,
     quiet_hours,
     mains,
+    charged,
     cool_enough,
     idle_enough,
+    enough_memory,
 )
 
 
-GATES_IN_TRAINING = (quiet_hours, mains, cool_enough)
-"""Those that end a training under way; the load is then its own."""
+GATES_IN_TRAINING = (quiet_hours, mains, charged, cool_enough)
+"""Those that end a training under way; load and memory are then its own."""
 
 
 def shut_gate(settings: GateSettings, now: Surroundings, *, in_training: bool = False) -> str | None:

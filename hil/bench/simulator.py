@@ -7,10 +7,12 @@ opened artifact to the last version; what Python and the imports took before is 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from broker_coordinator.embedded_broker import EmbeddedBroker
 from edge_agent.trainer import shuffled_batches
 from hil.simulate.fleet import VirtualFleet
 from hil.simulate.simulation import simulate
@@ -25,7 +28,7 @@ from models.runtime import split_flat
 from models.zoo import digits
 from models.zoo.catalogue import find
 
-__all__ = ["main", "simulator"]
+__all__ = ["main", "over_broker", "simulator"]
 
 SAMPLES = 14
 PLAN: Mapping[str, Any] = {"epochs": 2, "batch_size": 32, "lr": 0.1}
@@ -49,8 +52,29 @@ def simulator(*, largest: int = 0) -> dict[str, Any]:
     return figures
 
 
-def _measured(way: str, count: int, versions: int) -> dict[str, Any]:
+def over_broker(url: str, *, count: int = SIZES[0]) -> dict[str, Any]:
+    """The figures of ``count`` devices in memory and over the broker at ``url``, one after the other;
+    ``auto`` starts a mosquitto for it.
+
+    Raises:
+        ConfigError: there is no mosquitto to start.
+        CalledProcessError: a run failed; its words are on stderr.
+    """
+    with contextlib.ExitStack() as stack:
+        if url == "auto":
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lichen-")))
+            url = stack.enter_context(EmbeddedBroker("mosquitto", 0, folder)).url
+        runs = [
+            _measured(way, count, VERSIONS, broker=broker)
+            for way in ("numpy", "stacked")
+            for broker in ("", url)
+        ]
+        return {"versions": VERSIONS, "runs": runs, "sizes": []}
+
+
+def _measured(way: str, count: int, versions: int, *, broker: str = "") -> dict[str, Any]:
     command = [sys.executable, "-m", "hil.bench.simulator", "--run", way, str(count), str(versions)]
+    command += ["--broker", broker] if broker else []
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, check=True, stdout=subprocess.PIPE, text=True, env=environment, timeout=LONGEST_S
@@ -67,7 +91,7 @@ def _devices(count: int, seed: int) -> Iterator[tuple[Any, Any]]:
         yield training.x[rows], training.y[rows]
 
 
-def _fleet(way: str, count: int, versions: int) -> dict[str, Any]:
+def _fleet(way: str, count: int, versions: int, broker: str) -> dict[str, Any]:
     kept = digits.split()[1]
     marks: list[tuple[float, float]] = []
 
@@ -88,6 +112,7 @@ def _fleet(way: str, count: int, versions: int) -> dict[str, Any]:
         runtimes=("numpy",) if way == "stacked" else (way,),
         stacked=way == "stacked",
         progress=note,
+        broker=broker,
     )
     cpu_s = time.process_time() - started
     later = marks[-1][0] - marks[1][0]
@@ -103,6 +128,8 @@ def _fleet(way: str, count: int, versions: int) -> dict[str, Any]:
         "resident_mib": round(marks[-1][1] / 2**20),
         "bytes_per_device": round((marks[-1][1] - before) / count),
         "accuracy": round(result.accuracy or 0.0, 4),
+        **({"broker": broker} if broker else {}),
+        "per_wall_s": round(result.updates_per_s),
     }
 
 
@@ -169,14 +196,23 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m hil.bench.simulator", description=__doc__)
     parser.add_argument("--json", action="store_true", help="figures as JSON")
     parser.add_argument("--largest", action="store_true", help=f"{LARGEST:,} devices too: some minutes, 3 GB")
+    parser.add_argument(
+        "--broker",
+        metavar="URL",
+        default="",
+        help="in place of the rest: over a real broker; auto: mosquitto",
+    )
     parser.add_argument("--run", nargs=3, metavar=("WAY", "DEVICES", "VERSIONS"), help=argparse.SUPPRESS)
     options = parser.parse_args(words)
     if options.run:
         way, count, versions = options.run[0], int(options.run[1]), int(options.run[2])
-        figures = _loop(count, versions) if way == "loop" else _fleet(way, count, versions)
+        figures = _loop(count, versions) if way == "loop" else _fleet(way, count, versions, options.broker)
         sys.stdout.write(json.dumps(figures) + "\n")
         return 0
-    figures = simulator(largest=LARGEST if options.largest else 0)
+    if options.broker:
+        figures = over_broker(options.broker)
+    else:
+        figures = simulator(largest=LARGEST if options.largest else 0)
     if options.json:
         sys.stdout.write(json.dumps(figures) + "\n")
         return 0

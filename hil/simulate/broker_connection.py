@@ -178,9 +178,10 @@ class DeviceConnection:
         return Traffic(*self._traffic)
 
     def _close(self) -> None:
-        connection, self._connection = self._connection, None
+        connection = self._connection
         if connection is not None:
             self._medium.closed(self, connection.fileno(), self._under_way)
+            self._connection = None
             self._under_way = 0
             connection.close()
 

@@ -21,7 +21,7 @@ from fl_io.stream_connection import StreamConnection
 from fl_io.tls import TlsFiles, Trust
 from fl_protocol.errors import ConfigError, TransportError
 from fl_protocol.loopback import Link
-from fl_protocol.transport import Delivered, Will
+from fl_protocol.transport import Received, Will
 from hil.simulate.broker_clock import BrokerClock
 from hil.simulate.broker_connection import DeviceConnection
 from hil.simulate.transport import WINDOW, Meter
@@ -308,18 +308,24 @@ def _sweep(terms: ConnectionTerms, topics: list[str]) -> None:
         TransportError: the broker did not take it all within ten seconds.
         OSError: it takes no connection.
     """
-    left = deque(topics)
-    under_way = len(left)
+    # An acknowledgement is no proof (amqtt forgets what it has acknowledged, if we leave then): our echo is.
+    echo = f"{topics[-1]}/swept"
+    left = deque([*((topic, b"", True) for topic in topics), (echo, b"-", False)])
+    echoed = subscribed = False
     connection = StreamConnection(terms, 1)
     try:
         connection.open(None)
         ends = time.monotonic() + LAST_WORD_S
-        while not connection.accepted or under_way:
-            while left and connection.publish(left[0], b"", True) is not None:
+        while not echoed:
+            if connection.accepted and not subscribed:
+                connection.subscribe([echo])
+                subscribed = True
+            while left and connection.publish(*left[0]) is not None:
                 left.popleft()
             ended = connection.serve(0.1)
             while connection.noted:
-                under_way -= isinstance(connection.noted.popleft(), Delivered)
+                event = connection.noted.popleft()
+                echoed |= isinstance(event, Received) and event.topic == echo
             if ended is not None or time.monotonic() > ends:
                 raise TransportError(connection.refusal or ended or f"no answer within {LAST_WORD_S:g} s")
         connection.disconnect()

@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_agent.configuration import AgentConfiguration
-from edge_agent.jobs import Deliver, Result, Trained, TrainJob
+from edge_agent.configuration import AgentConfiguration, GateSettings
+from edge_agent.gates import Machine
+from edge_agent.jobs import Deliver, Job, Result, Trained, TrainJob
 from edge_agent.outbox import Outbox
 from edge_agent.presence import Presence
 from edge_agent.state_folder import StateFolder
@@ -18,6 +19,7 @@ from edge_agent.trainer import planned_steps
 from fl_protocol.loopback import Link
 from fl_protocol.topics import FleetTopics
 from hil.simulate.entropy import Entropy, chance_of
+from hil.simulate.machine import Battery, DeviceMachine
 from hil.simulate.medium import Connection
 from hil.simulate.memory_disk import MemoryDisk
 from hil.simulate.training import DeviceSamples, VirtualWorker
@@ -56,6 +58,7 @@ class VirtualDevice:
         "disk",
         "has_power",
         "losses",
+        "machine",
         "name",
         "number",
         "samples",
@@ -78,6 +81,8 @@ class VirtualDevice:
         """Whether its availability says that it may be on."""
         self.losses = 0
         """Trainings that ended with the power."""
+        self.machine: Machine = fleet.machine
+        """What its gates are told by."""
         self._fleet = fleet
         self._clock = fleet.clock
         self._link = link
@@ -134,7 +139,7 @@ class VirtualDevice:
             folder=folder,
             outbox=self._outbox,
             make_worker=self._worker,
-            machine=fleet.machine,
+            machine=self.machine,
             limits=fleet.limits,
             disk=self.disk,
             count=self._count,
@@ -152,11 +157,17 @@ class VirtualDevice:
         if self._supervisor.state == "training":
             self.losses += 1
             self._fleet.trainings.forget(self.number)
+            self._trains(0.0)
         transport, self._transport, self._supervisor, self._outbox = self._transport, None, None, None
         self._wake_at = float("inf")
         transport.drop("the power is gone")
         transport.stop()
         self._fleet.ended(self)
+
+    def charging(self, *, on: bool) -> None:
+        """Its window begins or ends: perhaps a battery charges from now on, or does no more."""
+        if (battery := self._battery) is not None:
+            battery.switched(self._clock.monotonic(), on=on)
 
     def come_back(self) -> None:
         """Boot again after a failure, if there is power."""
@@ -190,9 +201,22 @@ class VirtualDevice:
         wait = self._supervisor.work()
         self._wake(self._clock.monotonic() + max(wait, TURN_S))
 
+    @property
+    def _battery(self) -> Battery | None:
+        return self.machine.cells if isinstance(self.machine, DeviceMachine) else None
+
+    def _trains(self, seconds: float) -> None:
+        if (battery := self._battery) is not None:
+            battery.trains(self._clock.monotonic(), seconds)
+
     def _worker(self, deliver: Deliver) -> VirtualWorker:
+        def delivered(job: Job, result: Result) -> None:
+            if isinstance(job, TrainJob):
+                self._trains(0.0)
+            deliver(job, result)
+
         return VirtualWorker(
-            deliver,
+            delivered,
             trainings=self._fleet.trainings,
             train=self._train,
             lasts=self._lasts,
@@ -204,6 +228,7 @@ class VirtualDevice:
         published = self.disk.read(_path(job.weights_path))
         self._fleet.trainings.begin(self.number, job, published, self.samples, self._most_steps(job))
         seconds = self._start_s + steps * self._step_s
+        self._trains(seconds)
         self._fleet.begun(self, seconds)
         return seconds
 
@@ -267,8 +292,18 @@ class QuietMachine:
         """It does not tell."""
         return None
 
+    def free_memory_mb(self) -> float | None:
+        """It does not tell."""
+        return None
 
-def agent_configuration(fleet: str, *, runtime: str, public_key: str, trainer: bool) -> AgentConfiguration:
+    def battery(self) -> float | None:
+        """It does not tell."""
+        return None
+
+
+def agent_configuration(
+    fleet: str, *, runtime: str, public_key: str, trainer: bool, gates: GateSettings | None = None
+) -> AgentConfiguration:
     """What every device's ``agent.toml`` would say; each has a name of its own."""
     return AgentConfiguration(
         device="dev",
@@ -278,4 +313,5 @@ def agent_configuration(fleet: str, *, runtime: str, public_key: str, trainer: b
         trusted_keys=(public_key,),
         runtimes=(runtime,) if runtime else ("onnx",),
         trainer="simulated:Trainer" if trainer else "",
+        gates=gates or GateSettings(),
     )

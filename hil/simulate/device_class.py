@@ -31,6 +31,7 @@ _LIMITS: Mapping[str, tuple[float, float]] = MappingProxyType(
         "down_bytes_s": (1, math.inf),
         "latency_s": (0, 3600),
         "memory_mb": (1, 1e7),
+        "battery_h": (0.01, 1e5),
         "step_spread": (0, 3),
     }
 )
@@ -42,8 +43,9 @@ class DeviceClass:
 
     A training takes ``start_s`` and ``step_s`` for each step; what is sent takes ``latency_s`` one way and a
     second for each ``up_bytes_s`` (``down_bytes_s`` from the broker; infinite: no time). ``step_spread`` is
-    the sigma of the logarithm of ``step_s`` among devices of the class, whose median it then is. ``battery``:
-    it is off the mains when it does not charge.
+    the sigma of the logarithm of ``step_s`` among devices of the class, whose median it then is.
+    ``memory_mb`` is what its agent finds free, ``battery_h`` how many hours of training a full ``battery``
+    holds: both matter where gates ask for them.
 
     Raises:
         ValueError: a number out of range; says which is nearest.
@@ -58,6 +60,7 @@ class DeviceClass:
     latency_s: float = 0.0
     memory_mb: float = 512.0
     battery: bool = False
+    battery_h: float = 8.0
     step_spread: float = 0.0
 
     def __post_init__(self) -> None:
@@ -78,6 +81,7 @@ class _Words:
     latency_s: float | None = None
     memory_mb: float | None = None
     battery: bool | None = None
+    battery_h: float | None = None
     step_spread: float | None = None
 
     def __post_init__(self) -> None:

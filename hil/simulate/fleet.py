@@ -12,6 +12,7 @@ from broker_coordinator.configuration import FleetConfiguration
 from broker_coordinator.coordinator import Coordinator
 from broker_coordinator.keys import KEY_FILE, open_key
 from broker_coordinator.storage.sqlite_store import SqliteStore
+from edge_agent.configuration import GateSettings
 from edge_agent.limits import read_limits
 from edge_agent.outbox import IN_MEMORY, OutboxFile
 from edge_agent.trainer import Trainer
@@ -21,6 +22,7 @@ from fl_protocol.loopback import Link
 from fl_protocol.topics import FleetTopics
 from hil.simulate.device import NoStatus, QuietMachine, VirtualDevice, agent_configuration
 from hil.simulate.entropy import Entropy
+from hil.simulate.machine import Battery, DeviceMachine
 from hil.simulate.medium import Medium, MemoryMedium
 from hil.simulate.memory_disk import Contents
 from hil.simulate.refusals import Refusals
@@ -46,13 +48,16 @@ LONGEST_GAP_S = 30 * 86400.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DevicePlan:
     """What a device is: its samples, seconds for a start and a step, its link, and when it has power:
-    ``windows`` gives (on, off) in virtual seconds, ascending; None is always."""
+    ``windows`` gives (on, off) in virtual seconds, ascending; None is always. Gates see a machine with
+    ``memory_mb`` and ``battery``; a quiet one on mains where there is no ``memory_mb``."""
 
     samples: DeviceSamples
     step_s: float = 0.1
     start_s: float = 1.0
     link: Link | None = None
     windows: Iterator[tuple[float, float]] | None = None
+    memory_mb: float | None = None
+    battery: Battery | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +111,7 @@ class VirtualFleet:
         dropout: Dropout | None = None,
         stacked: bool = False,
         medium: Medium | None = None,
+        gates: GateSettings | None = None,
     ) -> None:
         self.seed = seed
         self.configuration = configuration
@@ -136,6 +142,7 @@ class VirtualFleet:
             runtime=self.trainings.prepared.runtime,
             public_key=signing.public_key,
             trainer=not self.trainings.prepared.runtime,
+            gates=gates,
         )
         self.store = SqliteStore.open(state)
         self._turn_at = float("inf")
@@ -164,6 +171,8 @@ class VirtualFleet:
             device = VirtualDevice(
                 self, number, plan.samples, step_s=plan.step_s, start_s=plan.start_s, link=plan.link
             )
+            if plan.memory_mb is not None:
+                device.machine = DeviceMachine(self.clock, memory_mb=plan.memory_mb, battery=plan.battery)
             self.devices.append(device)
             self._schedule(device, plan.windows)
 
@@ -298,11 +307,13 @@ class VirtualFleet:
 
         def end() -> None:
             device.has_power = False
+            device.charging(on=False)
             device.switch_off()
             self._schedule(device, windows)
 
         def begin() -> None:
             device.has_power = True
+            device.charging(on=True)
             device.switch_on()
 
         self.clock.plan(on, begin)

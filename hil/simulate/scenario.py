@@ -1,8 +1,8 @@
 """Scenario files: a simulated fleet as TOML.
 
 Plain keys are those of ``Scenario``; ``[classes.NAME]``, ``[availability]`` and ``[attack]`` are tables of
-the modules of their names, and ``[fleet.TABLE]`` are the tables of fleet.toml. ``--set fleet.buffer.size=50``
-puts a key in place of the file's.
+the modules of their names, ``[gates]`` is that of agent.toml, and ``[fleet.TABLE]`` are the tables of
+fleet.toml. ``--set fleet.buffer.size=50`` puts a key in place of the file's.
 """
 
 import difflib
@@ -32,7 +32,7 @@ __all__ = ["READY", "SCENARIOS", "Scenario", "read_scenario", "run_scenario"]
 SCENARIOS = Path(__file__).parents[1] / "scenarios"
 READY = tuple(sorted(path.stem for path in SCENARIOS.glob("*.toml")))
 """Those that come along."""
-_TABLES = ("attack", "availability", "classes", "fleet")
+_TABLES = ("attack", "availability", "classes", "fleet", "gates")
 _DATA = ("digits", "motion", "shuttle")
 
 
@@ -176,6 +176,7 @@ def run_scenario(
         classes=classes,
         availability=tables.get("availability", "always"),
         attack=tables.get("attack"),
+        gates=tables.get("gates"),
         dropout=keys.dropout,
         away_s=keys.away_s,
         trainer=imported(keys.trainer, what="trainer", folder=folder) if keys.trainer else None,

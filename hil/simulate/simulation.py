@@ -15,6 +15,7 @@ import numpy as np
 from broker_coordinator.configuration import FleetConfiguration
 from broker_coordinator.coordinator import Coordinator
 from broker_coordinator.evaluation import Evaluation
+from edge_agent.configuration import GateSettings
 from edge_agent.sample_form import Array, as_stored
 from edge_agent.trainer import Trainer
 from fl_io.configuration import check_table
@@ -22,10 +23,11 @@ from fl_protocol.codec import codec_for
 from fl_protocol.errors import CodecError, ConfigError
 from fl_protocol.loopback import Link
 from hil.simulate.attack import Attack, AttackingTrainer, attack_of
-from hil.simulate.availability import Always, Availability, availability_of
+from hil.simulate.availability import Always, Availability, Diurnal, availability_of
 from hil.simulate.broker_medium import BrokerMedium
 from hil.simulate.device_class import DeviceClass, classes_of, drawn
 from hil.simulate.fleet import DevicePlan, Dropout, Moment, VirtualFleet
+from hil.simulate.machine import Battery, NightCharger, WindowCharger
 from hil.simulate.measure import WORST_GROUP, Measure
 from hil.simulate.result import SimulationResult, VersionRow
 from hil.simulate.training import split_held_out
@@ -65,6 +67,7 @@ def simulate(
     classes: Classes = (),
     availability: Availability | Mapping[str, Any] | str = "always",
     attack: Attack | Mapping[str, Any] | str | None = None,
+    gates: GateSettings | Mapping[str, Any] | None = None,
     dropout: float = 0.0,
     away_s: float = 60.0,
     trainer: Callable[[], Trainer] | None = None,
@@ -88,10 +91,11 @@ def simulate(
     ``evaluation`` is (x, y) that the coordinator measures each version with, as a whole and for each of
     ``users``, who tell whose each of its rows is (for each class where there are none); without it devices
     hold out a fifth of their rows (or ``held_out``) and report. ``classes``, ``availability`` and ``attack``
-    are what the modules of their names make, or take; ``dropout`` is the share of trainings in which the
-    device's power fails, for ``away_s``. ``trainer`` makes what trains on each device in place of the
-    artifact's own graph. The run ends early once a measured accuracy is at ``target``, or after ``longest_s``
-    virtual seconds. ``stacked`` computes trainings of the same version together, and in NumPy, whatever
+    are what the modules of their names make, or take, ``gates`` is the table of agent.toml; ``dropout`` is
+    the share of trainings in which the device's power fails, for ``away_s``. ``trainer`` makes what trains
+    on each device in place of the artifact's own graph. The run ends early once a measured accuracy is at
+    ``target``, or after ``longest_s`` virtual seconds. ``stacked`` computes trainings of the same version
+    together, and in NumPy, whatever
     ``runtimes`` says: the same to the rounding of float32. Paths in tables are relative to the file ``base``,
     which errors name too. ``broker`` is the URL of a real one (mqtt:// or mqtts://): each device has a
     connection of its own to it, and the order of things is then the network's, no more the seed's.
@@ -124,6 +128,7 @@ def simulate(
             held_out=share,
             classes=classes_from(classes, path=base),
             availability=_availability(availability, base),
+            gated=gates is not None,
         )
         medium = BrokerMedium(broker, devices=count) if broker else None
         if medium is not None:
@@ -139,6 +144,7 @@ def simulate(
             dropout=Dropout(probability=dropout, away_s=away_s) if dropout else None,
             stacked=stacked,
             medium=medium,
+            gates=_gates(gates, base),
         )
         try:
             if len(whole.devices) != count:
@@ -240,6 +246,7 @@ def _plans(
     held_out: float,
     classes: tuple[DeviceClass, ...],
     availability: Availability,
+    gated: bool,
 ) -> Iterator[DevicePlan]:
     dtypes = {entry.name: np.dtype(entry.dtype) for entry in artifact.manifest.inputs}
     always = isinstance(availability, Always)
@@ -255,7 +262,26 @@ def _plans(
             start_s=kind.start_s,
             link=_link(kind),
             windows=None if always else availability.windows(number, seed),
+            memory_mb=kind.memory_mb if gated else None,
+            battery=_battery(kind, availability, number, seed) if gated and kind.battery else None,
         )
+
+
+def _battery(kind: DeviceClass, availability: Availability, number: int, seed: int) -> Battery:
+    """One that charges at night where the device is always on, else while it lies still: that is when it is
+    on (``diurnal``), or when it is off."""
+    charger = (
+        NightCharger()
+        if isinstance(availability, Always)
+        else WindowCharger(charges_on=isinstance(availability, Diurnal))
+    )
+    return Battery(charger, hours=kind.battery_h, seed=seed, device=number)
+
+
+def _gates(said: GateSettings | Mapping[str, Any] | None, base: Path) -> GateSettings | None:
+    if said is None or isinstance(said, GateSettings):
+        return said
+    return check_table(dict(said), GateSettings, path=base, within=("gates",))
 
 
 def _as(rows: Any, dtype: "np.dtype[Any] | None") -> Array:

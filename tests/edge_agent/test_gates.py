@@ -52,6 +52,38 @@ def test_mains_temperature_and_load():
     assert shut_gate(strict, around(on_mains=True, temperature_c=70.0, load=2.0)) is None
 
 
+def test_memory_and_battery():
+    """Off the mains alone the battery counts; a training under way has its memory already."""
+    strict = GateSettings(min_memory_mb=100.0, min_battery=0.3)
+    assert shut_gate(strict, around()) is None
+    low = around(free_memory_mb=64.0)
+    assert shut_gate(strict, low) == "64 MiB of memory are free, at least 100 are needed"
+    assert shut_gate(strict, low, in_training=True) is None
+    weak = around(battery=0.2, on_mains=False)
+    assert shut_gate(strict, weak) == "the battery is at 20%, at least 30% are needed"
+    assert shut_gate(strict, weak, in_training=True) == shut_gate(strict, weak)
+    assert shut_gate(strict, around(battery=0.2, on_mains=True)) is None
+    assert shut_gate(strict, around(battery=0.3, free_memory_mb=100.0)) is None
+    for wrong in ({"min_battery": 1.0}, {"min_memory_mb": -1.0}):
+        with pytest.raises(ValueError, match="min_memory_mb must not be negative"):
+            GateSettings(**wrong)
+
+
+def test_linux_tells_its_memory_and_its_emptiest_battery(tmp_path):
+    """MemAvailable in MiB, capacity in percent; nothing where there is neither."""
+    machine = LinuxMachine(tmp_path / "sys", tmp_path / "proc")
+    assert machine.free_memory_mb() is machine.battery() is None
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal:  512000 kB\nMemAvailable:   65536 kB\n")
+    for name, kind, capacity in (("a", "Battery", "80"), ("b", "Battery", "35"), ("usb", "USB", "1")):
+        supply = tmp_path / "sys/class/power_supply" / name
+        supply.mkdir(parents=True)
+        (supply / "type").write_text(kind + "\n")
+        (supply / "capacity").write_text(capacity + "\n")
+    assert machine.free_memory_mb() == 64.0
+    assert machine.battery() == 0.35
+
+
 def test_a_training_is_not_ended_by_its_own_load():
     """While it trains, only what is not its own doing counts."""
     settings = GateSettings(min_samples=10, max_load=1.0, mains_only=True)

@@ -25,6 +25,12 @@ class Machine:
     def load(self) -> None:
         return None
 
+    def free_memory_mb(self) -> None:
+        return None
+
+    def battery(self) -> None:
+        return None
+
 
 @pytest.fixture
 def lookout(tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from hil.bench.simulator import main
 
 
@@ -15,3 +17,15 @@ def test_loop_and_fleet_do_the_same_work(capsys):
         assert (row["accepted"], row["devices_heard"]) == (120, 40)
         assert row["per_cpu_s"] > 0
     assert abs(figures["loop"]["accuracy"] - figures["stacked"]["accuracy"]) < 0.1
+
+
+@pytest.mark.process
+@pytest.mark.mosquitto
+def test_the_bench_over_a_broker_does_the_same_work(capsys, broker_of):
+    """As many updates of as many devices as in memory."""
+    url = broker_of("mosquitto").url
+    assert main(["--run", "stacked", "40", "2", "--broker", url]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert (row["accepted"], row["devices_heard"], row["broker"]) == (80, 40, url)
+    assert row["per_cpu_s"] > 0
+    assert row["per_wall_s"] > 0

@@ -269,6 +269,12 @@ class StillMachine:
     def load(self):
         return 0.0
 
+    def free_memory_mb(self):
+        return None
+
+    def battery(self):
+        return None
+
 
 class World:
     """One device and its coordinator on one clock."""

@@ -1,0 +1,206 @@
+"""Simulations over real brokers: the same fleet on sockets, and brokers that refuse, stop or go away."""
+
+import contextlib
+import os
+import queue
+import signal
+import socket
+import subprocess
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import lichen
+from broker_coordinator.books.audit import audit
+from broker_coordinator.embedded_broker import EmbeddedBroker
+from fl_io.broker_address import BrokerAddress
+from fl_io.mqtt import MqttTransport
+from fl_protocol.errors import ConfigError, TransportError
+from fl_protocol.transport import Connected, Received
+from hil.mosquitto import free_ports, mosquitto_program
+from hil.simulate import broker_medium
+from models.zoo import digits
+from models.zoo.mlp import digits_artifact
+
+pytestmark = pytest.mark.process
+PATIENCE_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory):
+    """A small MLP on the digits."""
+    return digits_artifact(tmp_path_factory.mktemp("artifact") / "digits", hidden=8)
+
+
+def devices(count, seed):
+    """Digits dealt out at random."""
+    training, _ = digits.split(seed=0)
+    for rows in np.array_split(np.random.default_rng(seed).permutation(len(training)), count):
+        yield training.x[rows], training.y[rows]
+
+
+def run(artifact, **options):
+    """Twelve devices that all take part in each version."""
+    settings = {
+        "count": 12,
+        "versions": 3,
+        "fleet": {"buffer": {"size": 12}},
+        "runtimes": ("numpy",),
+    }
+    return lichen.simulate(artifact, devices, **{**settings, **options})
+
+
+@contextlib.contextmanager
+def mosquitto(folder, *lines):
+    """A mosquitto with these lines in its configuration; its URL."""
+    (port,) = free_ports(1)
+    text = [f"listener {port} 127.0.0.1", *lines]
+    if os.geteuid() == 0:
+        text.append("user root")
+    (folder / "mosquitto.conf").write_text("\n".join(text) + "\n")
+    process = subprocess.Popen(
+        [mosquitto_program(), "-c", str(folder / "mosquitto.conf")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        until = time.monotonic() + PATIENCE_S
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", port), 1.0).close()
+                break
+            assert process.poll() is None, "mosquitto has ended"
+            threading.Event().wait(0.02)
+        yield f"mqtt://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def left_on(url):
+    """Topics retained on a broker."""
+    events: queue.SimpleQueue = queue.SimpleQueue()
+    transport = MqttTransport(BrokerAddress.parse(url), "looks")
+    transport.start(events.put)
+    try:
+        topics = []
+        while True:
+            event = events.get(timeout=PATIENCE_S)
+            if isinstance(event, Connected):
+                transport.subscribe(["fl1/#", "end"])
+                transport.publish("end", b"")
+            elif isinstance(event, Received) and event.topic == "end":
+                return topics
+            elif isinstance(event, Received) and event.payload:  # amqtt keeps what is empty
+                topics.append(event.topic)
+    finally:
+        transport.stop()
+
+
+def test_a_real_broker_carries_the_same_fleet(artifact, broker, tmp_path):
+    """As many updates and versions as in memory, of every device; the books balance, every byte went through
+    a socket, and nothing stays on the broker."""
+    memory = run(artifact)
+    real = run(artifact, broker=broker, state=tmp_path / "state")
+    assert (real.versions, real.accepted, real.devices_heard) == (3, 36, 12)
+    assert real.refused == memory.refused == {}
+    assert real.payload_bytes == memory.payload_bytes
+    assert memory.bytes_up <= real.bytes_up < 2 * memory.bytes_up
+    assert memory.bytes_down <= real.bytes_down < 2 * memory.bytes_down
+    report = audit(tmp_path / "state")
+    assert report.balanced, report.faults
+    assert left_on(broker) == []
+
+
+@pytest.mark.mosquitto
+def test_power_fails_on_real_connections_too(artifact, broker_of):
+    """Devices that go without a farewell and come back on a new socket, with their outboxes."""
+    hard = {
+        "availability": {"kind": "lognormal", "on_s": 20.0, "off_s": 10.0},
+        "dropout": 0.3,
+        "away_s": 20.0,
+        "fleet": {"buffer": {"size": 6, "flush_after_s": 120.0}},
+    }
+    result = run(artifact, broker=broker_of("mosquitto").url, **hard)
+    assert result.versions == 3
+    assert result.losses > 0
+
+
+@pytest.mark.mosquitto
+def test_a_broker_that_takes_too_few_connections_is_told(artifact, tmp_path):
+    """How many it holds, and which limit to raise."""
+    with mosquitto(tmp_path, "allow_anonymous true", "max_connections 6") as url:
+        # Each probe that closed without a CONNECT makes mosquitto 2.0 take one more.
+        with pytest.raises(TransportError, match=r"holds (6|7|8) connections of this simulation") as caught:
+            run(artifact, broker=url)
+        assert "max_connections" in caught.value.hint
+
+
+@pytest.mark.mosquitto
+def test_a_broker_that_refuses_is_told(artifact, tmp_path):
+    """At the first word, with what to write."""
+    with (
+        mosquitto(tmp_path, "allow_anonymous false") as url,
+        pytest.raises(TransportError, match=r"refuses .*: Not authorized"),
+    ):
+        run(artifact, broker=url)
+
+
+@pytest.mark.mosquitto
+def test_a_broker_that_goes_away_ends_the_run(artifact, tmp_path):
+    """After a few attempts to find it again."""
+    broker = EmbeddedBroker("mosquitto", 0, tmp_path).start()
+    try:
+        with pytest.raises(TransportError, match="has gone away"):
+            run(
+                artifact,
+                versions=1000,
+                broker=broker.url,
+                progress=lambda fleet: fleet.coordinator.version.number >= 1 and broker.kill(),
+            )
+    finally:
+        broker.stop()
+
+
+@pytest.mark.mosquitto
+def test_a_broker_that_falls_silent_ends_the_run(artifact, tmp_path, monkeypatch):
+    """The error says how much waits for its answer."""
+    monkeypatch.setattr(broker_medium, "SILENT_S", 1.0)
+    monkeypatch.setattr(broker_medium, "LOOK_AROUND_S", 0.1)
+    monkeypatch.setattr(broker_medium, "LAST_WORD_S", 0.5)
+    with EmbeddedBroker("mosquitto", 0, tmp_path) as broker:
+        try:
+            with pytest.raises(TransportError, match=r"has said nothing for .* messages and"):
+                run(
+                    artifact,
+                    versions=1000,
+                    broker=broker.url,
+                    progress=lambda fleet: (
+                        fleet.coordinator.version.number >= 1 and os.kill(broker.pid, signal.SIGSTOP)
+                    ),
+                )
+        finally:
+            os.kill(broker.pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "said"),
+    [
+        ("ws://127.0.0.1:1", ConfigError, "takes no ws:// broker"),
+        ("mqtt://127.0.0.1:1", TransportError, "no broker answers"),
+    ],
+)
+def test_what_cannot_be_reached_is_told_at_once(artifact, url, error, said):
+    """Before anything is made."""
+    with pytest.raises(error, match=said):
+        run(artifact, broker=url)
+
+
+def test_more_devices_than_files_are_told(monkeypatch):
+    """With how many there may be."""
+    monkeypatch.setattr(broker_medium.resource, "getrlimit", lambda _: (1024, 4096))
+    with pytest.raises(ConfigError) as caught:
+        broker_medium.BrokerMedium("mqtt://127.0.0.1:1", devices=1000)
+    assert "simulate 959 --devices" in caught.value.hint
