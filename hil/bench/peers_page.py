@@ -11,17 +11,18 @@ _SECTION = """
 ## Beside Flower's simulation
 
 `make bench-peers`, in an environment of its own: Flower {flwr} on Ray {ray}, Python {python}, NumPy {numpy}, {cores} cores. The
-same work in the same run: {devices:,} devices on the digits, 14 samples each, an MLP of 2,410 parameters, two steps of the
-same NumPy code; each device takes part in each of {versions} rounds, and the first is not counted. Four processes that
-take turns, medians of {runs} runs. CPU is that of all processes of a way.
+same work in the same run: {devices:,} devices on the digits, 14 samples each, an MLP of 2,410 parameters, two steps of
+SGD; each device takes part in each of {versions} rounds, and the first is not counted. Four processes that take turns,
+medians of {runs} runs. CPU is that of all processes of a way: trust it more than seconds where runs lie far apart, for then
+the machine had other work.
 
 | way | updates per second | of each run | updates per CPU s | seconds to the first version | accuracy |
 | --- | --- | --- | --- | --- | --- |
 {rows}
 
 Flower as its guide has it for small clients: one CPU for each client and so an actor for each core, data kept in the actors,
-FedAvg, no federated evaluation; weights travel as float32 within the machine. The other three use one core. The loop
-only trains and averages; a virtual fleet trains by the artifact's graph, encodes to one bit, sends, journals and
+FedAvg, no federated evaluation, the loop's own training code; weights travel as float32 within the machine. The other
+three use one core. The loop only trains and averages; a virtual fleet trains by the artifact's graph, encodes to one bit, sends, journals and
 receipts every update besides.
 """
 _WAYS = {
