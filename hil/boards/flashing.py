@@ -3,6 +3,7 @@
 Payload and image are made at the same time: each keeps one core busy.
 """
 
+import contextlib
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -48,19 +49,22 @@ def flash_boards(site: Site, folder: Path, names: Sequence[str]) -> FlashedBoard
         bundled.result()
     figures["copy_s"] = copy_seconds(image.image, folder)
     boards = []
-    for name in names:
-        card = flash_card(
-            image.image,
-            site.fleet,
-            folder / name,
-            device=name,
-            credential=site.enroll(name, broker=f"mqtts://{BROKER[0]}:{BROKER[1]}", state=STATE),
-            payload=payload,
-            say=site.say,
-        )
-        boards.append(
-            QemuBoard(name, site, folder / name, kernel=image.kernel, ramdisk=image.ramdisk, card=card)
-        )
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            card = flash_card(
+                image.image,
+                site.fleet,
+                folder / name,
+                device=name,
+                credential=site.enroll(name, broker=f"mqtts://{BROKER[0]}:{BROKER[1]}", state=STATE),
+                payload=payload,
+                say=site.say,
+            )
+            boards.append(
+                QemuBoard(name, site, folder / name, kernel=image.kernel, ramdisk=image.ramdisk, card=card)
+            )
+            stack.callback(boards[-1].close)
+        stack.pop_all()
     payload.unlink()
     figures["ready_to_boot_s"] = time.monotonic() - began
     return FlashedBoards(boards=boards, figures={name: round(value, 1) for name, value in figures.items()})

@@ -80,7 +80,10 @@ class QemuBoard:
         self._folder = folder
         self._line = RelayLine(site.port)
         files = MachineFiles(kernel=kernel, ramdisk=ramdisk, card=card.path, cmdline=card.cmdline)
-        self.machine = EmulatedMachine(files, folder, relay_to=self._line.port)
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._line.close)
+            self.machine = EmulatedMachine(files, folder, relay_to=self._line.port)
+            stack.pop_all()
         self._status: dict[str, Any] = {}
         self._asked = self._weighed = self._powered = 0.0
         self._is_up = False

@@ -1,10 +1,13 @@
-"""A board that is a process: what it takes of this machine, it gives back."""
+"""Boards that cannot be made: what they took of this machine, they give back."""
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from fl_protocol.errors import ConfigError
+from hil.boards import qemu_board
 from hil.boards.board import BoardFailure
 from hil.boards.confinement import Confinement
 from hil.boards.line import RelayLine
@@ -54,3 +57,20 @@ def test_a_board_that_cannot_be_made_leaves_no_mount_group_or_relay(tmp_path):
     assert not os.path.ismount(tmp_path / "board" / "state")
     assert line.closed
     assert not group.exists()
+
+
+def test_an_emulated_board_without_an_emulator_leaves_no_relay(tmp_path, monkeypatch):
+    """Its line is there before its machine is."""
+    made = []
+
+    def line(port):
+        made.append(WatchedLine(port))
+        return made[-1]
+
+    monkeypatch.setattr(qemu_board, "RelayLine", line)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    site = SimpleNamespace(say=print, samples=lambda device: tmp_path / "samples.npz", port=1)
+    card = SimpleNamespace(path=tmp_path / "card.img", cmdline="")
+    with pytest.raises(ConfigError, match="qemu"):
+        qemu_board.QemuBoard("q", site, tmp_path, kernel=tmp_path, ramdisk=tmp_path, card=card)
+    assert [line.closed for line in made] == [True]
