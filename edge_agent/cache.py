@@ -97,6 +97,8 @@ class Cache:
             self._sound.add(sealed)
         if manifest_path is not None and not goals:
             self._whole, self._whole_artifact = wanted, task.artifact.sha256
+            # Of these nothing is asked again; should it be, they are hashed again.
+            self._sound = set()
         return goals
 
     def distrust(self) -> None:

@@ -14,11 +14,12 @@ AFTER_TROUBLE_S = 60.0
 _log = logging.getLogger("lichen.agent")
 
 
-@dataclass(slots=True, kw_only=True)
-class _Chore:
-    work: Callable[[], float]
-    trouble: str = ""
-    rests_until: float = 0.0
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Trouble:
+    """What a chore's last turn failed by, and when the next one is."""
+
+    reason: str
+    rests_until: float
 
 
 class Chores:
@@ -35,18 +36,20 @@ class Chores:
         self.failures = 0
         """Turns, and other work of this device, that an error ended."""
         self._clock = clock
-        self._chores = {name: _Chore(work=work) for name, work in works.items()}
+        self._works = works
+        self._troubles: dict[str, _Trouble] = {}
 
     def work(self) -> float:
         """Do every chore that does not rest; seconds until one wants its next turn."""
         waits = []
         now = self._clock.monotonic()
-        for name, chore in self._chores.items():
-            left = chore.rests_until - now
+        for name, work in self._works.items():
+            trouble = self._troubles.get(name)
+            left = trouble.rests_until - now if trouble is not None else 0.0
             if left <= 0:
                 try:
-                    left = chore.work()
-                    chore.trouble = ""
+                    left = work()
+                    self._troubles.pop(name, None)
                 except (LichenError, OSError) as error:
                     left = self.rest(name, error)
             waits.append(left)
@@ -54,10 +57,9 @@ class Chores:
 
     def rest(self, name: str, error: Exception) -> float:
         """Let a chore rest because of an error; for how many seconds."""
-        chore = self._chores[name]
-        self.count(error, known=str(error) == chore.trouble)
-        chore.trouble = str(error)
-        chore.rests_until = self._clock.monotonic() + AFTER_TROUBLE_S
+        self.count(error, known=str(error) == self.trouble(name))
+        until = self._clock.monotonic() + AFTER_TROUBLE_S
+        self._troubles[name] = _Trouble(reason=str(error), rests_until=until)
         return AFTER_TROUBLE_S
 
     def count(self, error: Exception, *, known: bool = False) -> None:
@@ -70,4 +72,5 @@ class Chores:
 
     def trouble(self, name: str) -> str:
         """What the last turn of a chore failed by; empty where it did not."""
-        return self._chores[name].trouble
+        trouble = self._troubles.get(name)
+        return trouble.reason if trouble is not None else ""

@@ -9,7 +9,6 @@ import functools
 import hashlib
 import logging
 import math
-from collections import deque
 from dataclasses import dataclass
 
 from edge_agent.jobs import Verified, VerifyJob
@@ -85,11 +84,11 @@ class Orders:
         self._keys = trusted_keys
         self._outbox = outbox
         self._clock = clock
-        self._trust = hashlib.sha256("\n".join(trusted_keys).encode()).digest()
+        self._trust = _trust_in(trusted_keys)
         self._envelope = b""
         self._verified: TaskManifest | None = None
         self._candidate: tuple[bytes, TaskManifest] | None = None
-        self._commands: deque[tuple[bytes, Command, float]] = deque()
+        self._commands: list[tuple[bytes, Command, float]] = []
         self._dropped = b""
         self._command_order = (-1, -1)
         self._old_restate_at = -math.inf
@@ -176,7 +175,7 @@ class Orders:
             return None
         if len(self._commands) >= MAX_WAITING_COMMANDS:
             self.ignored += 1
-            self._commands.popleft()
+            self._commands.pop(0)
         self._commands.append((envelope, command, self._clock.monotonic()))
         return None if self._keys else self._accept_command()
 
@@ -203,7 +202,7 @@ class Orders:
                 return None
             if result.ok:
                 return self._accept_command()
-            self._commands.popleft()
+            self._commands.pop(0)
             _log.warning("a command is not obeyed: %s", result.reason)
         elif self._candidate is not None and self._candidate[0] == job.envelope:
             if result.ok:
@@ -233,16 +232,16 @@ class Orders:
     def _accept_command(self) -> Command | None:
         _, command, arrived = self._commands[0]
         if self._comes_late(command):
-            self._commands.popleft()
+            self._commands.pop(0)
             self.ignored += 1
             return None
         if command.order <= self._command_order:
-            self._commands.popleft()
+            self._commands.pop(0)
             self._old_restate_at = self._clock.monotonic()
             return command
         paused = command.kind == "pause" or (self.paused and command.kind != "resume")
         self._outbox.remember(_COMMAND, pack({"t": command.term, "q": command.sequence, "p": paused}))
-        self._commands.popleft()
+        self._commands.pop(0)
         self._command_order = command.order
         self.paused = paused
         if command.kind == "train" and command.lease is not None and command.version is not None:
@@ -272,6 +271,12 @@ class Orders:
             fields = unpack(fact, limit=64)
             self._command_order = fields.integer("t"), fields.integer("q")
             self.paused = fields.flag("p")
+
+
+@functools.lru_cache(maxsize=4)
+def _trust_in(keys: tuple[str, ...]) -> bytes:
+    """Which keys are trusted, as one hash."""
+    return hashlib.sha256("\n".join(keys).encode()).digest()
 
 
 @functools.lru_cache(maxsize=4)

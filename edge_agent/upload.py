@@ -7,7 +7,6 @@ and nothing arrives there, less and less often.
 
 import logging
 import random
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -54,7 +53,7 @@ class _Upload:
     stalls: int = 0
     deferred: bool = False
     """Whether it makes room for others until it is due."""
-    chunks: deque[tuple[int, int]] = field(default_factory=deque)
+    chunks: list[tuple[int, int]] = field(default_factory=list)
     under_way: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Payload bytes that the broker has not acknowledged, by token."""
 
@@ -237,7 +236,7 @@ class Uploads:
             token = self._publish(self._topics.chunk(self._device, update_id, start), chunk)
             if token is None:
                 return False
-            upload.under_way[token] = upload.chunks.popleft()
+            upload.under_way[token] = upload.chunks.pop(0)
             crash_point("agent.chunk")
             upload.deferred, upload.due = False, now + self._probe_delay(0)
         if now < upload.due:

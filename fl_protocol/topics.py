@@ -98,8 +98,9 @@ def valid_name(name: str) -> bool:
     return DEVICE_NAME.fullmatch(name) is not None and not name.startswith(".")
 
 
+@functools.lru_cache(maxsize=256)
 def blob_name(address: str, chunk_bytes: int) -> str:
-    """``A.S``: the level of a blob in a topic."""
+    """``A.S``: the level of a blob in a topic; one text for all agents of a process."""
     return f"{address}.{chunk_bytes}"
 
 
@@ -141,7 +142,7 @@ class FleetTopics:
 
     def blob(self, name: str, index: int) -> str:
         """Chunk ``index`` of a blob, retained; ``name`` from ``blob_name``."""
-        return f"{self.prefix}blob/{_checked_blob(name, index)}"
+        return _blob_topic(self.prefix, name, index)
 
     def begin(self, device: str, update_id: bytes) -> str:
         """An update's header, and its payload where that is small."""
@@ -242,6 +243,12 @@ def _chunk(device: str, update_id: str, offset: str) -> ChunkTopic:
     if start % OFFSET_UNIT:
         raise TopicError(f"a chunk's offset is a multiple of {OFFSET_UNIT}")
     return ChunkTopic(_checked(device), decode_id(update_id), start)
+
+
+@functools.lru_cache(maxsize=256)
+def _blob_topic(prefix: str, name: str, index: int) -> str:
+    """Where many agents share a process, each subscribes to the same topics."""
+    return f"{prefix}blob/{_checked_blob(name, index)}"
 
 
 @functools.lru_cache(maxsize=256)
