@@ -116,6 +116,9 @@ class Attendance:
         ``lost_task``: the manifest at hand cannot be acted on, perhaps there is another."""
         if not self.connected:
             return LONGEST_SLEEP_S
+        says_nothing = self._met and self._birth_at is None and self._get_at is None
+        if says_nothing and without_task == self._left and not lost_task:
+            return LONGEST_SLEEP_S
         now = self._clock.monotonic()
         if self._birth_at is not None and now >= self._birth_at:
             sent = self._transport.publish(self._presence.topic, self._birth())

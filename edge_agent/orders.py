@@ -143,8 +143,9 @@ class Orders:
 
     def command_wait_s(self) -> float:
         """Seconds until a waiting command may be checked; 0 also where none waits."""
-        left = self._patience[COMMAND_CONTEXT].until - self._clock.monotonic()
-        return max(left, 0.0) if self._commands else 0.0
+        if not self._commands:
+            return 0.0
+        return max(self._patience[COMMAND_CONTEXT].until - self._clock.monotonic(), 0.0)
 
     def receive_manifest(self, envelope: bytes) -> bool:
         """Take a manifest; whether it is news."""

@@ -267,7 +267,7 @@ def test_a_full_window_does_not_keep_the_device_awake_and_is_not_waited_on_for_e
     monkeypatch.setattr(world.broker, "confirm", lambda transport, token: None)
     world.coordinator.present(b"session2")
     connection = world.transport.connection
-    world.transport._window = len(world.transport._under_way)
+    world.transport._window = world.transport._under_way
     assert turns(world, 500) <= MOST_TURNS
     assert world.transport.connection == connection
     world.transport._window = 16

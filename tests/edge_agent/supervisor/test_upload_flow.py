@@ -2,6 +2,7 @@
 
 import pytest
 
+from fl_protocol.loopback import LoopbackTransport
 from fl_protocol.presence import DevicePresence
 from fl_protocol.ranges import ByteRanges
 
@@ -206,17 +207,17 @@ def test_after_a_break_chunks_are_small_until_an_update_is_through(make_world, m
 
     world.coordinator.answer = answer
     world.boot()
-    publish, sent = world.transport.publish, []
+    publish, sent = LoopbackTransport.publish, []
 
-    def publish_over_a_bad_link(topic, payload, **options):
-        token = publish(topic, payload, **options)
+    def publish_over_a_bad_link(transport, topic, payload, **options):
+        token = publish(transport, topic, payload, **options)
         if "/chunk/" in topic:
             sent.append(len(payload))
             if len(sent) == 2:
                 world.transport.drop("the link broke under two chunks")
         return token
 
-    monkeypatch.setattr(world.transport, "publish", publish_over_a_bad_link)
+    monkeypatch.setattr(LoopbackTransport, "publish", publish_over_a_bad_link)
     world.coordinator.publish_version(1)
     world.advance(1)
     assert sent == [CHUNK, CHUNK]
