@@ -24,6 +24,7 @@ from fl_protocol.loopback import Link
 from fl_protocol.transport import Received, Will
 from hil.simulate.broker_clock import BrokerClock
 from hil.simulate.broker_connection import DeviceConnection
+from hil.simulate.linked_connection import LinkedConnection
 from hil.simulate.transport import WINDOW, Meter
 
 __all__ = ["BrokerMedium"]
@@ -113,7 +114,9 @@ class BrokerMedium:
         """See ``Medium.connection``. Its name at the broker is this run's own: two runs are two fleets."""
         name = f"{client_id}.{self._mark}" if clean else client_id
         terms = replace(self._terms, client_id=name, clean=clean, manual_ack=manual_ack, window=window)
-        return DeviceConnection(self, terms, will=will, woken=woken, meter=meter)
+        if link is None:
+            return DeviceConnection(self, terms, will=will, woken=woken, meter=meter)
+        return LinkedConnection(self, terms, link=link, will=will, woken=woken, meter=meter)
 
     # What connections say
 
