@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+from certificates import Authority, tls_mosquitto
 from click.testing import CliRunner
 
 import lichen
@@ -145,6 +146,19 @@ def test_the_command_takes_a_broker(broker_of):
     assert (memory.exit_code, real.exit_code) == (0, 0), real.output
     assert json.loads(real.stdout)[0].keys() == json.loads(memory.stdout)[0].keys()
     assert json.loads(real.stdout)[0]["versions"] == 1
+
+
+@pytest.mark.mosquitto
+def test_connections_are_encrypted_where_the_broker_wants_it(artifact, tmp_path):
+    """With the authority that ``[fleet.tls]`` names; without it the run ends at once."""
+    authority = Authority(tmp_path)
+    tables = {"buffer": {"size": 12}, "tls": {"ca": str(authority.ca)}}
+    with tls_mosquitto(mosquitto_program(), tmp_path, authority.broker(), authority.ca) as port:
+        url = f"mqtts://127.0.0.1:{port}"
+        assert run(artifact, broker=url, versions=1, fleet=tables).accepted == 12
+        with pytest.raises(TransportError, match="is not trusted") as caught:
+            run(artifact, broker=url, versions=1)
+    assert "[fleet.tls] ca" in caught.value.hint
 
 
 @pytest.mark.mosquitto
