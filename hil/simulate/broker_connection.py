@@ -194,6 +194,9 @@ class DeviceConnection:
         elif isinstance(event, Connected):
             self.tries = 0
             self._medium.opened(self)
+        self._pass_on(event)
+
+    def _pass_on(self, event: TransportEvent) -> None:
         if self._receive is not None:
             self._receive(event)
             self._woken()

@@ -10,6 +10,7 @@ import logging
 import resource
 import secrets
 import select
+import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -24,6 +25,7 @@ from fl_protocol.loopback import Link
 from fl_protocol.transport import Received, Will
 from hil.simulate.broker_clock import BrokerClock
 from hil.simulate.broker_connection import DeviceConnection
+from hil.simulate.linked_connection import LinkedConnection
 from hil.simulate.transport import WINDOW, Meter
 
 __all__ = ["BrokerMedium"]
@@ -53,7 +55,8 @@ _log = logging.getLogger("lichen.simulate")
 
 
 class BrokerMedium:
-    """See ``hil.simulate.medium.Medium``. ``devices`` is how many connections there may be.
+    """See ``hil.simulate.medium.Medium``. ``devices`` is how many connections there may be;
+    all of them show the certificate of ``tls``, if it has one.
 
     Raises:
         ConfigError: an address that is not MQTT's over TCP or TLS; too few open files are allowed.
@@ -61,7 +64,7 @@ class BrokerMedium:
             or goes away.
     """
 
-    def __init__(self, url: str, *, devices: int) -> None:
+    def __init__(self, url: str, *, devices: int, tls: TlsFiles | None = None) -> None:
         self.address = BrokerAddress.parse(url)
         if self.address.scheme not in ("mqtt", "mqtts"):
             raise ConfigError(
@@ -80,7 +83,7 @@ class BrokerMedium:
             manual_ack=False,
             keepalive_s=KEEPALIVE_S,
             window=WINDOW,
-            trust=Trust(TlsFiles()) if self.address.tls else None,
+            trust=Trust(tls or TlsFiles()) if self.address.tls else None,
         )
         self._poll = select.epoll()
         self._known: dict[int, DeviceConnection] = {}
@@ -113,7 +116,9 @@ class BrokerMedium:
         """See ``Medium.connection``. Its name at the broker is this run's own: two runs are two fleets."""
         name = f"{client_id}.{self._mark}" if clean else client_id
         terms = replace(self._terms, client_id=name, clean=clean, manual_ack=manual_ack, window=window)
-        return DeviceConnection(self, terms, will=will, woken=woken, meter=meter)
+        if link is None:
+            return DeviceConnection(self, terms, will=will, woken=woken, meter=meter)
+        return LinkedConnection(self, terms, link=link, will=will, woken=woken, meter=meter)
 
     # What connections say
 
@@ -232,6 +237,11 @@ class BrokerMedium:
             self._unanswered += 1
             try:
                 descriptor = connection.open()
+            except ssl.SSLCertVerificationError as error:
+                raise TransportError(
+                    f"the certificate of {self.address} is not trusted ({error.verify_message})",
+                    hint="name its authority: [fleet.tls] ca = FILE",
+                ) from None
             except (OSError, ValueError) as error:
                 self._unanswered -= 1
                 self._failed(connection, str(error))

@@ -131,7 +131,7 @@ def simulate(
             availability=_availability(availability, base),
             gated=gates is not None,
         )
-        medium = BrokerMedium(broker, devices=count) if broker else None
+        medium = BrokerMedium(broker, devices=count, tls=configuration.tls.files) if broker else None
         if medium is not None:
             configuration = replace(configuration, fleet=medium.fleet)
         whole = VirtualFleet(

@@ -174,6 +174,8 @@ class VirtualWorker:
     ``later`` plans a call after some virtual seconds.
     """
 
+    __slots__ = ("_deliver", "_job", "_lasts", "_later", "_stopped", "_train", "_trainings")
+
     def __init__(
         self,
         deliver: Deliver,

@@ -1,6 +1,7 @@
 """Simulations over real brokers: the same fleet on sockets, and brokers that refuse, stop or go away."""
 
 import contextlib
+import json
 import os
 import queue
 import signal
@@ -11,6 +12,8 @@ import time
 
 import numpy as np
 import pytest
+from certificates import Authority, tls_mosquitto
+from click.testing import CliRunner
 
 import lichen
 from broker_coordinator.books.audit import audit
@@ -21,6 +24,8 @@ from fl_protocol.errors import ConfigError, TransportError
 from fl_protocol.transport import Connected, Received
 from hil.mosquitto import free_ports, mosquitto_program
 from hil.simulate import broker_medium
+from hil.simulate.command import simulate
+from hil.simulate.device_class import DeviceClass
 from models.zoo import digits
 from models.zoo.mlp import digits_artifact
 
@@ -112,6 +117,48 @@ def test_a_real_broker_carries_the_same_fleet(artifact, broker, tmp_path):
     report = audit(tmp_path / "state")
     assert report.balanced, report.faults
     assert left_on(broker) == []
+
+
+@pytest.mark.mosquitto
+def test_a_slow_link_takes_its_time_before_a_real_socket(tmp_path, broker_of):
+    """Large updates in chunks, up and down: the link's virtual seconds pass as they do in memory."""
+    large = digits_artifact(tmp_path / "large", hidden=400)
+    link = DeviceClass(name="lte", up_bytes_s=20_000.0, down_bytes_s=50_000.0, latency_s=0.1)
+    options = {"count": 3, "versions": 1, "codec": "float32", "fleet": {"buffer": {"size": 3}}}
+    url = broker_of("mosquitto").url
+    memory = run(large, classes=[link], **options)
+    quick = run(large, broker=url, **options)
+    slow = run(large, classes=[link], broker=url, **options)
+    assert slow.accepted == quick.accepted == memory.accepted == 3
+    assert slow.payload_bytes == memory.payload_bytes == 3 * 4 * large.layout.size
+    assert slow.virtual_s > quick.virtual_s + 4 * large.layout.size / 20_000
+    assert slow.virtual_s == pytest.approx(memory.virtual_s, rel=0.5)
+
+
+@pytest.mark.mosquitto
+def test_the_command_takes_a_broker(broker_of):
+    """With the same figures as without."""
+    words = ["iid", "--devices", "6", "--json"]
+    for change in ("versions=1", "hidden=8", "fleet.buffer.size=3", 'runtimes=["numpy"]'):
+        words += ["--set", change]
+    memory = CliRunner().invoke(simulate, words)
+    real = CliRunner().invoke(simulate, [*words, "--broker", broker_of("mosquitto").url])
+    assert (memory.exit_code, real.exit_code) == (0, 0), real.output
+    assert json.loads(real.stdout)[0].keys() == json.loads(memory.stdout)[0].keys()
+    assert json.loads(real.stdout)[0]["versions"] == 1
+
+
+@pytest.mark.mosquitto
+def test_connections_are_encrypted_where_the_broker_wants_it(artifact, tmp_path):
+    """With the authority that ``[fleet.tls]`` names; without it the run ends at once."""
+    authority = Authority(tmp_path)
+    tables = {"buffer": {"size": 12}, "tls": {"ca": str(authority.ca)}}
+    with tls_mosquitto(mosquitto_program(), tmp_path, authority.broker(), authority.ca) as port:
+        url = f"mqtts://127.0.0.1:{port}"
+        assert run(artifact, broker=url, versions=1, fleet=tables).accepted == 12
+        with pytest.raises(TransportError, match="is not trusted") as caught:
+            run(artifact, broker=url, versions=1)
+    assert "[fleet.tls] ca" in caught.value.hint
 
 
 @pytest.mark.mosquitto
