@@ -40,6 +40,12 @@ def target_figures(curves: Curves) -> dict[str, Any]:
         "left_out": [
             *(name for name in WORKLOADS if all(cell.workload != name for cell in curves)),
             *(codec for codec in CODECS if all(cell.codec != codec for cell in curves)),
+            *(
+                f"{codec} on {name}"
+                for name in {cell.workload: None for cell in curves}
+                for codec in {cell.codec: None for cell in curves}
+                if all((cell.workload, cell.codec) != (name, codec) for cell in curves)
+            ),
         ],
         "rows": [
             _row(curves, runs)
