@@ -118,7 +118,7 @@ def grouped_bars(
         start = LEFT + step * (place + 0.1)
         middle = f"{start + step * 0.4:.1f}"
         for line, part in enumerate(group.split(", ")):
-            y = HEIGHT - BOTTOM + 14 + 12 * line
+            y = HEIGHT - BOTTOM + 12 + 11 * line
             marks.append(f'<text x="{middle}" y="{y}" class="tick middle">{escape(part)}</text>')
         for number, row in enumerate(rows):
             if row.values[place] is not None:
@@ -207,7 +207,7 @@ def _frame(title: str, x_label: str, y_label: str, marks: Sequence[str], *, abov
             f"<style>{style}</style>",
             f'<text x="{LEFT}" y="{18 - above}" class="title">{escape(title)}</text>',
             *marks,
-            f'<text x="{middle}" y="{HEIGHT - 10}" class="label">{escape(x_label)}</text>',
+            f'<text x="{middle}" y="{HEIGHT - 8}" class="label">{escape(x_label)}</text>',
             f'<text transform="translate(15 {centre}) rotate(-90)" class="label">{escape(y_label)}</text>',
             "</svg>",
         ]
@@ -259,6 +259,8 @@ def _ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 
 
 def _number(value: float) -> str:
+    if abs(value) >= 1_000_000_000:
+        return f"{value / 1_000_000_000:g}G"
     if abs(value) >= 1_000_000:
         return f"{value / 1_000_000:g}M"
     if abs(value) >= 10_000:
