@@ -23,7 +23,7 @@ from hil.boards.site import Site
 __all__ = ["STATE", "QemuBoard"]
 
 BOOT_S = 300.0
-FIRST_BOOT_S = 900.0
+FIRST_BOOT_S = 1800.0
 SAMPLES_S = 300.0
 STOP_S = 180.0
 DISK_S = 120.0
