@@ -166,7 +166,8 @@ class QemuBoard:
             BoardFailure: the machine went off by itself.
         """
         self._expect_alive()
-        if not self.machine.running or not self._up():
+        # A board that was never started may have power, and an agent without samples.
+        if not self._has_samples or not self.machine.running or not self._up():
             return {}
         if time.monotonic() - self._asked >= STATUS_EVERY_S:
             self._status = self._ask_status()
