@@ -23,7 +23,7 @@ from hil.boards.site import Site
 __all__ = ["STATE", "QemuBoard"]
 
 BOOT_S = 300.0
-FIRST_BOOT_S = 900.0
+FIRST_BOOT_S = 1800.0
 SAMPLES_S = 300.0
 STOP_S = 180.0
 DISK_S = 120.0
@@ -169,7 +169,8 @@ class QemuBoard:
             BoardFailure: the machine went off by itself.
         """
         self._expect_alive()
-        if not self.machine.running or not self._up():
+        # A board that was never started may have power, and an agent without samples.
+        if not self._has_samples or not self.machine.running or not self._up():
             return {}
         if time.monotonic() - self._asked >= STATUS_EVERY_S:
             self._status = self._ask_status()
