@@ -9,7 +9,6 @@ An agent has a file of its own, and box 0 in it. Agents of one process may share
 box each.
 """
 
-import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.box_memory import BoxMemory
-from edge_agent.device_state import SCHEMA as DEVICE_STATES
-from edge_agent.device_state import DeviceState, find_state, keep_state, newest_size
-from edge_agent.sqlite_file import StorageErrors, commit, storage_errors
-from fl_io.crash import crash_point
+from edge_agent.device_state import DeviceState, find_state, keep_state
+from edge_agent.outbox_counts import CODEC_STATE, OutboxCounts, counted, residual_bytes
+from edge_agent.outbox_file import OutboxFile
+from edge_agent.sqlite_file import commit
 from fl_protocol.clock import Clock
 from fl_protocol.errors import StorageError
 from fl_protocol.update import INLINE_BYTES, UpdateHeader
@@ -31,75 +30,13 @@ __all__ = [
     "OUTCOMES",
     "LedgerRow",
     "Outbox",
-    "OutboxCounts",
     "OutboxEntry",
-    "OutboxFile",
-    "read_counts",
 ]
 
 LEDGER_ROWS = 10_000
 OUTCOMES = ("created", "done", "refused", "expired", "destroyed")
-IN_MEMORY = ":memory:"
-_APPLICATION_ID = 0x4C696368
-_FORMAT = 3
 _KEPT_BASES = 1_000
-_CODEC_STATE = "codec_state"
 _AGES_SAVED_EVERY_S = 3600.0
-_SCHEMA = """
-CREATE TABLE outbox (
-    update_id BLOB PRIMARY KEY, sequence INTEGER NOT NULL UNIQUE, header BLOB NOT NULL,
-    epoch INTEGER NOT NULL, number INTEGER NOT NULL, digest BLOB NOT NULL,
-    size INTEGER NOT NULL, age_s REAL NOT NULL, payload BLOB NOT NULL);
-CREATE TABLE ledger (
-    sequence INTEGER PRIMARY KEY, update_id BLOB NOT NULL, outcome TEXT NOT NULL, reason TEXT NOT NULL);
-CREATE TABLE totals (outcome TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE bases (
-    epoch INTEGER, number INTEGER, digest BLOB, sequence INTEGER NOT NULL,
-    PRIMARY KEY (epoch, number, digest)) WITHOUT ROWID;
-CREATE TABLE facts (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-"""
-_BOXES = """
-ALTER TABLE outbox RENAME TO old_outbox;
-CREATE TABLE outbox (
-    update_id BLOB PRIMARY KEY, sequence INTEGER NOT NULL, header BLOB NOT NULL,
-    epoch INTEGER NOT NULL, number INTEGER NOT NULL, digest BLOB NOT NULL,
-    size INTEGER NOT NULL, age_s REAL NOT NULL, payload BLOB NOT NULL, box INTEGER NOT NULL DEFAULT 0,
-    UNIQUE (box, sequence));
-INSERT INTO outbox SELECT *, 0 FROM old_outbox;
-DROP TABLE old_outbox;
-ALTER TABLE ledger RENAME TO old_ledger;
-CREATE TABLE ledger (
-    box INTEGER NOT NULL DEFAULT 0, sequence INTEGER NOT NULL, update_id BLOB NOT NULL,
-    outcome TEXT NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (box, sequence)) WITHOUT ROWID;
-INSERT INTO ledger SELECT 0, * FROM old_ledger;
-DROP TABLE old_ledger;
-ALTER TABLE totals RENAME TO old_totals;
-CREATE TABLE totals (
-    box INTEGER NOT NULL DEFAULT 0, outcome TEXT NOT NULL, count INTEGER NOT NULL,
-    PRIMARY KEY (box, outcome)) WITHOUT ROWID;
-INSERT INTO totals SELECT 0, * FROM old_totals;
-DROP TABLE old_totals;
-ALTER TABLE bases RENAME TO old_bases;
-CREATE TABLE bases (
-    box INTEGER NOT NULL DEFAULT 0, epoch INTEGER, number INTEGER, digest BLOB, sequence INTEGER NOT NULL,
-    PRIMARY KEY (box, epoch, number, digest)) WITHOUT ROWID;
-INSERT INTO bases SELECT 0, * FROM old_bases;
-DROP TABLE old_bases;
-ALTER TABLE facts RENAME TO old_facts;
-CREATE TABLE facts (
-    box INTEGER NOT NULL DEFAULT 0, key TEXT NOT NULL, value BLOB NOT NULL,
-    PRIMARY KEY (box, key)) WITHOUT ROWID;
-INSERT INTO facts SELECT 0, * FROM old_facts;
-DROP TABLE old_facts;
-ALTER TABLE device_states RENAME TO old_device_states;
-CREATE TABLE device_states (
-    box INTEGER NOT NULL DEFAULT 0, artifact BLOB NOT NULL, sequence INTEGER NOT NULL,
-    content BLOB NOT NULL, PRIMARY KEY (box, artifact));
-INSERT INTO device_states SELECT 0, * FROM old_device_states;
-DROP TABLE old_device_states;
-"""
-_STEPS = (_SCHEMA, DEVICE_STATES, _BOXES)
-"""What makes a file of each format from the one before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,79 +61,6 @@ class LedgerRow:
     update_id: bytes
     outcome: str
     reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutboxCounts:
-    """Updates by outcome since the file was made; entries that wait now, and their bytes; the bytes of the
-    newest device state, and of what the newest update left out."""
-
-    created: int = 0
-    done: int = 0
-    refused: int = 0
-    expired: int = 0
-    destroyed: int = 0
-    waiting: int = 0
-    waiting_bytes: int = 0
-    personal_bytes: int = 0
-    residual_bytes: int = 0
-
-
-class OutboxFile:
-    """The file of one outbox or of several; ``:memory:`` is a file that ends with its process.
-
-    Raises:
-        StorageError: it cannot be opened, is damaged, or was written by a newer agent.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        hint = "a full or read-only disk; a damaged file is set aside when the agent opens it next"
-        self.translated = StorageErrors(f"the outbox {path}", hint)
-        """Turns what sqlite raises into StorageError."""
-        with self.translated:
-            self.db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
-        try:
-            with self.translated:
-                self._prepare()
-        except StorageError:
-            self.db.close()
-            raise
-
-    def close(self) -> None:
-        """Close the file."""
-        self.db.close()
-
-    def _prepare(self) -> None:
-        (tables,) = self.db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-        (application,) = self.db.execute("PRAGMA application_id").fetchone()
-        (version,) = self.db.execute("PRAGMA user_version").fetchone()
-        if tables and application != _APPLICATION_ID:
-            raise sqlite3.DatabaseError("it is a database of another program")
-        if version > _FORMAT:
-            raise StorageError(
-                f"the outbox {self.path} was written by a newer agent (format {version})",
-                hint="install that version again, or give this agent a state folder of its own",
-            )
-        if str(self.path) != IN_MEMORY:
-            os.chmod(self.path, 0o640)
-        for pragma in (
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            "cache_size=-256",
-            "journal_size_limit=1048576",
-            # Debian's sqlite writes zeros over what is deleted: every payload would be written twice.
-            "secure_delete=FAST",
-        ):
-            self.db.execute(f"PRAGMA {pragma}")
-        # Whatever fails this check would fail later in the middle of a participation.
-        fault = self.db.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if fault != "ok":
-            raise sqlite3.DatabaseError(fault)
-        if version < _FORMAT:
-            marks = f"PRAGMA application_id={_APPLICATION_ID}; PRAGMA user_version={_FORMAT};"
-            self.db.executescript(f"BEGIN;{''.join(_STEPS[version:])}{marks}COMMIT;")
-            crash_point("agent.schema")
 
 
 class Outbox:
@@ -268,7 +132,7 @@ class Outbox:
                     (self._box, _KEPT_BASES),
                 )
             if codec_state is not None:
-                self._put_facts(db, {_CODEC_STATE: codec_state})
+                self._put_facts(db, {CODEC_STATE: codec_state})
             if device_state is not None:
                 keep_state(db, device_state, sequence, box=self._box)
                 self._memory.has_device_state = True
@@ -377,7 +241,7 @@ class Outbox:
     def counts(self) -> OutboxCounts:
         """Totals by outcome and what waits now."""
         with self._translated:
-            return _counts(self._db, self._box)
+            return counted(self._db, self._box)
 
     def remember(self, key: str, value: bytes) -> None:
         """Keep a small durable fact, replacing an older one; costs no write where it is the same."""
@@ -404,7 +268,7 @@ class Outbox:
 
     def codec_state(self) -> bytes:
         """What the encoding of the newest update left, whatever became of that update; empty if nothing."""
-        return self.recall(_CODEC_STATE) or b""
+        return self.recall(CODEC_STATE) or b""
 
     def device_state(self, artifact: bytes) -> DeviceState | None:
         """The device state kept for an artifact (by its digest), or else the newest."""
@@ -432,7 +296,7 @@ class Outbox:
     def _residual_bytes(self) -> int:
         if self._memory.residual_bytes is None:
             with self._translated:
-                self._memory.residual_bytes = _residual_bytes(self._db, f" WHERE box = {self._box}")
+                self._memory.residual_bytes = residual_bytes(self._db, f" WHERE box = {self._box}")
         return self._memory.residual_bytes
 
     def _make_room(self, db: sqlite3.Connection, cost: int) -> int:
@@ -510,47 +374,11 @@ class Outbox:
         )
         for key, value in facts.items():
             self._memory.note_fact(key, value)
-            if key == _CODEC_STATE:
+            if key == CODEC_STATE:
                 self._memory.residual_bytes = len(value)
 
     def _key(self, base: VersionId) -> Sequence[object]:
         return self._box, *_key(base)
-
-
-def read_counts(path: Path) -> OutboxCounts:
-    """The counts of an outbox that another process may be using, from a read-only connection.
-
-    Raises:
-        StorageError: no such file, or it cannot be read.
-    """
-    with storage_errors(f"the outbox {path}"):
-        db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5.0)
-        try:
-            return _counts(db)
-        finally:
-            db.close()
-
-
-def _counts(db: sqlite3.Connection, box: int = 0) -> OutboxCounts:
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    where = f" WHERE box = {box}" if version >= _FORMAT else ""
-    totals = dict(db.execute(f"SELECT outcome, count FROM totals{where}"))
-    waiting, size = db.execute(f"SELECT count(*), coalesce(sum(size), 0) FROM outbox{where}").fetchone()
-    personal = newest_size(db, box=box) if version >= _FORMAT else 0
-    return OutboxCounts(
-        **totals,
-        waiting=waiting,
-        waiting_bytes=size,
-        personal_bytes=personal,
-        residual_bytes=_residual_bytes(db, where),
-    )
-
-
-def _residual_bytes(db: sqlite3.Connection, where: str) -> int:
-    """What the codec's state takes, without reading it; ``where`` names the box."""
-    state = f"{where} AND key = ?" if where else " WHERE key = ?"
-    row = db.execute(f"SELECT length(value) FROM facts{state}", (_CODEC_STATE,)).fetchone()
-    return row[0] if row else 0
 
 
 def _key(base: VersionId) -> Sequence[object]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edge_agent.birthmark import birthmark, is_alive
-from edge_agent.outbox import OutboxCounts, read_counts
+from edge_agent.outbox_counts import OutboxCounts, read_counts
 from fl_protocol.clock import Clock
 from fl_protocol.errors import StorageError
 

@@ -23,7 +23,8 @@ from edge_agent.jobs import Deliver, Job, JobFailed, Progress, Result, TrainJob,
 from edge_agent.limits import Limits, read_limits
 from edge_agent.lookout import Lookout
 from edge_agent.model_notice import NoticeBoard
-from edge_agent.outbox import Outbox, OutboxCounts, OutboxEntry
+from edge_agent.outbox import Outbox, OutboxEntry
+from edge_agent.outbox_counts import OutboxCounts
 from edge_agent.presence import Presence
 from edge_agent.safe_mode import SafeMode
 from edge_agent.sample_count import CountSamples, count_samples

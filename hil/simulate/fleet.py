@@ -14,7 +14,7 @@ from broker_coordinator.keys import KEY_FILE, open_key
 from broker_coordinator.storage.sqlite_store import SqliteStore
 from edge_agent.configuration import GateSettings
 from edge_agent.limits import read_limits
-from edge_agent.outbox import IN_MEMORY, OutboxFile
+from edge_agent.outbox_file import IN_MEMORY, OutboxFile
 from edge_agent.trainer import Trainer
 from fl_io.disk import RealDisk
 from fl_protocol.errors import AggregatorError, ConfigError

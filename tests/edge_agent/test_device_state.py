@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from edge_agent.device_state import KEPT, DeviceState
-from edge_agent.outbox import _SCHEMA, Outbox, read_counts
+from edge_agent.outbox import Outbox
+from edge_agent.outbox_counts import read_counts
+from edge_agent.outbox_file import _SCHEMA
 from edge_agent.personal import initial_personal, pack_personal, personal_tensors
 from fl_protocol.artifact import ArtifactManifest, Input, Parameter
 from fl_protocol.blob import BlobRef

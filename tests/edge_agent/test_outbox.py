@@ -11,7 +11,9 @@ from dataclasses import replace
 import pytest
 
 from edge_agent import outbox as outbox_module
-from edge_agent.outbox import Outbox, OutboxFile, read_counts
+from edge_agent.outbox import Outbox
+from edge_agent.outbox_counts import read_counts
+from edge_agent.outbox_file import OutboxFile
 from fl_protocol.clock import ManualClock
 from fl_protocol.errors import StorageError
 from fl_protocol.update import UpdateHeader
