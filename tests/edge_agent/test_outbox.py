@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from edge_agent import outbox as outbox_module
+from edge_agent import outbox_file
 from edge_agent.outbox import Outbox
 from edge_agent.outbox_counts import read_counts
 from edge_agent.outbox_file import OutboxFile
@@ -377,7 +378,7 @@ def test_a_file_with_one_box_only_is_taken_over_whole(tmp_path, clock):
     """Format 2 knew no boxes: what waited waits on, and its ledger, totals, bases and facts stay."""
     path = tmp_path / "agent.db"
     with closing(sqlite3.connect(path)) as db:
-        old = outbox_module._SCHEMA + outbox_module.DEVICE_STATES
+        old = outbox_file._SCHEMA + outbox_file.DEVICE_STATES
         db.executescript(f"{old} PRAGMA application_id={0x4C696368}; PRAGMA user_version=2;")
         base, packed = header(1).base, header(1).pack()
         key = (base.epoch, base.number, base.digest)
