@@ -196,7 +196,7 @@ class QemuBoard:
 
     def figures(self) -> Mapping[str, float]:
         """What was measured so far: seconds (``_s``) and MiB (``_mib``)."""
-        return {"flash_s": self.card.flash_s, **self._figures}
+        return {"flash_s": round(self.card.flash_s, 1), **self._figures}
 
     def logs(self) -> str:
         """The end of its console, to which the whole journal goes."""
