@@ -1,1 +1,2 @@
-"""The figures of docs/benchmarks.md: each section measures one thing, and ``make bench`` repeats them all."""
+"""The figures of docs/benchmarks.md: each section measures one thing. ``make bench``
+repeats them, but for ``boards`` and ``peers``, which say what they take."""

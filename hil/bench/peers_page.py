@@ -28,7 +28,7 @@ receipts every update besides.
 _WAYS = {
     "loop": "loop of plain NumPy",
     "numpy": "virtual devices",
-    "stacked": "virtual devices, 25 trained together",
+    "stacked": "virtual devices, trained in stacks",
     "flower": "Flower's simulation",
 }
 

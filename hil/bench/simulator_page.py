@@ -34,7 +34,7 @@ _WAYS = {
     "loop": "loop of plain NumPy",
     "onnx": "virtual devices, ONNX Runtime",
     "numpy": "virtual devices, NumPy",
-    "stacked": "virtual devices, NumPy, 25 trained together",
+    "stacked": "virtual devices, NumPy, trained in stacks",
 }
 
 

@@ -18,7 +18,7 @@ updates, K = {k[motion]}: more versions, of which it needs more). *Target*: what
 0.005; accuracies are means over 60 updates. *Smaller*: bytes that float32 had sent when it was there, over those
 of the codec. *Time*: virtual seconds until what float32 ends at in rounds that wait for all, less 0.005. *Accuracy*
 and *worst* (class of the digits, person of motion) at the end: the last quarter. Medians over the seeds that got
-there, with the least favourable in brackets.
+there, with the least favourable in brackets; *seeds there* says of how many that were run.
 
 | data | aggregation | codec | seeds there | smaller, payload | smaller, all MQTT | updates | time, s | accuracy | worst |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
