@@ -90,6 +90,8 @@ class GlobalModel:
         self._uptime_counted_to = clock.monotonic()
         self._rules_name = store.put_rules(self.rules.to_json())
         self.version, self.state = self._newest(artifact)
+        # Where it has become smaller, the manifest says so from now on, not from the next version on.
+        self._raise_horizon(self.state.number)
         self._open = self._reopen()
         self._waiting_since = clock.monotonic()
         self.quarantined = 0
@@ -217,11 +219,15 @@ class GlobalModel:
         with self._store.transaction("coordinator.version"):
             self._store.add_uptime(now - self._uptime_counted_to)
             self._store.commit_version(record)
-            oldest = self._store.version(state.number - self._horizon_versions)
-            if oldest is not None:
-                self._store.raise_horizon((oldest.epoch, oldest.number))
+            self._raise_horizon(state.number)
         self._uptime_counted_to = now
         return self._store.version(state.number) or record
+
+    def _raise_horizon(self, newest: int) -> None:
+        oldest = self._store.version(newest - self._horizon_versions)
+        if oldest is not None and self._store.office().horizon < (oldest.epoch, oldest.number):
+            with self._store.transaction():
+                self._store.raise_horizon((oldest.epoch, oldest.number))
 
     def _reopen(self) -> OpenVersion:
         return OpenVersion(

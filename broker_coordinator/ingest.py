@@ -404,8 +404,14 @@ class Ingest:
         self._model.weigh_fault = self._weighing.fault
 
     def _leave(self, batch: Batch, state: TaskState, action: Accept, verdict: Unweighed) -> None:
-        """Nothing is recorded: the device keeps its update, and asks again after a while."""
+        """Nothing is recorded: the device keeps its update, and asks again after a while.
+
+        What it uploaded goes: it would hold a place that the device's other updates need.
+        """
         self._weighing.failed(action.device, verdict.error)
+        if self._closed(batch, action.update_id):
+            self._store.close_upload(action.update_id)
+            batch.discarded.append(action.update_id)
         self.rejected["unweighed"] += 1
         receipt = Receipt(
             state="later", epoch=state.epoch, term=state.term, reason="unweighed", wait_s=UNWEIGHED_WAIT_S

@@ -49,7 +49,7 @@ class LinuxMachine:
 
     def on_mains(self) -> bool | None:
         """True on a machine without a battery that discharges."""
-        supplies = list((self._sys / "class/power_supply").glob("*"))
+        supplies = self._supplies()
         online = [_text(supply / "online") for supply in supplies if _text(supply / "type") != "Battery"]
         if "1" in online:
             return True
@@ -81,9 +81,14 @@ class LinuxMachine:
 
     def battery(self) -> float | None:
         """Of those that tell their capacity in percent."""
-        supplies = (self._sys / "class/power_supply").glob("*")
-        told = [_text(supply / "capacity") for supply in supplies if _text(supply / "type") == "Battery"]
+        batteries = [supply for supply in self._supplies() if _text(supply / "type") == "Battery"]
+        told = [_text(battery / "capacity") for battery in batteries]
         return min((int(percent) / 100.0 for percent in told if percent.isdigit()), default=None)
+
+    def _supplies(self) -> list[Path]:
+        """Of this machine: a mouse has a battery of its own, and feeds nobody else."""
+        supplies = (self._sys / "class/power_supply").glob("*")
+        return [supply for supply in supplies if _text(supply / "scope") != "Device"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -144,6 +144,7 @@ class Supervisor:
         self._job: Job | None = None
         self._check: VerifyJob | None = None
         self._job_ends = 0.0
+        self._check_ends = 0.0
         if watchdog is not None:
             watchdog.add(self._worker_fault)
         self._expire_at = 0.0
@@ -306,8 +307,11 @@ class Supervisor:
 
     def _worker_fault(self) -> str:
         """What the watchdog is to know: the worker's own deadline, passed long ago, did not end it."""
-        overdue = self._job is not None and self._clock.monotonic() > self._job_ends
-        return f"the worker has not ended its job: {_name(self._job)}" if overdue else ""
+        now = self._clock.monotonic()
+        for job, ends in ((self._job, self._job_ends), (self._check, self._check_ends)):
+            if job is not None and now > ends:
+                return f"the worker has not ended its job: {_name(job)}"
+        return ""
 
     def _take(self, item: _Item) -> None:
         """Take one thing in; what the disk refuses to keep is not obeyed either."""
@@ -355,6 +359,7 @@ class Supervisor:
                 self._worker.cancel()
             elif self._check is None and (check := self._check_meanwhile(self._job)) is not None:
                 self._check = check
+                self._check_ends = self._clock.monotonic() + self._allowance_s(check)
                 self._checker = self._checker or self._make_worker(self._deliver)
                 self._checker.submit(check)
         return min(self._assignment.wait_s, self._orders.command_wait_s() or LONGEST_SLEEP_S)

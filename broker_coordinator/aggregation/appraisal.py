@@ -200,14 +200,14 @@ class _Appraiser:
             if unsound := claims.unsound():
                 return Refusal(reason="malformed", message=f"the aggregator cannot weigh it: {unsound}")
             return self._unweighed(candidate, claims, error)
-        if not weight >= 0:
+        if not 0 <= weight < math.inf:
             if unsound := claims.unsound():
                 return Refusal(reason="not_finite", message=f"the aggregator gives it {weight}: {unsound}")
-            return self._unweighed(candidate, claims, f"it gave {weight}, and weights are not below 0")
+            return self._unweighed(candidate, claims, f"it gave {weight}, and weights are finite, from 0 up")
         scale = np.float32(self._staleness(staleness) * clip_factor(norm, state, rules.clip))
         longest = max(float(decoded_norm), self._largest_buffer)
         heaviest = float(weight) * float(scale) * longest
-        if not (math.isfinite(heaviest) and weight >= 0 and heaviest <= _MOST):
+        if not heaviest <= _MOST:
             return Refusal(reason="not_finite", message=f"weight {weight} times {longest} is no number")
         return Appraisal(
             weight=to_raw(weight),

@@ -207,6 +207,22 @@ def test_bad_messages_are_counted_and_nothing_else_happens(fleet):
     assert fleet.coordinator.version.number == 1
 
 
+def test_a_smaller_horizon_holds_from_the_start(fleet_of):
+    """What the manifest calls late is refused as stale, also before the next version."""
+    fleet = fleet_of().start()
+    devices = [fleet.device(f"d{number}") for number in range(2)]
+    old = devices[0].make(fleet.layout)
+    for _ in range(2):
+        fleet.contribute(*devices)
+    fleet.crash()
+    fleet.configuration = replace(fleet.configuration, horizon=HorizonTable(versions=1))
+    fleet.start()
+    assert devices[0].manifest.is_late(old[1].base)
+    devices[0].begin(*old)
+    fleet.settle()
+    assert devices[0].last(old[0]).reason == "stale"
+
+
 # Large updates
 
 

@@ -11,6 +11,7 @@ import pytest
 from broker_coordinator.aggregation.aggregator_registry import aggregator_for
 from broker_coordinator.books.audit import audit
 from broker_coordinator.configuration import AggregatorTable, BufferTable
+from broker_coordinator.decide import MAX_UPLOADS_PER_DEVICE
 from fl_protocol.errors import ConfigError
 
 LOSS_WEIGHTED = """
@@ -173,6 +174,30 @@ def test_a_claim_that_a_rule_stumbles_over_holds_up_nobody(fleet_of, folder, cla
     figures = fleet.coordinator.figures()
     assert (figures.rejected, figures.aggregator_fault) == ({"unweighed": 1}, "")
     assert audit(fleet.folder).balanced
+
+
+def test_a_large_update_that_a_rule_stumbles_over_takes_no_place(fleet_of, folder, large_artifact):
+    """It stays with its device: a chunk that comes again refuses nothing, and others of it find room."""
+    folder(LOSS_WEIGHTED.replace('* update.metrics["before.loss"]', '/ update.metrics["before.loss"]'))
+    fleet = fleet_of(aggregator=RULE, artifact=large_artifact, buffer=BufferTable(size=50)).start()
+    device = fleet.device("d1")
+
+    def upload(loss):
+        update_id, header, payload = device.make(fleet.layout, metrics={"before.loss": loss})
+        device.begin(update_id, header)
+        fleet.settle()
+        chunks = [(at, payload[at : at + (1 << 16)]) for at in range(0, len(payload), 1 << 16)]
+        for at, chunk in [*chunks, chunks[-1]]:
+            device.say(device.topics.chunk("d1", update_id, at), chunk)
+        fleet.settle()
+        return device.last(update_id)
+
+    for _ in range(MAX_UPLOADS_PER_DEVICE + 1):
+        receipt = upload(0.0)
+        assert (receipt.state, receipt.reason) == ("later", "unweighed")
+    assert upload(1.0).state == "done"
+    assert not list((fleet.folder / "parts").iterdir())
+    assert fleet.books().versions_ok == 0
 
 
 def test_a_rule_that_fails_on_several_devices_is_called_faulty(fleet_of, folder):

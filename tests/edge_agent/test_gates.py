@@ -109,6 +109,7 @@ def supply(root, name, **files):
             True,
         ),
         ([("AC", {"type": "Mains", "online": 0})], False),
+        ([("mouse", {"type": "Battery", "scope": "Device", "status": "Discharging"})], None),
     ],
 )
 def test_power_is_read_from_the_kernel(tmp_path, supplies, expected):

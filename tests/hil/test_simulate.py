@@ -73,7 +73,7 @@ def test_the_same_seed_gives_the_same_run(artifact, options):
 def test_every_update_goes_the_whole_way(artifact, tmp_path, monkeypatch):
     """Encoded, committed to the outbox, sent, accepted, receipted and deleted, each as often as the next."""
     passed = Counter()
-    for module in ("outbox", "sqlite_file", "upload"):
+    for module in ("sqlite_file", "upload"):
         monkeypatch.setattr(f"edge_agent.{module}.crash_point", lambda name: passed.update([name]))
     fleets = []
     result = run(artifact, state=tmp_path / "state", progress=lambda fleet: fleets[:] or fleets.append(fleet))
