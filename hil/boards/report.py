@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from hil.boards.scenarios import SCENARIOS
+from hil.boards.scenarios import PAIR_SCENARIOS, SCENARIOS
 from hil.page_style import PAGE_STYLE
 
 __all__ = ["Figures", "Outcome", "figures", "outcomes", "table", "write_json", "write_page"]
@@ -173,7 +173,7 @@ def _axes(found: Sequence[Outcome]) -> tuple[list[str], list[str]]:
 
 def _place(scenario: str) -> int:
     """Ours in their own order, a user's behind them as they came."""
-    known = list(SCENARIOS)
+    known = [*SCENARIOS, *PAIR_SCENARIOS]
     return known.index(scenario) if scenario in known else len(known)
 
 
