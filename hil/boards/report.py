@@ -22,7 +22,7 @@ _NAMES = {
     "ready_to_boot_s": "image, payload and cards, s",
     "copy_s": "copying the image, s",
     "flash_s": "flashing it, s",
-    "first_connection_s": "first boot to its first connection, s",
+    "first_connection_s": "first boot to a connected agent with samples, s",
     "first_update_s": "first boot to its first accepted update, s",
     "agent_rss_mib": "agent, most RSS, MiB",
     "worker_peak_rss_mib": "worker that trains, most RSS, MiB",
