@@ -38,9 +38,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Marks that other plug-ins read, where they are there."""
+    """Marks that other plug-ins read, where they are there; the name of the page is checked at once."""
     config.addinivalue_line("markers", "xdist_group(name): tests that one process runs, under pytest-xdist")
     config.addinivalue_line("markers", "timeout(seconds): the bound of a test, under pytest-timeout")
+    report = config.getoption("--hil-report")
+    if report and Path(report).suffix != ".html":
+        raise pytest.UsageError(
+            f"--hil-report {report}: name a page, FILE.html; the figures are written beside it, as FILE.json"
+        )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -22,6 +22,7 @@ from broker_coordinator.keys import open_key
 from broker_coordinator.storage.sqlite_store import SqliteStore
 from fl_protocol.clock import ManualClock
 from fl_protocol.codec import codec_for, codec_seed
+from fl_protocol.errors import LichenError
 from fl_protocol.loopback import LoopbackBroker
 from fl_protocol.topics import FleetTopics
 from fl_protocol.update import UpdateHeader
@@ -36,6 +37,8 @@ UPDATES = 3000
 HIDDEN = 1340
 """100,510 parameters."""
 RUNS = 3
+LONGEST_S = 900.0
+"""Of one run; it takes a minute or less."""
 _SECTION = """
 ## Memory of a large buffer
 
@@ -52,7 +55,11 @@ They differ by {difference_mib} MiB. Bound: < 5 MB.
 
 
 def buffer_memory(runs: int = RUNS) -> dict[str, Any]:
-    """Peak RSS in MiB for each K in alternating runs, and by how much their medians differ."""
+    """Peak RSS in MiB for each K in alternating runs, and by how much their medians differ.
+
+    Raises:
+        LichenError: a run failed, its words are on stderr, or took too long.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "artifact"
         artifact = digits_artifact(path, hidden=HIDDEN)
@@ -88,7 +95,13 @@ def buffer_memory_section(figures: Mapping[str, Any]) -> str:
 
 def _peak_mib(artifact: Path, state: Path, size: int) -> float:
     command = [sys.executable, "-m", "hil.bench.buffer_memory", str(artifact), str(state), f"{size}"]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=LONGEST_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise LichenError(f"K = {size} takes longer than {LONGEST_S:.0f} s") from None
+    if done.returncode:
+        raise LichenError(f"K = {size} ended with {done.returncode}", hint="see what it said above")
+    return float(done.stdout)
 
 
 def _serve(path: Path, state: Path, size: int) -> float:

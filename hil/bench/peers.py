@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from fl_protocol.errors import RuntimeUnavailable
+from fl_protocol.errors import LichenError, RuntimeUnavailable
 from hil.bench.plain_sgd import PLAN, fleet_of, score, trained
 from hil.simulate.fleet import VirtualFleet
 from hil.simulate.simulation import simulate
@@ -75,8 +75,8 @@ def peers(*, devices: int = DEVICES, versions: int = VERSIONS, runs: int = RUNS)
 
     Raises:
         RuntimeUnavailable: Flower is not installed here.
-        RuntimeError: a way learned something else, so that it did not do the same work.
-        CalledProcessError: a run failed; its words are on stderr.
+        LichenError: a run failed, its words are on stderr, or took too long; or a way learned something else,
+            so that it did not do the same work.
     """
     try:
         found = {name: version(name) for name in ("flwr", "ray", "numpy")}
@@ -90,7 +90,11 @@ def peers(*, devices: int = DEVICES, versions: int = VERSIONS, runs: int = RUNS)
             rows[way].append(_run(way, devices, versions))
     ways = [_median(way, rows[way]) for way in WAYS]
     if any(abs(row["accuracy"] - ways[0]["accuracy"]) > SAME for row in ways):
-        raise RuntimeError(f"not the same work: {ways}")
+        said = ", ".join(f"{row['way']} {row['accuracy']:.4f}" for row in ways)
+        raise LichenError(
+            f"not the same work was done, as accuracies differ by more than {SAME}: {said}",
+            hint="a run of more --devices or --versions differs less",
+        )
     return {
         "devices": devices,
         "versions": versions,
@@ -103,17 +107,21 @@ def peers(*, devices: int = DEVICES, versions: int = VERSIONS, runs: int = RUNS)
 def _run(way: str, devices: int, versions: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "hil.bench.peers", "--run", way, str(devices), str(versions)]
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
-    )
-    try:
-        printed, _ = process.communicate(timeout=LONGEST_S)
-    finally:  # Ray's servers outlive a run that fails
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    ) as process:
+        try:
+            printed, _ = process.communicate(timeout=LONGEST_S)
+        except subprocess.TimeoutExpired:
+            raise LichenError(
+                f"a run of {way} takes longer than {LONGEST_S:.0f} s",
+                hint="is the machine busy? fewer --devices, or --versions",
+            ) from None
+        finally:  # Ray's servers outlive a run that fails
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
+        raise LichenError(f"a run of {way} ended with {process.returncode}", hint="see what it said above")
     figures: dict[str, Any] = json.loads(printed.splitlines()[-1])
     return figures
 
@@ -192,7 +200,7 @@ def main(words: list[str] | None = None) -> int:
         return 0
     try:
         figures = peers(devices=options.devices, versions=options.versions, runs=options.runs)
-    except RuntimeUnavailable as error:
+    except LichenError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     sys.stdout.write(json.dumps(figures) + "\n")

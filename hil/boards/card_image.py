@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fl_protocol.errors import ConfigError, LichenError
-from hil.boards.debian_root import LEFT_OUT, PACKAGES, SETTINGS, SUITE, make_root, missing_programs, run
-from hil.boards.initial_ramdisk import MODULES, initial_ramdisk
+from hil.boards.debian_root import RECIPE, make_root, missing_programs, run
+from hil.boards.initial_ramdisk import INIT, MODULES, initial_ramdisk
 
 __all__ = [
     "BOOT_FILES",
@@ -66,8 +66,8 @@ def cache_folder() -> Path:
 
 
 def recipe_hash() -> str:
-    """Of what goes into an image: its packages, its settings, and the sizes of its partitions."""
-    recipe = (SUITE, PACKAGES, LEFT_OUT, dict(SETTINGS), MODULES, BOOT_FILES, BOOT_START, BOOT_MIB, ROOM_MIB)
+    """Of what goes into an image: its root, its first process, and the sizes of its partitions."""
+    recipe = (RECIPE, MODULES, INIT, BOOT_FILES, BOOT_START, BOOT_MIB, ROOM_MIB)
     return hashlib.sha256(repr(recipe).encode()).hexdigest()[:16]
 
 

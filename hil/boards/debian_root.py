@@ -27,11 +27,13 @@ __all__ = [
     "LEFT_OUT",
     "PACKAGES",
     "PACKAGES_OF",
+    "RECIPE",
     "SETTINGS",
     "SUITE",
     "make_root",
     "mirror",
     "missing_programs",
+    "program_path",
     "run",
 ]
 
@@ -118,6 +120,11 @@ apt-get --quiet download "$kernel" busybox-static
 """
 """Of the kernel's package and of busybox only files are wanted."""
 
+RECIPE = (
+    *(SUITE, ARCHITECTURE, PACKAGES, LEFT_OUT, dict(SETTINGS)),
+    *(_MASKED, _ENABLED, _MERGED, _SETUP, _EXTRACT, _CUSTOMIZE),
+)
+"""All that makes a root what it is, but for the versions of Debian's packages."""
 
 PACKAGES_OF = {
     "debugfs": "e2fsprogs",
@@ -131,6 +138,11 @@ PACKAGES_OF = {
     "sfdisk": "fdisk",
 }
 """Where Debian has the programs that make an image, and run it."""
+
+
+def program_path() -> str:
+    """Where programs are looked for: also where root has them."""
+    return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
 def missing_programs(*names: str) -> list[str]:
@@ -240,8 +252,3 @@ def _hooks(folder: Path, packages: Path) -> dict[str, str]:
 
 def _own_processor() -> bool:
     return platform.machine() in ("aarch64", "arm64")
-
-
-def program_path() -> str:
-    """Where programs are looked for: also where root has them."""
-    return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"

@@ -1,7 +1,6 @@
 """A card for an emulated board, made by the commands that a person types: a payload, and a flashed image."""
 
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from pathlib import Path
 from broker_coordinator.flash.boot import find_boot
 from broker_coordinator.flash.fat import FatVolume
 from broker_coordinator.flash.overlay import Overlay
+from hil.boards import errand
 from hil.boards.board import BoardFailure
 from hil.boards.card_image import ROOT_START
 from hil.boards.debian_root import run
@@ -117,17 +117,7 @@ def copy_seconds(image: Path, folder: Path) -> float:
 def _lichen(*words: str, within_s: float, say: Callable[[str], None]) -> float:
     """Run `lichen fleet`; the seconds that it took."""
     began = time.monotonic()
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "lichen", "fleet", *words],
-            capture_output=True,
-            text=True,
-            timeout=within_s,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-    except subprocess.TimeoutExpired:
-        raise BoardFailure(f"lichen fleet {words[0]} takes longer than {within_s:.0f} s") from None
+    done = errand.run([sys.executable, "-m", "lichen", "fleet", *words], within_s=within_s)
     if done.returncode:
         raise BoardFailure(
             f"lichen fleet {words[0]} ended with {done.returncode}", hint=done.stderr.strip()[-2000:]

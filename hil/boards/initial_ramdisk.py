@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fl_protocol.errors import ConfigError
 
-__all__ = ["MODULES", "archive", "initial_ramdisk", "module_order"]
+__all__ = ["INIT", "MODULES", "archive", "initial_ramdisk", "module_order"]
 
 MODULES = (
     *("virtio_mmio", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng"),
@@ -20,7 +20,7 @@ MODULES = (
 )
 _FILE, _FOLDER = 0o100755, 0o040755
 _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
-_INIT = """#!/bin/busybox sh
+INIT = """#!/bin/busybox sh
 b=/bin/busybox
 $b mount -t proc proc /proc
 $b mount -t devtmpfs dev /dev
@@ -33,6 +33,7 @@ $b mount --move /dev /root/dev
 $b umount /proc
 exec $b switch_root /root /sbin/init
 """
+"""Its first process."""
 
 
 def initial_ramdisk(busybox: Path, modules: Path, *, root: str) -> bytes:
@@ -45,7 +46,7 @@ def initial_ramdisk(busybox: Path, modules: Path, *, root: str) -> bytes:
     order = module_order(modules, MODULES)
     files = {
         "bin/busybox": busybox.read_bytes(),
-        "init": _INIT.replace("ROOT", root).encode(),
+        "init": INIT.replace("ROOT", root).encode(),
         "order": "".join(f"{path.name}\n" for path in order).encode(),
         **{f"modules/{path.name}": path.read_bytes() for path in order},
     }

@@ -9,11 +9,11 @@ the root is finished.
 
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 from fl_protocol.errors import LichenError
+from hil.boards import errand
 
 __all__ = ["FOLDER", "PROGRAMS", "compile_python", "remove_native_programs", "stage_native_programs"]
 
@@ -35,7 +35,7 @@ def stage_native_programs(folder: Path) -> list[Path]:
     they load where this machine has them. The paths below ``folder`` of all files.
 
     Raises:
-        LichenError: a program cannot be asked what it loads.
+        LichenError: a program cannot be asked what it loads, or does not answer.
     """
     libraries: set[str] = set()
     home = folder / FOLDER.lstrip("/")
@@ -82,17 +82,14 @@ def compile_python(root: Path) -> None:
         words = [sys.executable, "-m", "compileall", "-q", "-s", str(root), "-p", "/", str(root / _PACKAGES)]
     else:
         words = ["chroot", str(root), f"/usr/bin/{home.name}", "-m", "compileall", "-q", f"/{_PACKAGES}"]
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=_COMPILE_S, check=False)
-    except subprocess.TimeoutExpired:
-        raise LichenError(f"compiling Python took longer than {_COMPILE_S:.0f} s") from None
+    done = errand.run(words, within_s=_COMPILE_S)
     if done.returncode:
         raise LichenError("Python's packages cannot be compiled", hint=(done.stdout + done.stderr)[-2000:])
 
 
 def _loaded(program: str) -> set[str]:
     """The loader and the libraries of a program of this machine."""
-    done = subprocess.run(["ldd", program], capture_output=True, text=True, timeout=_LDD_S, check=False)
+    done = errand.run(["ldd", program], within_s=_LDD_S)
     if done.returncode:
         if "not a dynamic executable" in done.stderr + done.stdout:
             return set()

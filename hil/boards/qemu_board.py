@@ -240,7 +240,8 @@ class QemuBoard:
         return status
 
     def _measure(self, status: Mapping[str, Any]) -> None:
-        """Times since the first power-on, and the most memory that agent and worker had."""
+        """Times since the first power-on, and the most memory that agent and worker had. An agent may have
+        connected before it was given samples: nobody asks it until then."""
         now, found = time.monotonic(), self._figures
         if not status.get("running"):
             return

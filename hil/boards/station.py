@@ -201,6 +201,7 @@ def _emulated(
         flashed = flash_boards(site, folder, _names("qemu", count))
         for board in flashed.boards:
             stack.callback(board.close)
+        for board in flashed.boards:
             board.power_on()
         first, *others = flashed.boards
         yield Station(kind="qemu", site=site, board=first, others=[*others], figures=flashed.figures)

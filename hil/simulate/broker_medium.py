@@ -56,7 +56,8 @@ _log = logging.getLogger("lichen.simulate")
 
 class BrokerMedium:
     """See ``hil.simulate.medium.Medium``. ``devices`` is how many connections there may be;
-    all of them show the certificate of ``tls``, if it has one.
+    all of them show the certificate of ``tls``, if it has one. Where they need more open files than the
+    process may have, its soft limit is raised, and stays so: other media of the process may live by it.
 
     Raises:
         ConfigError: an address that is not MQTT's over TCP or TLS; too few open files are allowed.

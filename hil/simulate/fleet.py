@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import random
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -271,7 +272,8 @@ class VirtualFleet:
         try:
             self.medium.close(self._retained)
         finally:
-            with contextlib.suppress(Exception):
+            # They are in memory, and end here whatever SQLite says of it; the store is on a disk.
+            with contextlib.suppress(sqlite3.Error):
                 self.outboxes.close()
             self.store.close()
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fl_io.connection import ConnectionTerms
-from fl_io.stream_connection import StreamConnection
+from fl_io.stream_connection import WINDOW_BYTES, StreamConnection
 from fl_protocol.loopback import Link
 from fl_protocol.transport import Connected, Delivered, Disconnected, Received, TransportEvent, Will
 from hil.simulate.broker_connection import DeviceConnection
@@ -39,27 +39,31 @@ class LinkedConnection(DeviceConnection):
         self._free_up = self._free_down = 0.0
         """Until when the link is busy, each way."""
         self._last = 0
-        self._on_way: set[int] = set()
-        """Publishes of which the receiver has not heard that they are delivered."""
+        self._on_way: dict[int, int] = {}
+        """Payload bytes of the publishes of which the receiver has not heard that they are delivered."""
         self._tokens: dict[int, int] = {}
         """Of those that are in the socket: by its tokens."""
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> int | None:
         """Give it to the link, if connected and the window has room."""
         connection = self._connection
-        if connection is None or not connection.accepted or len(self._on_way) >= self._terms.window:
+        # The socket's own bounds: what is in the socket is on its way, so it has room for what leaves.
+        full = len(self._on_way) >= self._terms.window or (
+            self._on_way and sum(self._on_way.values()) + len(payload) > WINDOW_BYTES
+        )
+        if connection is None or not connection.accepted or full:
             return None
         self._last += 1
         token = self._last
-        self._on_way.add(token)
+        self._on_way[token] = len(payload)
         took = (len(topic) + len(payload)) / self._link.up_bytes_s if self._link.up_bytes_s else 0.0
         self._free_up = max(self._free_up, self._clock.monotonic()) + took
 
         def leave() -> None:
             if self._connection is connection:
                 sent = DeviceConnection.publish(self, topic, payload, retain=retain)
-                if sent is not None:  # a window of our messages is never one of too many bytes
-                    self._tokens[sent] = token
+                assert sent is not None
+                self._tokens[sent] = token
 
         self._clock.plan(self._free_up + self._link.latency_s, leave)
         return token
@@ -83,7 +87,7 @@ class LinkedConnection(DeviceConnection):
         def arrive() -> None:
             if self._connection is connection:
                 if isinstance(event, Delivered):
-                    self._on_way.discard(event.token)
+                    self._on_way.pop(event.token, None)
                 DeviceConnection._pass_on(self, event)
 
         return arrive

@@ -4,6 +4,7 @@ Its root is made by mmdebstrap once and kept in a cache; each machine has a copy
 namespace with nobody but whom a test starts there.
 """
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -54,8 +55,15 @@ def debian_root(packages: Sequence[str] = PACKAGES, suite: str = SUITE) -> Path:
         words = ["unshare", "--mount", "--propagation=private", "mmdebstrap", "--quiet", "--mode=root"]
         words += ["--variant=minbase", "--skip=check/qemu", f"--include={','.join(packages)}"]
         words += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale")]
-        run([*words, suite, str(work), *mirror()], what="a root cannot be made")
-        os.replace(work, root)
+        try:
+            run([*words, suite, str(work), *mirror()], what="a root cannot be made")
+            try:
+                os.replace(work, root)
+            except OSError:
+                if not root.exists():  # else another has made the same meanwhile
+                    raise
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
     return root
 
 
@@ -93,15 +101,20 @@ class BootedMachine:
         words += [f"--network-namespace-path=/run/netns/{self.namespace}"]
         words += [f"--bind-ro={ROOT}:/usr/src/lichen", f"--bind-ro={wheels}:/usr/src/wheels"]
         self.process = ManagedProcess("machine", words, folder / "console.log", folder=folder)
+        self._made = contextlib.ExitStack()
 
     def __enter__(self) -> "BootedMachine":
-        run(["ip", "netns", "add", self.namespace], what="no network namespace")
-        run(["ip", "-n", self.namespace, "link", "set", "lo", "up"], what="no loopback")
-        return self.boot()
+        with contextlib.ExitStack() as stack:
+            run(["ip", "netns", "add", self.namespace], what="no network namespace")
+            stack.callback(self._remove_namespace)
+            run(["ip", "-n", self.namespace, "link", "set", "lo", "up"], what="no loopback")
+            stack.callback(self.cut_power)
+            self.boot()
+            self._made = stack.pop_all()
+        return self
 
     def __exit__(self, *_: object) -> None:
-        self.cut_power()
-        run(["ip", "netns", "delete", self.namespace], what="the network namespace stays")
+        self._made.close()
 
     def boot(self) -> "BootedMachine":
         """Switch it on, and wait until all that is to start has started."""
@@ -155,3 +168,6 @@ class BootedMachine:
         while not holds():
             assert time.monotonic() < ends, self.process.last_words(40)
             time.sleep(0.1)
+
+    def _remove_namespace(self) -> None:
+        run(["ip", "netns", "delete", self.namespace], what="the network namespace stays")

@@ -50,6 +50,13 @@ def test_the_example_of_emulated_boards_installs_what_they_need():
     assert all(f" {package}" in said for package in lacking - {"dpkg"})
 
 
+def test_another_release_has_another_cache():
+    """A key that stayed would keep an image that the new release does not take, and not the one it makes."""
+    steps = yaml.safe_load((EXAMPLES / "github-actions.yml").read_text())["jobs"]["emulated"]["steps"]
+    (cache,) = (step["with"] for step in steps if "cache@" in step.get("uses", ""))
+    assert "${{ env.LICHEN }}" in cache["key"]
+
+
 @pytest.mark.parametrize("name", ["github-actions.yml", "gitlab-ci.yml"])
 def test_an_example_installs_what_it_uses(name):
     """mosquitto, pytest, and the extras of coordinator and runtime."""

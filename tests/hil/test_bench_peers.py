@@ -1,11 +1,23 @@
 """The bench of peers: all do the same work, and only what comes after the first version is timed."""
 
-import importlib.util
 import json
+from importlib.metadata import PackageNotFoundError
+
+import pytest
 
 from hil.bench.__main__ import main as bench
 from hil.bench.peers import Marks, main
 from hil.bench.peers_page import peers_section
+
+
+@pytest.fixture
+def without_flower(monkeypatch):
+    """An environment in which Flower is not installed, whatever this one has."""
+
+    def version(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("hil.bench.peers.version", version)
 
 
 def test_the_first_version_is_not_in_the_rate():
@@ -18,30 +30,59 @@ def test_the_first_version_is_not_in_the_rate():
 
 
 def test_loop_and_virtual_fleets_learn_the_same(capsys):
-    """Forty devices, three versions: what differs is the noise of one bit an element."""
+    """Forty devices, twelve versions, one digit in ten right at the start: what differs is the noise of one
+    bit an element."""
     found = {}
     for way in ("loop", "numpy", "stacked"):
-        assert main(["--run", way, "40", "3"]) == 0
+        assert main(["--run", way, "40", "12"]) == 0
         found[way] = json.loads(capsys.readouterr().out)
     assert all(row["updates_per_s"] > 0 for row in found.values())
-    assert (
-        max(row["accuracy"] for row in found.values()) - min(row["accuracy"] for row in found.values()) < 0.1
-    )
+    accuracies = [row["accuracy"] for row in found.values()]
+    assert min(accuracies) > 0.4
+    assert max(accuracies) - min(accuracies) < 0.05
 
 
+@pytest.mark.usefixtures("without_flower")
 def test_without_flower_it_says_which_command_has_it(capsys, monkeypatch):
     """Nothing is measured: a comparison without the peer is none."""
     monkeypatch.setattr("hil.bench.peers._run", None)
-    assert importlib.util.find_spec("flwr") is None
     assert main([]) == 1
     assert "make bench-peers" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("without_flower")
 def test_a_section_that_cannot_be_measured_leaves_the_page_alone(capsys, tmp_path):
     """`make bench` in the usual environment: an error, and no figures of a run that did not take place."""
     assert bench(["--only", "peers", "--docs", str(tmp_path)]) == 1
     assert "make bench-peers" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_fails_ends_in_a_sentence(capsys, monkeypatch):
+    """The process of a way that there is none of ends with an error, which is on stderr already."""
+    monkeypatch.setattr("hil.bench.peers.version", lambda name: "1.0")
+    monkeypatch.setattr("hil.bench.peers.WAYS", ("nothing",))
+    assert main(["--runs", "1"]) == 1
+    assert "error: a run of nothing ended with 1" in capsys.readouterr().err
+
+
+def test_a_run_that_takes_too_long_is_ended(capsys, monkeypatch):
+    """Before its Python has even begun."""
+    monkeypatch.setattr("hil.bench.peers.version", lambda name: "1.0")
+    monkeypatch.setattr("hil.bench.peers.LONGEST_S", 0.0)
+    assert main(["--runs", "1"]) == 1
+    assert "error: a run of loop takes longer than 0 s" in capsys.readouterr().err
+
+
+def test_ways_that_learned_something_else_are_not_compared(capsys, monkeypatch):
+    """Their rates would be of different work."""
+    learned = {"loop": 0.5, "numpy": 0.5, "stacked": 0.51, "flower": 0.4}
+    monkeypatch.setattr("hil.bench.peers.version", lambda name: "1.0")
+    monkeypatch.setattr(
+        "hil.bench.peers._run", lambda way, *_: {"updates_per_s": 1.0, "accuracy": learned[way]}
+    )
+    assert main([]) == 1
+    assert "flower 0.4000" in capsys.readouterr().err
 
 
 def test_the_page_names_versions_and_each_run():

@@ -21,11 +21,13 @@ from broker_coordinator.embedded_broker import EmbeddedBroker
 from fl_io.broker_address import BrokerAddress
 from fl_io.mqtt import MqttTransport
 from fl_protocol.errors import ConfigError, TransportError
-from fl_protocol.transport import Connected, Received
+from fl_protocol.loopback import Link
+from fl_protocol.transport import Connected, Delivered, Received
 from hil.mosquitto import free_ports, mosquitto_program
 from hil.simulate import broker_medium
 from hil.simulate.command import simulate
 from hil.simulate.device_class import DeviceClass
+from hil.simulate.transport import Meter
 from models.zoo import digits
 from models.zoo.mlp import digits_artifact
 
@@ -133,6 +135,46 @@ def test_a_slow_link_takes_its_time_before_a_real_socket(tmp_path, broker_of):
     assert slow.payload_bytes == memory.payload_bytes == 3 * 4 * large.layout.size
     assert slow.virtual_s > quick.virtual_s + 4 * large.layout.size / 20_000
     assert slow.virtual_s == pytest.approx(memory.virtual_s, rel=0.5)
+
+
+@pytest.mark.mosquitto
+def test_what_a_slow_link_takes_is_delivered(broker_of):
+    """Messages that are too many bytes for the socket behind it are refused at once, not lost on the way;
+    when there is room, they are taken."""
+    medium = broker_medium.BrokerMedium(broker_of("mosquitto").url, devices=1)
+    events: list = []
+    connection = medium.connection(
+        "device", link=Link(latency_s=0.1), woken=lambda: None, meter=Meter(), clean=True
+    )
+    try:
+        connection.start(events.append)
+        pass_until(medium, lambda: any(isinstance(event, Connected) for event in events))
+        large = bytes(3 << 20)
+        taken = [connection.publish("x", large)]
+        assert connection.publish("x", large) is None
+        taken.append(connection.publish("x", b"small"))
+        pass_until(medium, lambda: delivered(events) == taken)
+        taken.append(connection.publish("x", large))
+        assert None not in taken
+        pass_until(medium, lambda: delivered(events) == taken)
+    finally:
+        connection.stop()
+        medium.close(lambda: ["fl1/nothing"])
+
+
+def delivered(events):
+    """Tokens, as their receiver heard of them."""
+    return [event.token for event in events if isinstance(event, Delivered)]
+
+
+def pass_until(medium, holds):
+    """Let the medium's time pass until it holds."""
+    ends = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < ends, "it never came"
+        if not medium.deliver_due() + medium.clock.happen():
+            dues = [due for due in (medium.next_due(), medium.clock.next_due()) if due is not None]
+            medium.clock.advance_to(min(dues, default=medium.clock.monotonic() + 1.0))
 
 
 @pytest.mark.mosquitto

@@ -34,3 +34,10 @@ def test_the_last_word_on_a_figure_counts(tmp_path):
     body = json.loads(write_json(tmp_path / "page.json", found, measured).read_text())
     assert body["figures"] == measured
     assert [outcome["scenario"] for outcome in body["outcomes"]] == ["join", "train"]
+
+
+def test_scenarios_stand_in_their_own_order():
+    """Those of one board, that of two, and behind them what a project has of its own."""
+    found = outcomes(report(name, {}) for name in ("mine", "two_power_cuts_in_upload", "wrong_clock", "join"))
+    rows = [line.split()[0] for line in table(found).splitlines()[1:]]
+    assert rows == ["join", "wrong_clock", "two_power_cuts_in_upload", "mine"]

@@ -87,6 +87,23 @@ def test_a_board_that_cannot_be_had_is_an_error_not_a_skip(words, reason, tmp_pa
     assert reason in done.stdout + done.stderr
 
 
+def test_a_page_that_its_own_figures_would_overwrite_is_refused(tmp_path):
+    """The JSON goes beside the page, under its name: that must be another one."""
+    (tmp_path / "test_own.py").write_text(OWN_TESTS)
+    plugin = [] if installed() else ["-p", "hil.pytest_plugin"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *plugin, "-q", "--hil-report", "x.json", "-k", "joins"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "FILE.html" in done.stderr
+    assert not (tmp_path / "x.json").exists()
+
+
 def installed() -> bool:
     """Whether this environment was made after the plug-in had its entry point."""
     from importlib.metadata import entry_points
