@@ -12,7 +12,6 @@ import random
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgpack
@@ -52,26 +51,6 @@ FOREVER = 86400.0
 _PREPARED = "prepared"
 _PACKAGES = str(Path(msgpack.__file__ or "").parents[1])
 _log = logging.getLogger("lichen.agent")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Done:
-    """The orders under which there was nothing to do but wait for the next version."""
-
-    orders: Orders
-    manifest: TaskManifest | None
-    paused: bool
-    distrust: str
-
-    @classmethod
-    def of(cls, orders: Orders) -> "_Done":
-        return cls(orders=orders, manifest=orders.manifest, paused=orders.paused, distrust=orders.distrust)
-
-    def last(self) -> bool:
-        """Whether they are the same still."""
-        orders = self.orders
-        same = orders.manifest is self.manifest and orders.paused == self.paused
-        return same and orders.distrust == self.distrust
 
 
 class Assignment:
@@ -133,7 +112,8 @@ class Assignment:
         self._begun: TaskManifest | None = None
         """Whose files are on their way: not always the newest one's."""
         self._mended: VersionId | None = None
-        self._done: _Done | None = None
+        self._done_under: tuple[TaskManifest | None, bool, str] | None = None
+        """The orders under which there was nothing to do but wait for the next version."""
         self._tidy = False
         """Whether nothing was begun to be fetched since old files were dropped for good."""
 
@@ -142,15 +122,15 @@ class Assignment:
         to ask again. Call it only while the worker is free."""
         self.wait_s = FOREVER
         self._renew_notice()
-        if self._done is not None and self._done.last():
+        if self._done_under is not None and self._done_under == self._told():
             return None
-        self._done = None
+        self._done_under = None
         manifest = self._choose()
         obstacle = self._obstacle(manifest)
         if manifest is None or obstacle is not None:
             if manifest is None or not self._shows_too_little(manifest) or self._show_again(manifest):
                 self._wait(*(obstacle or ("", None)))
-                self._done = _Done.of(self._orders) if self._is_done(manifest) else None
+                self._done_under = self._told() if self._is_done(manifest) else None
             return None
         check = None if manifest is self._begun else self._orders.manifest_check()
         if check is not None:
@@ -236,6 +216,10 @@ class Assignment:
         if start > self._clock.monotonic():
             return "waiting for its start, drawn at random", start
         return self._setbacks.pending(manifest) or self._orders.manifest_respite()
+
+    def _told(self) -> tuple[TaskManifest | None, bool, str]:
+        """What the orders say, as far as it changes what there is to do."""
+        return self._orders.manifest, self._orders.paused, self._orders.distrust
 
     def _is_done(self, manifest: TaskManifest | None) -> bool:
         """Whether the newest version is trained on and shown: then nothing is to be done at any turn."""

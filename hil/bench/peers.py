@@ -20,15 +20,10 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import numpy as np
-
 from fl_protocol.errors import LichenError, RuntimeUnavailable
-from hil.bench.plain_sgd import PLAN, fleet_of, score, trained
+from hil.bench.plain_sgd import averaging, score
+from hil.bench.small_fleet import small_fleet
 from hil.simulate.fleet import VirtualFleet
-from hil.simulate.simulation import simulate
-from models.runtime import split_flat
-from models.zoo import digits
-from models.zoo.catalogue import find
 
 __all__ = ["Marks", "main", "peers"]
 
@@ -132,43 +127,23 @@ def _median(way: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _loop(devices: int, versions: int) -> dict[str, Any]:
-    """Federated averaging (McMahan et al., 2017) and nothing else."""
-    artifact = find("digits-mlp").open()
-    shares = list(fleet_of(devices, 0))
-    base = list(split_flat(artifact.initial_weights(), artifact.layout).values())
+    rounds = averaging(devices, versions)
+    weights = next(rounds)
     marks = Marks()
-    for number in range(versions):
-        total = [np.zeros_like(tensor) for tensor in base]
-        for device, (x, y) in enumerate(shares):
-            for place, tensor in enumerate(trained(base, x, y, seed=number * devices + device)):
-                total[place] += tensor
-        base = [summed / np.float32(devices) for summed in total]
+    for newest in rounds:
         marks.note()
-    return {**marks.figures(devices), "accuracy": round(score(base), 4)}
+        weights = newest
+    return {**marks.figures(devices), "accuracy": round(score(weights), 4)}
 
 
-def _fleet(devices: int, versions: int, *, stacked: bool) -> dict[str, Any]:
-    """The virtual fleet, which encodes, sends, journals and receipts each update."""
-    kept = digits.split()[1]
-    artifact = find("digits-mlp").open()
+def _fleet(way: str, devices: int, versions: int) -> dict[str, Any]:
     marks = Marks()
 
     def note(fleet: VirtualFleet) -> None:
         if len(marks) <= fleet.coordinator.version.number:
             marks.note()
 
-    result = simulate(
-        artifact,
-        fleet_of,
-        count=devices,
-        versions=versions,
-        plan=PLAN,
-        fleet={"buffer": {"size": devices}},
-        evaluation=(kept.x, kept.y),
-        runtimes=("numpy",),
-        stacked=stacked,
-        progress=note,
-    )
+    result = small_fleet(way, devices, versions, progress=note)
     return {**marks.figures(devices), "accuracy": round(result.accuracy or 0.0, 4)}
 
 
@@ -191,8 +166,8 @@ def main(words: list[str] | None = None) -> int:
     if options.run:
         ways: Mapping[str, Callable[[int, int], dict[str, Any]]] = {
             "loop": _loop,
-            "numpy": lambda devices, versions: _fleet(devices, versions, stacked=False),
-            "stacked": lambda devices, versions: _fleet(devices, versions, stacked=True),
+            "numpy": lambda devices, versions: _fleet("numpy", devices, versions),
+            "stacked": lambda devices, versions: _fleet("stacked", devices, versions),
             "flower": _flower,
         }
         way, devices, versions = options.run

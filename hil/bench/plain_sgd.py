@@ -7,9 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.trainer import shuffled_batches
+from models.runtime import split_flat
 from models.zoo import digits
+from models.zoo.catalogue import find
 
-__all__ = ["PLAN", "SAMPLES", "fleet_of", "score", "trained"]
+__all__ = ["PLAN", "SAMPLES", "averaging", "fleet_of", "score", "trained"]
 
 Floats = NDArray[np.float32]
 SAMPLES = 14
@@ -45,6 +47,22 @@ def trained(base: Sequence[Floats], x: Any, y: Any, *, seed: int) -> list[Floats
         w1 -= rate * (back.T @ xs)
         b1 -= rate * back.sum(axis=0)
     return [w1, b1, w2, b2]
+
+
+def averaging(count: int, versions: int) -> Iterator[Sequence[Floats]]:
+    """Federated averaging (McMahan et al., 2017) and nothing else: yield the weights that a fleet of
+    ``count`` begins with, once all is ready, and those of each version."""
+    artifact = find("digits-mlp").open()
+    shares = list(fleet_of(count, 0))
+    base = list(split_flat(artifact.initial_weights(), artifact.layout).values())
+    yield base
+    for version in range(versions):
+        total = [np.zeros_like(tensor) for tensor in base]
+        for number, (x, y) in enumerate(shares):
+            for place, tensor in enumerate(trained(base, x, y, seed=version * count + number)):
+                total[place] += tensor
+        base = [summed / np.float32(count) for summed in total]
+        yield base
 
 
 def score(weights: Sequence[Floats]) -> float:

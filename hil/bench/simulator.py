@@ -17,15 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from broker_coordinator.embedded_broker import EmbeddedBroker
-from hil.bench.plain_sgd import PLAN, fleet_of, score, trained
+from hil.bench.plain_sgd import averaging, score
+from hil.bench.small_fleet import small_fleet
 from hil.simulate.fleet import VirtualFleet
-from hil.simulate.simulation import simulate
-from models.runtime import split_flat
-from models.zoo import digits
-from models.zoo.catalogue import find
 
 __all__ = ["main", "over_broker", "simulator"]
 
@@ -81,7 +76,6 @@ def _measured(way: str, count: int, versions: int, *, broker: str = "") -> dict[
 
 
 def _fleet(way: str, count: int, versions: int, broker: str) -> dict[str, Any]:
-    kept = digits.split()[1]
     marks: list[tuple[float, float]] = []
 
     def note(fleet: VirtualFleet) -> None:
@@ -90,19 +84,7 @@ def _fleet(way: str, count: int, versions: int, broker: str) -> dict[str, Any]:
 
     before = _rss_bytes()
     started = time.process_time()
-    result = simulate(
-        find("digits-mlp").open(),
-        fleet_of,
-        count=count,
-        versions=versions,
-        plan=PLAN,
-        fleet={"buffer": {"size": count}},
-        evaluation=(kept.x, kept.y),
-        runtimes=("numpy",) if way == "stacked" else (way,),
-        stacked=way == "stacked",
-        progress=note,
-        broker=broker,
-    )
+    result = small_fleet(way, count, versions, progress=note, broker=broker)
     cpu_s = time.process_time() - started
     later = marks[-1][0] - marks[1][0]
     return {
@@ -123,20 +105,13 @@ def _fleet(way: str, count: int, versions: int, broker: str) -> dict[str, Any]:
 
 
 def _loop(count: int, versions: int) -> dict[str, Any]:
-    """Federated averaging (McMahan et al., 2017) and nothing else."""
-    artifact = find("digits-mlp").open()
-    shares = list(fleet_of(count, 0))
-    base = list(split_flat(artifact.initial_weights(), artifact.layout).values())
+    rounds = averaging(count, versions)
+    weights = next(rounds)
     started = time.process_time()
     first = 0.0
-    for version in range(versions):
-        total = [np.zeros_like(tensor) for tensor in base]
-        for number, (x, y) in enumerate(shares):
-            own = trained(base, x, y, seed=version * count + number)
-            for place, tensor in enumerate(own):
-                total[place] += tensor
-        base = [summed / np.float32(count) for summed in total]
+    for newest in rounds:
         first = first or time.process_time() - started
+        weights = newest
     cpu_s = time.process_time() - started
     return {
         "way": "loop",
@@ -149,7 +124,7 @@ def _loop(count: int, versions: int) -> dict[str, Any]:
         "before_cpu_s": round(started, 2),
         "resident_mib": round(_rss_bytes() / 2**20),
         "bytes_per_device": None,
-        "accuracy": round(score(base), 4),
+        "accuracy": round(score(weights), 4),
     }
 
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from fl_io.connection import ConnectionTerms
 from fl_io.mqtt import MAX_FILTERS
 from fl_io.stream_connection import StreamConnection
-from fl_protocol.transport import Connected, Delivered, Disconnected, Received, Traffic, TransportEvent, Will
-from hil.simulate.transport import Meter
+from fl_protocol.transport import Connected, Delivered, Disconnected, Received, Traffic, TransportEvent
+from hil.simulate.transport import Caller
 
 if TYPE_CHECKING:
     from hil.simulate.broker_medium import BrokerMedium
@@ -34,22 +34,14 @@ class DeviceConnection:
         "tries",
     )
 
-    def __init__(
-        self,
-        medium: "BrokerMedium",
-        terms: ConnectionTerms,
-        *,
-        will: Callable[[], Will] | None,
-        woken: Callable[[], None],
-        meter: Meter,
-    ) -> None:
+    def __init__(self, medium: "BrokerMedium", terms: ConnectionTerms, caller: Caller) -> None:
         self.tries = 0
         """Attempts since it last stood."""
         self._medium = medium
         self._terms = terms
-        self._will = will
-        self._woken = woken
-        self._meter = meter
+        self._will = caller.will
+        self._woken = caller.woken
+        self._meter = caller.meter
         self._receive: Callable[[TransportEvent], None] | None = None
         self._connection: StreamConnection | None = None
         self._generation = 0

@@ -21,12 +21,11 @@ from fl_io.connection import ConnectionTerms
 from fl_io.stream_connection import StreamConnection
 from fl_io.tls import TlsFiles, Trust
 from fl_protocol.errors import ConfigError, TransportError
-from fl_protocol.loopback import Link
-from fl_protocol.transport import Received, Will
+from fl_protocol.transport import Received
 from hil.simulate.broker_clock import BrokerClock
 from hil.simulate.broker_connection import DeviceConnection
 from hil.simulate.linked_connection import LinkedConnection
-from hil.simulate.transport import WINDOW, Meter
+from hil.simulate.transport import WINDOW, Caller
 
 __all__ = ["BrokerMedium"]
 
@@ -102,24 +101,18 @@ class BrokerMedium:
         """How long an acknowledgement takes, about."""
         self._sample: tuple[DeviceConnection, int, float] | None = None
 
-    def connection(
-        self,
-        client_id: str,
-        *,
-        will: Callable[[], Will] | None = None,
-        link: Link | None,
-        woken: Callable[[], None],
-        meter: Meter,
-        clean: bool = True,
-        manual_ack: bool = False,
-        window: int = WINDOW,
-    ) -> DeviceConnection:
+    def connection(self, caller: Caller) -> DeviceConnection:
         """See ``Medium.connection``. Its name at the broker is this run's own: two runs are two fleets."""
-        name = f"{client_id}.{self._mark}" if clean else client_id
-        terms = replace(self._terms, client_id=name, clean=clean, manual_ack=manual_ack, window=window)
-        if link is None:
-            return DeviceConnection(self, terms, will=will, woken=woken, meter=meter)
-        return LinkedConnection(self, terms, link=link, will=will, woken=woken, meter=meter)
+        terms = replace(
+            self._terms,
+            client_id=f"{caller.client_id}.{self._mark}" if caller.clean else caller.client_id,
+            clean=caller.clean,
+            manual_ack=caller.manual_ack,
+            window=caller.window,
+        )
+        if caller.link is None:
+            return DeviceConnection(self, terms, caller)
+        return LinkedConnection(self, terms, caller, caller.link)
 
     # What connections say
 

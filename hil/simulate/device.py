@@ -23,6 +23,7 @@ from hil.simulate.machine import Battery, DeviceMachine
 from hil.simulate.medium import Connection
 from hil.simulate.memory_disk import MemoryDisk
 from hil.simulate.training import DeviceSamples, VirtualWorker
+from hil.simulate.transport import Caller
 
 if TYPE_CHECKING:
     from hil.simulate.fleet import VirtualFleet
@@ -125,11 +126,13 @@ class VirtualDevice:
             box=self.number,
         )
         self._transport = fleet.medium.connection(
-            self.name,
-            will=presence.will,
-            link=self._link,
-            woken=self._stir,
-            meter=fleet.meter,
+            Caller(
+                client_id=self.name,
+                will=presence.will,
+                link=self._link,
+                woken=self._stir,
+                meter=fleet.meter,
+            )
         )
         self._supervisor = Supervisor(
             configuration,

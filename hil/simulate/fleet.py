@@ -28,7 +28,7 @@ from hil.simulate.medium import Medium, MemoryMedium
 from hil.simulate.memory_disk import Contents
 from hil.simulate.refusals import Refusals
 from hil.simulate.training import DeviceSamples, Trainings
-from hil.simulate.transport import Meter
+from hil.simulate.transport import Caller, Meter
 from hil.simulate.virtual_clock import BEGINS_AT
 from models.runtime import TrainingArtifact
 
@@ -152,13 +152,15 @@ class VirtualFleet:
             artifact=artifact,
             store=self.store,
             transport=self.medium.connection(
-                f"coordinator-{configuration.fleet}",
-                link=None,
-                woken=self._stir,
-                meter=Meter(),
-                clean=False,
-                manual_ack=True,
-                window=COORDINATOR_WINDOW,
+                Caller(
+                    client_id=f"coordinator-{configuration.fleet}",
+                    link=None,
+                    woken=self._stir,
+                    meter=Meter(),
+                    clean=False,
+                    manual_ack=True,
+                    window=COORDINATOR_WINDOW,
+                )
             ),
             clock=self.clock,
             signing=signing,

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 from fl_io.connection import ConnectionTerms
 from fl_io.stream_connection import WINDOW_BYTES, StreamConnection
 from fl_protocol.loopback import Link
-from fl_protocol.transport import Connected, Delivered, Disconnected, Received, TransportEvent, Will
+from fl_protocol.transport import Connected, Delivered, Disconnected, Received, TransportEvent
 from hil.simulate.broker_connection import DeviceConnection
-from hil.simulate.transport import Meter
+from hil.simulate.transport import Caller
 from hil.simulate.virtual_clock import VirtualClock
 
 if TYPE_CHECKING:
@@ -23,17 +23,8 @@ class LinkedConnection(DeviceConnection):
 
     __slots__ = ("_clock", "_free_down", "_free_up", "_last", "_link", "_on_way", "_tokens")
 
-    def __init__(
-        self,
-        medium: "BrokerMedium",
-        terms: ConnectionTerms,
-        *,
-        link: Link,
-        will: Callable[[], Will] | None,
-        woken: Callable[[], None],
-        meter: Meter,
-    ) -> None:
-        super().__init__(medium, terms, will=will, woken=woken, meter=meter)
+    def __init__(self, medium: "BrokerMedium", terms: ConnectionTerms, caller: Caller, link: Link) -> None:
+        super().__init__(medium, terms, caller)
         self._clock: VirtualClock = medium.clock
         self._link = link
         self._free_up = self._free_down = 0.0

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from fl_protocol.loopback import Link, LoopbackBroker
-from fl_protocol.transport import Transport, Will
-from hil.simulate.transport import WINDOW, Meter, VirtualTransport
+from fl_protocol.loopback import LoopbackBroker
+from fl_protocol.transport import Transport
+from hil.simulate.transport import Caller, VirtualTransport
 from hil.simulate.virtual_clock import VirtualClock
 
 __all__ = ["Connection", "Medium", "MemoryMedium"]
@@ -27,19 +27,8 @@ class Medium(Protocol):
         """Whose time it is."""
         ...
 
-    def connection(
-        self,
-        client_id: str,
-        *,
-        will: Callable[[], Will] | None = None,
-        link: Link | None,
-        woken: Callable[[], None],
-        meter: Meter,
-        clean: bool = True,
-        manual_ack: bool = False,
-        window: int = WINDOW,
-    ) -> Connection:
-        """A connection to be started; ``woken`` is called after each event that it delivers."""
+    def connection(self, caller: Caller) -> Connection:
+        """A connection to be started."""
         ...
 
     def deliver_due(self) -> int:
@@ -64,30 +53,9 @@ class MemoryMedium:
         self.deliver_due = self._broker.deliver_due
         self.next_due = self._broker.next_due
 
-    def connection(
-        self,
-        client_id: str,
-        *,
-        will: Callable[[], Will] | None = None,
-        link: Link | None,
-        woken: Callable[[], None],
-        meter: Meter,
-        clean: bool = True,
-        manual_ack: bool = False,
-        window: int = WINDOW,
-    ) -> Connection:
+    def connection(self, caller: Caller) -> Connection:
         """See ``Medium.connection``."""
-        return VirtualTransport(
-            self._broker,
-            client_id,
-            will=will,
-            link=link,
-            woken=woken,
-            meter=meter,
-            clean=clean,
-            manual_ack=manual_ack,
-            window=window,
-        )
+        return VirtualTransport(self._broker, caller)
 
     def close(self, retained: Callable[[], Iterable[str]]) -> None:
         """It goes with its memory."""

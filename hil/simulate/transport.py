@@ -1,11 +1,12 @@
 """A virtual device's connection: the broker in memory over the device's own link, each byte counted."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from fl_protocol.loopback import Link, LoopbackBroker, LoopbackTransport
 from fl_protocol.transport import Received, Traffic, TransportEvent, Will
 
-__all__ = ["Meter", "VirtualTransport"]
+__all__ = ["Caller", "Meter", "VirtualTransport"]
 
 WINDOW = 16
 _PUBACK = 4
@@ -23,30 +24,39 @@ class Meter:
         self.messages_up = self.messages_down = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who connects: its name at the broker, its ``link`` (None costs no time), ``woken``, which is called
+    after each event that it is given, and who counts its bytes. The rest as ``Transport`` has it."""
+
+    client_id: str
+    link: Link | None
+    woken: Callable[[], None]
+    meter: Meter
+    will: Callable[[], Will] | None = None
+    clean: bool = True
+    manual_ack: bool = False
+    window: int = WINDOW
+
+
 class VirtualTransport(LoopbackTransport):
     """Counts what MQTT 3.1.1 at QoS 1 would send for what passes, and says when something came."""
 
     __slots__ = ("_down", "_listener", "_meter", "_up", "_woken")
 
-    def __init__(
-        self,
-        broker: LoopbackBroker,
-        client_id: str,
-        *,
-        will: Callable[[], Will] | None = None,
-        link: Link | None,
-        woken: Callable[[], None],
-        meter: Meter,
-        clean: bool = True,
-        manual_ack: bool = False,
-        window: int = WINDOW,
-    ) -> None:
+    def __init__(self, broker: LoopbackBroker, caller: Caller) -> None:
         super().__init__(
-            broker, client_id, will=will, clean=clean, manual_ack=manual_ack, window=window, link=link
+            broker,
+            caller.client_id,
+            will=caller.will,
+            clean=caller.clean,
+            manual_ack=caller.manual_ack,
+            window=caller.window,
+            link=caller.link,
         )
-        self._woken = woken
+        self._woken = caller.woken
         self._listener: Callable[[TransportEvent], None] | None = None
-        self._meter = meter
+        self._meter = caller.meter
         self._up = 0
         self._down = 0
 

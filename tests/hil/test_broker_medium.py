@@ -27,7 +27,7 @@ from hil.mosquitto import free_ports, mosquitto_program
 from hil.simulate import broker_medium
 from hil.simulate.command import simulate
 from hil.simulate.device_class import DeviceClass
-from hil.simulate.transport import Meter
+from hil.simulate.transport import Caller, Meter
 from models.zoo import digits
 from models.zoo.mlp import digits_artifact
 
@@ -144,7 +144,7 @@ def test_what_a_slow_link_takes_is_delivered(broker_of):
     medium = broker_medium.BrokerMedium(broker_of("mosquitto").url, devices=1)
     events: list = []
     connection = medium.connection(
-        "device", link=Link(latency_s=0.1), woken=lambda: None, meter=Meter(), clean=True
+        Caller(client_id="device", link=Link(latency_s=0.1), woken=lambda: None, meter=Meter())
     )
     try:
         connection.start(events.append)
