@@ -13,6 +13,8 @@ COLOURS = ("#2f6f4f", "#c2703d", "#4f6fa8", "#8a6fb0", "#b0413e", "#7a8b2f", "#3
 _INK, _SOFT, _GRID = "var(--ink,#3b423e)", "var(--soft,#6b746e)", "var(--grid,#e3e6e2)"
 """A page's own colours, so that a plot is dark where the page is; beside them those of a plot alone."""
 _LEGEND_ROW = 16
+_FINEST = 1e-9
+"""Ticks have ten decimals."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,7 +252,8 @@ def _ratio_ticks(low: float, high: float) -> list[float]:
 
 def _ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     """Round numbers that enclose ``[low, high]``."""
-    span = (high - low) or abs(high) or 1.0
+    # Below what ticks can tell apart there is no spread, and no size.
+    span = next(size for size in (high - low, abs(high), 1.0) if size >= _FINEST)
     raw = span / wanted
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw)

@@ -3,7 +3,7 @@
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hil.plots import HEIGHT, LEFT, RIGHT, TOP, WIDTH, Bars, Points, bar_chart, grouped_bars, line_chart
@@ -76,6 +76,7 @@ def test_on_a_logarithmic_axis_the_same_ratio_is_as_wide():
 
 
 @given(points=st.lists(st.tuples(st.floats(1e-9, 1e9), finite), min_size=1, max_size=12))
+@example(points=[(1.0, 5e-324)])
 def test_any_points_lie_inside_a_logarithmic_plot(points):
     """Even one alone, or all on one spot."""
     row = Points(name="row", x=[x for x, _ in points], y=[y for _, y in points])
