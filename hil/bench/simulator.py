@@ -33,14 +33,17 @@ RUNS = ("loop", "onnx", "numpy", "stacked")
 
 
 def simulator(*, largest: int = 0) -> dict[str, Any]:
-    """The figures of 1,000 devices in each way, of 10,000 stacked, and of ``largest`` unless it is 0.
+    """The figures of 1,000 devices in each way and over a mosquitto, of 10,000 stacked, and of ``largest``
+    unless it is 0.
 
     Raises:
+        ConfigError: there is no mosquitto to start.
         CalledProcessError: a run failed; its words are on stderr.
     """
     figures: dict[str, Any] = {"versions": VERSIONS}
     figures["runs"] = [_measured(way, SIZES[0], VERSIONS) for way in RUNS]
     figures["sizes"] = [_measured("stacked", size, 1) for size in (*SIZES, *((largest,) if largest else ()))]
+    figures["over_broker"] = over_broker("auto")["runs"]
     return figures
 
 
