@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeAlias
 
 import msgpack
 
@@ -34,6 +35,7 @@ from edge_agent.model_notice import NoticeBoard
 from edge_agent.orders import Orders
 from edge_agent.outbox import Outbox, OutboxEntry
 from edge_agent.presence import AGENT_VERSION, is_older
+from edge_agent.refusals import Refusals
 from edge_agent.sealed import unseal
 from edge_agent.setbacks import Setbacks
 from edge_agent.state_folder import StateFolder
@@ -50,6 +52,7 @@ __all__ = ["Assignment"]
 FOREVER = 86400.0
 _PREPARED = "prepared"
 _PACKAGES = str(Path(msgpack.__file__ or "").parents[1])
+_Told: TypeAlias = tuple[TaskManifest | None, bool, str, int]
 _log = logging.getLogger("lichen.agent")
 
 
@@ -73,6 +76,7 @@ class Assignment:
         downloads: Downloads,
         outbox: Outbox,
         lookout: Lookout,
+        refusals: Refusals,
         clock: Clock,
         folder: StateFolder,
         board: NoticeBoard,
@@ -95,6 +99,7 @@ class Assignment:
         self._downloads = downloads
         self._outbox = outbox
         self._lookout = lookout
+        self._refusals = refusals
         self._clock = clock
         self._folder = folder
         self._board = board
@@ -112,7 +117,7 @@ class Assignment:
         self._begun: TaskManifest | None = None
         """Whose files are on their way: not always the newest one's."""
         self._mended: VersionId | None = None
-        self._done_under: tuple[TaskManifest | None, bool, str] | None = None
+        self._done_under: _Told | None = None
         """The orders under which there was nothing to do but wait for the next version."""
         self._tidy = False
         """Whether nothing was begun to be fetched since old files were dropped for good."""
@@ -215,11 +220,15 @@ class Assignment:
         start = self._start_time(manifest)
         if start > self._clock.monotonic():
             return "waiting for its start, drawn at random", start
-        return self._setbacks.pending(manifest) or self._orders.manifest_respite()
+        return (
+            self._refusals.pending(manifest.version)
+            or self._setbacks.pending(manifest)
+            or self._orders.manifest_respite()
+        )
 
-    def _told(self) -> tuple[TaskManifest | None, bool, str]:
-        """What the orders say, as far as it changes what there is to do."""
-        return self._orders.manifest, self._orders.paused, self._orders.distrust
+    def _told(self) -> _Told:
+        """What the orders and receipts say, as far as it changes what there is to do."""
+        return self._orders.manifest, self._orders.paused, self._orders.distrust, self._outbox.given_back
 
     def _is_done(self, manifest: TaskManifest | None) -> bool:
         """Whether the newest version is trained on and shown: then nothing is to be done at any turn."""

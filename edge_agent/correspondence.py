@@ -12,6 +12,7 @@ from edge_agent.lookout import Lookout
 from edge_agent.orders import Orders
 from edge_agent.outbox import Outbox
 from edge_agent.presence import Presence
+from edge_agent.refusals import Refusals
 from edge_agent.safe_mode import SafeMode
 from edge_agent.upload import Uploads
 from fl_io.disk import Disk
@@ -44,6 +45,7 @@ class Correspondence:
         outbox: Outbox,
         lookout: Lookout,
         safe_mode: SafeMode,
+        refusals: Refusals,
         incarnation: bytes,
         idle_reason: Callable[[], str],
         disk: Disk,
@@ -84,7 +86,14 @@ class Correspondence:
         )
         self.downloads = Downloads(self._topics, device, transport, clock, disk=disk, chance=chance)
         self.uploads = Uploads(
-            self._topics, device, transport, clock, outbox, is_late=self.orders.is_late, chance=chance
+            self._topics,
+            device,
+            transport,
+            clock,
+            outbox,
+            is_late=self.orders.is_late,
+            refused=refusals.note,
+            chance=chance,
         )
 
     @property

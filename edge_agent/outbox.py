@@ -3,7 +3,9 @@
 One sqlite file in WAL mode with ``synchronous=FULL``: a verb returns after its commit is on the disk. An
 update leaves only by the coordinator's own word (``settle``) or by the drop policy: when the box would pass
 ``max_bytes`` its oldest entries expire, and so do entries older than ``max_age_s``, and those that were never
-sent and would be refused as late. The ledger says which.
+sent and would be refused as late. The ledger says which. A base is spent by an update that waits or was
+counted: one that was refused, expired or destroyed gives it back, or a version of which nobody's update was
+taken would be the last.
 
 An agent has a file of its own, and box 0 in it. Agents of one process may share a file (``OutboxFile``), a
 box each.
@@ -35,6 +37,8 @@ __all__ = [
 
 LEDGER_ROWS = 10_000
 OUTCOMES = ("created", "done", "refused", "expired", "destroyed")
+_FOR_EVER = ("already_counted", "stale", "late")
+"""Reasons for which no other update from the same base would be taken either."""
 _KEPT_BASES = 1_000
 _AGES_SAVED_EVERY_S = 3600.0
 
@@ -79,6 +83,8 @@ class Outbox:
     ) -> None:
         self.commits = 0
         """Commits so far: an fsync each, and one or two more now and then as sqlite moves its log."""
+        self.given_back = 0
+        """Bases that updates gave back since this process began."""
         self._max_bytes = max_bytes
         self._max_age_s = max_age_s
         self._clock = clock
@@ -213,7 +219,8 @@ class Outbox:
         return expired
 
     def made_update_for(self, base: VersionId) -> bool:
-        """Whether this state directory ever made an update from ``base`` (of the last 1,000 bases)."""
+        """Whether an update that this state directory made from ``base`` waits, or was counted (of the last
+        1,000 bases)."""
         asked = self._memory.asked
         if asked is not None and (asked[0] is base or asked[0] == base):
             return asked[1]
@@ -318,14 +325,19 @@ class Outbox:
 
     def _let_go(self, db: sqlite3.Connection, update_id: bytes, outcome: str, reason: str) -> bool:
         gone = db.execute(
-            "DELETE FROM outbox WHERE update_id = ? AND box = ? RETURNING size + length(header)",
+            "DELETE FROM outbox WHERE update_id = ? AND box = ? RETURNING size + length(header), sequence",
             (update_id, self._box),
         ).fetchall()
         if not gone:
             return False
+        cost, sequence = gone[0]
         if self._memory.used_bytes is not None:
-            self._memory.used_bytes -= gone[0][0]
+            self._memory.used_bytes -= cost
         self._memory.forget_payload(update_id)
+        if outcome != "done" and reason not in _FOR_EVER:
+            db.execute("DELETE FROM bases WHERE box = ? AND sequence = ?", (self._box, sequence))
+            self._memory.asked = None
+            self.given_back += 1
         self._append(db, update_id, outcome, reason)
         return True
 

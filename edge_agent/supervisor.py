@@ -26,6 +26,7 @@ from edge_agent.model_notice import NoticeBoard
 from edge_agent.outbox import Outbox, OutboxEntry
 from edge_agent.outbox_counts import OutboxCounts
 from edge_agent.presence import Presence
+from edge_agent.refusals import Refusals
 from edge_agent.safe_mode import SafeMode
 from edge_agent.sample_count import CountSamples, count_samples
 from edge_agent.standing import Standing
@@ -106,6 +107,7 @@ class Supervisor:
             clock=clock,
             count=count,
         )
+        refusals = Refusals(clock, chance)
         self._correspondence = Correspondence(
             configuration,
             transport=transport,
@@ -114,6 +116,7 @@ class Supervisor:
             outbox=outbox,
             lookout=self._lookout,
             safe_mode=self._safe_mode,
+            refusals=refusals,
             incarnation=folder.incarnation,
             idle_reason=self._for_birth,
             disk=disk,
@@ -127,6 +130,7 @@ class Supervisor:
             downloads=self._correspondence.downloads,
             outbox=outbox,
             lookout=self._lookout,
+            refusals=refusals,
             clock=clock,
             folder=folder,
             board=NoticeBoard(folder.path, runtimes=runtimes, disk=disk),

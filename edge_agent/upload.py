@@ -73,7 +73,7 @@ class _Upload:
 
 class Uploads:
     """The conversation about every waiting update, over one connection. One that was never sent, and whose
-    base ``is_late``, is let go instead of sent.
+    base ``is_late``, is let go instead of sent; ``refused`` hears of one that was refused: its base, and why.
 
     Raises:
         StorageError: from ``receive``, if the outbox cannot be written (the update stays, and is asked
@@ -89,6 +89,7 @@ class Uploads:
         outbox: Outbox,
         *,
         is_late: Callable[[VersionId], bool] = lambda base: False,
+        refused: Callable[[VersionId, str], None] = lambda base, reason: None,
         chance: random.Random | None = None,
     ) -> None:
         self.last_refusal = ""
@@ -100,6 +101,7 @@ class Uploads:
         self._clock = clock
         self._outbox = outbox
         self._is_late = is_late
+        self._refused = refused
         self._chance = chance or random.Random()
         self._connected = False
         self._chunk_bytes = CHUNK_BYTES
@@ -163,11 +165,13 @@ class Uploads:
             crash_point("agent.receipt")
             reason = receipt.reason if receipt.state == "refused" else ""
             settled = self._outbox.settle(update_id, receipt.state, reason)
-            self._uploads.pop(update_id, None)
+            upload = self._uploads.pop(update_id, None)
             if not any(upload.under_way for upload in self._uploads.values()):
                 self._chunk_bytes = CHUNK_BYTES
             if settled and reason:
                 self.last_refusal = reason
+                if upload is not None:
+                    self._refused(upload.entry.base, reason)
             return settled
         upload = self._uploads.get(update_id)
         if upload is None:
