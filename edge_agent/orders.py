@@ -230,15 +230,29 @@ class Orders:
                 self._dropped = job.envelope
                 self.distrust = f"the task manifest is not trusted: {result.reason}"
                 _log.warning("%s", self.distrust)
+        elif result.ok:
+            self._accept_overtaken(job.envelope)
         return None
 
     def _accept_manifest(self) -> None:
         if self._candidate is not None:
-            envelope, manifest = self._candidate
-            self._outbox.remember_all({_MANIFEST: envelope, _TRUST: self._trust})
-            self._envelope, self._verified = envelope, manifest
+            self._remember(*self._candidate)
             self._candidate = None
-            self.distrust = ""
+
+    def _accept_overtaken(self, envelope: bytes) -> None:
+        """A manifest that holds, and behind which another came while it was checked. Where versions come
+        faster than checks go, it may be all that a device ever knows for sure."""
+        manifest = self._read_manifest(envelope)
+        if manifest is None or manifest.order <= self.seen:
+            return
+        self._remember(envelope, manifest)
+        if self._candidate is not None and self._candidate[1].order <= self.seen:
+            self._candidate = None
+
+    def _remember(self, envelope: bytes, manifest: TaskManifest) -> None:
+        self._outbox.remember_all({_MANIFEST: envelope, _TRUST: self._trust})
+        self._envelope, self._verified = envelope, manifest
+        self.distrust = ""
 
     def _comes_late(self, command: Command) -> bool:
         """Whether a command is not to be obeyed because of its number."""
