@@ -12,6 +12,11 @@ __all__ = ["BUFFERS", "Buffer"]
 BUFFERS = ("fedbuff", "fedasync", "rounds")
 LONGEST_STANDSTILL_S = 600.0
 """How long a version without a deadline waits for devices that may have had their say."""
+LONGEST_WAIT_S = 600.0
+SHORTEST_WAIT_S = 30.0
+"""Within which an update that could not be taken comes again, where the buffer's deadline allows it."""
+IN_ENDLESS_ROUND_S = 60.0
+"""The same in a round that waits for all: it waits for this one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +55,21 @@ class Buffer:
         if self._stands_still(count, set_aside):
             return max(self._patience_s - waited_s, 0.0)
         return None
+
+    def comes_again_s(self, waited_s: float) -> float:
+        """How long an update waits with its device that could not be taken just now.
+
+        In a round a third of what is left of it, so that it comes again twice before the close (a device
+        waits up to half as long again), down to a sixth of the whole, or 30 s; else as long as a version
+        waits, for a later one takes it too.
+        """
+        longest = min(self.flush_after_s or LONGEST_WAIT_S, LONGEST_WAIT_S)
+        if not self.by_round:
+            return longest
+        if not self.flush_after_s:
+            return IN_ENDLESS_ROUND_S
+        left = self.flush_after_s - waited_s
+        return min(max(left / 3.0, min(self.flush_after_s / 6.0, SHORTEST_WAIT_S)), longest)
 
     @property
     def _patience_s(self) -> float:

@@ -167,6 +167,11 @@ class GlobalModel:
         waited = self._clock.monotonic() - self._waiting_since
         return self._buffer.closes_in(self._open.count, waited, len(self._set_aside))
 
+    @property
+    def comes_again_s(self) -> float:
+        """How long an update that could not be taken just now waits with its device."""
+        return self._buffer.comes_again_s(self._clock.monotonic() - self._waiting_since)
+
     def _newest(self, artifact: TrainingArtifact) -> tuple[VersionRecord, VersionState]:
         epoch = self._store.office().epoch
         newest = self._store.newest_version()

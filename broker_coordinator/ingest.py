@@ -48,7 +48,6 @@ from fl_protocol.version import VersionId
 __all__ = ["Batch", "Ingest", "commit_then_answer"]
 
 BUSY_WAIT_S = 2.0
-UNWEIGHED_WAIT_S = 600.0
 
 
 @dataclass(slots=True)
@@ -414,7 +413,11 @@ class Ingest:
             batch.discarded.append(action.update_id)
         self.rejected["unweighed"] += 1
         receipt = Receipt(
-            state="later", epoch=state.epoch, term=state.term, reason="unweighed", wait_s=UNWEIGHED_WAIT_S
+            state="later",
+            epoch=state.epoch,
+            term=state.term,
+            reason="unweighed",
+            wait_s=self._model.comes_again_s,
         )
         self._say(batch, action.device, action.update_id, receipt)
 

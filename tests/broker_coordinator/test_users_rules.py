@@ -1,6 +1,7 @@
 """Aggregators that users write: by ``module:Class``, from a folder of theirs, in a whole coordinator."""
 
 import hashlib
+import pathlib
 import sys
 import textwrap
 from dataclasses import replace
@@ -10,7 +11,7 @@ import pytest
 
 from broker_coordinator.aggregation.aggregator_registry import aggregator_for
 from broker_coordinator.books.audit import audit
-from broker_coordinator.configuration import AggregatorTable, BufferTable
+from broker_coordinator.configuration import AggregatorTable, BufferTable, SelectionTable
 from broker_coordinator.decide import MAX_UPLOADS_PER_DEVICE
 from fl_protocol.errors import ConfigError
 
@@ -174,6 +175,33 @@ def test_a_claim_that_a_rule_stumbles_over_holds_up_nobody(fleet_of, folder, cla
     figures = fleet.coordinator.figures()
     assert (figures.rejected, figures.aggregator_fault) == ({"unweighed": 1}, "")
     assert audit(fleet.folder).balanced
+
+
+def test_what_could_not_be_weighed_comes_back_within_its_round(fleet_of, folder):
+    """The rule's scratch space was full for a moment: asked a third of the round later, it is counted."""
+    tried = "os.stat('room') and update.num_examples *"
+    source = "import os\n" + textwrap.dedent(LOSS_WEIGHTED)
+    folder(source.replace("update.num_examples *", tried))
+    fleet = fleet_of(
+        aggregator=RULE,
+        buffer=BufferTable(kind="rounds", size=1, over_selection=1.0, flush_after_s=90.0),
+        selection=SelectionTable(kind="random"),
+    ).start()
+    device = fleet.device("d1")
+    device.birth()
+    fleet.settle(30)
+    update = device.make(fleet.layout, metrics={"before.loss": 1.0})
+    device.begin(*update)
+    fleet.settle()
+    receipt = device.last(update[0])
+    assert (receipt.state, receipt.reason) == ("later", "unweighed")
+    assert 1.5 * receipt.wait_s < 60
+    pathlib.Path("room").touch()
+    fleet.settle(1.5 * receipt.wait_s)
+    device.begin(*update)
+    fleet.settle()
+    assert device.last(update[0]).state == "done"
+    assert fleet.coordinator.version.number == 1
 
 
 def test_a_large_update_that_a_rule_stumbles_over_takes_no_place(fleet_of, folder, large_artifact):
