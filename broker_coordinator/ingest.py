@@ -135,6 +135,11 @@ class Ingest:
         self.rejected: Counter[str] = Counter()
         self.device_events: Counter[str] = Counter()
 
+    @property
+    def unweighed_share(self) -> float:
+        """See ``Weighing.share``."""
+        return self._weighing.share
+
     def state(self) -> TaskState:
         """What decisions depend on, as of now."""
         office = self._store.office()
@@ -399,7 +404,7 @@ class Ingest:
                 batch.decoded[accept_seq] = appraisal.pieces
             batch.answers.append((self._topics.receipt(action.device, action.update_id), receipt))
         self._store.count_accepted(updates)
-        self._weighing.took(appraisal.asked for _, appraisal in good)
+        self._weighing.took((action.device, appraisal.asked) for action, appraisal in good)
         self._model.weigh_fault = self._weighing.fault
 
     def _leave(self, batch: Batch, state: TaskState, action: Accept, verdict: Unweighed) -> None:
