@@ -91,7 +91,7 @@ class Assignment:
         self.runtime = ""
         self.training_cpu_s = 0.0
         """CPU time that trainers took since this process began; evaluation and encoding not included."""
-        self.given_up = 0
+        self.abandoned = 0
         """Trainings that were ended since this process began because their update would have come late."""
         self._configuration = configuration
         self._orders = orders
@@ -165,8 +165,8 @@ class Assignment:
             self.wait_s = max(self._lookout.next_at - self._clock.monotonic(), 0.0)
             return False
         if late and not self._cancelled:
-            self.given_up += 1
-            _log.info("the training is given up: its update would come too late")
+            self.abandoned += 1
+            _log.info("the training is abandoned: its update would come too late")
         self._cancelled = True
         self.wait_s = LOOK_EVERY_S
         return True

@@ -265,7 +265,7 @@ class Supervisor:
             "worker": {"job": _name(self._job), "pid": self._worker.process_id},
             "runtime": self._assignment.runtime,
             "training_cpu_s": round(self._assignment.training_cpu_s, 3),
-            "given_up": self._assignment.given_up,
+            "trainings_abandoned": self._assignment.abandoned,
             "samples": {"training": self._lookout.samples, "held_out": self._lookout.held_out},
         }
 

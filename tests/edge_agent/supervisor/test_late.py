@@ -1,4 +1,4 @@
-"""What would come too late is given up: a round has closed, and nobody would take its update."""
+"""What would come too late is abandoned: a round has closed, and nobody would take its update."""
 
 import random
 
@@ -26,12 +26,12 @@ def in_training(world, pacing=ROUNDS) -> None:
     assert bases(world) == [1]
 
 
-def test_a_training_whose_round_is_over_is_given_up_and_its_lease_with_it(world):
+def test_a_training_whose_round_is_over_is_abandoned_and_its_lease_with_it(world):
     """Nothing of it is sent; the next version is trained on when the device is asked again, not before."""
     in_training(world)
     task = world.coordinator.publish_version(2, pacing=ROUNDS)
     world.advance(5)
-    assert (world.script.cancelled, world.agent.status()["given_up"]) == (1, 1)
+    assert (world.script.cancelled, world.agent.status()["trainings_abandoned"]) == (1, 1)
     assert world.agent.idle_reason == "waiting for the coordinator's lease"
     world.script.hold = False
     world.coordinator.command("train", 2, lease=b"lease-02", version=task.version, deadline_s=60.0)
@@ -105,7 +105,7 @@ def test_versions_that_come_faster_than_a_check_end_a_training_too(world):
         if number == 3:
             world.workers[1].release()
             world.pump()
-    assert (world.script.cancelled, world.agent.status()["given_up"]) == (1, 1)
+    assert (world.script.cancelled, world.agent.status()["trainings_abandoned"]) == (1, 1)
     world.script.hold = False
     for worker in world.workers:
         if worker.busy:
