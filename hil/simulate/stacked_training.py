@@ -29,6 +29,7 @@ from fl_protocol.codec import UpdateCodec, codec_for
 from fl_protocol.errors import CodecError, LayoutError, LichenError
 from fl_protocol.layout import TensorLayout
 from fl_protocol.plan import TrainingPlan
+from hil.simulate.share import Share
 from models.runtime import Batch, TrainingArtifact, join_flat, zero_slots
 from models.runtime.stacked_session import StackedSession
 
@@ -44,7 +45,8 @@ _COPIES = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Pending:
-    """A training under way on one device: ``x`` and ``y`` are what it trains on, ``plan`` its own, with its
+    """A training under way on one device: it trains on the first ``examples`` rows of its
+    ``share``; ``plan`` is its own, with its
     seed and version, made of the ``task``'s; it takes at most ``most_steps`` steps. It begins at the
     published content ``base``, and its update is to be encoded by ``codec`` with the codec seed ``seed``."""
 
@@ -53,19 +55,19 @@ class Pending:
     plan: TrainingPlan
     codec: str
     seed: bytes
-    x: Array
-    y: Array
+    share: Share
+    examples: int
     most_steps: int
 
     @property
     def steps(self) -> int:
         """Steps that it takes."""
-        return min(planned_steps(self.plan, len(self.x)), self.most_steps)
+        return min(planned_steps(self.plan, self.examples), self.most_steps)
 
     def batches(self) -> list[NDArray[np.int64]]:
         """The rows of each step."""
         plan = self.plan
-        drawn = shuffled_batches(len(self.x), plan.batch_size, epochs=plan.epochs, seed=plan.seed)
+        drawn = shuffled_batches(self.examples, plan.batch_size, epochs=plan.epochs, seed=plan.seed)
         return list(itertools.islice(drawn, self.steps))
 
 
@@ -154,10 +156,9 @@ class StackedTraining:
 
     def _learned(self, stack: Sequence[Pending], base: Weights) -> Iterator[Lesson]:
         self.stacks += 1
-        rows = self._trainer.batch(
-            base, np.concatenate([one.x for one in stack]), np.concatenate([one.y for one in stack])
-        )
-        starts = np.cumsum([0, *(len(one.x) for one in stack)])
+        xs, ys = zip(*(one.share.first(one.examples) for one in stack), strict=True)
+        rows = self._trainer.batch(base, np.concatenate(xs), np.concatenate(ys))
+        starts = np.cumsum([0, *(one.examples for one in stack)])
         batches = [one.batches() for one in stack]
         course = _Course(base, self._slots, len(stack))
         for step in range(max(map(len, batches))):
