@@ -36,6 +36,17 @@ class Cache:
         OSError: from every method, if the disk refuses.
     """
 
+    __slots__ = (
+        "_artifacts",
+        "_blobs",
+        "_disk",
+        "_runtimes",
+        "_sound",
+        "_whole",
+        "_whole_artifact",
+        "damaged",
+    )
+
     def __init__(
         self, blobs: Path, artifacts: Path, *, runtimes: Sequence[str] = (), disk: Disk = DISK
     ) -> None:

@@ -32,6 +32,8 @@ class Chores:
         StorageError: from every method, if the outbox itself is damaged. Only opening it anew helps then.
     """
 
+    __slots__ = ("_clock", "_troubles", "_works", "failures")
+
     def __init__(self, clock: Clock, works: Mapping[str, Callable[[], float]]) -> None:
         self.failures = 0
         """Turns, and other work of this device, that an error ended."""

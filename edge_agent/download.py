@@ -49,6 +49,8 @@ class Download:
         OSError: the disk refuses, from here and from ``take``.
     """
 
+    __slots__ = ("_disk", "_list", "_missing", "_ref", "damaged", "path", "restarts")
+
     def __init__(self, ref: BlobRef, path: Path, *, disk: Disk = DISK) -> None:
         self.path = path
         self.damaged = 0
@@ -150,6 +152,29 @@ class Download:
 
 class Downloads:
     """All that this device fetches now, over one connection."""
+
+    __slots__ = (
+        "_ask_at",
+        "_chance",
+        "_clock",
+        "_closing",
+        "_connected",
+        "_device",
+        "_direct",
+        "_disk",
+        "_downloads",
+        "_extended",
+        "_fruitless",
+        "_goals",
+        "_lingering",
+        "_open",
+        "_patience",
+        "_received",
+        "_topics",
+        "_transport",
+        "damaged",
+        "gone",
+    )
 
     def __init__(
         self,

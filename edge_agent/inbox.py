@@ -21,6 +21,8 @@ MAX_WAITING = 64
 class Inbox(Generic[T]):
     """Many writers, one reader. ``put`` may be called from a signal's handler too."""
 
+    __slots__ = ("_pulled", "_queue", "dropped")
+
     def __init__(self) -> None:
         self.dropped = 0
         # Not queue.Queue: its put takes a lock that the thread a signal interrupts may hold.

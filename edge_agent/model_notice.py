@@ -98,6 +98,8 @@ class NoticeBoard:
         StorageError: from every method, if the disk refuses.
     """
 
+    __slots__ = ("_disk", "_folder", "_runtimes", "_shown", "_tidy")
+
     def __init__(self, folder: Path, *, runtimes: Sequence[str], disk: Disk = DISK) -> None:
         self._folder = folder
         self._runtimes = tuple(runtimes)

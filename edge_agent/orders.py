@@ -65,6 +65,29 @@ class Orders:
         StorageError: from every method that remembers, if the disk refuses.
     """
 
+    __slots__ = (
+        "_candidate",
+        "_clock",
+        "_command_order",
+        "_commands",
+        "_device",
+        "_dropped",
+        "_envelope",
+        "_fleet",
+        "_hurried",
+        "_keys",
+        "_lease",
+        "_old_restate_at",
+        "_outbox",
+        "_patience",
+        "_task",
+        "_trust",
+        "_verified",
+        "distrust",
+        "ignored",
+        "paused",
+    )
+
     def __init__(
         self,
         *,

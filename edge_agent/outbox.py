@@ -74,6 +74,20 @@ class Outbox:
             changed nothing.
     """
 
+    __slots__ = (
+        "_ages_saved_at",
+        "_box",
+        "_clock",
+        "_db",
+        "_file",
+        "_max_age_s",
+        "_max_bytes",
+        "_memory",
+        "_shared",
+        "_translated",
+        "commits",
+    )
+
     def __init__(
         self, file: Path | OutboxFile, *, max_bytes: int, max_age_s: float, clock: Clock, box: int = 0
     ) -> None:

@@ -25,6 +25,8 @@ class Standing:
     """``trouble`` says what is in the way now, empty where nothing is; ``restate`` asks for a birth within so
     many seconds. Numbers in a trouble are no news: a temperature changes at every look."""
 
+    __slots__ = ("_clock", "_restate", "_restated", "_told", "_trouble")
+
     def __init__(self, clock: Clock, *, trouble: Callable[[], str], restate: Callable[[float], None]) -> None:
         self._clock = clock
         self._trouble = trouble

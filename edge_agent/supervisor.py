@@ -64,6 +64,39 @@ class Supervisor:
             supervisor, open the outbox anew, and make another.
     """
 
+    __slots__ = (
+        "_assignment",
+        "_cache",
+        "_check",
+        "_check_ends",
+        "_checker",
+        "_chores",
+        "_clock",
+        "_configuration",
+        "_correspondence",
+        "_counts",
+        "_disk",
+        "_expire_at",
+        "_folder",
+        "_inbox",
+        "_job",
+        "_job_ends",
+        "_limits",
+        "_lookout",
+        "_make_worker",
+        "_orders",
+        "_outbox",
+        "_safe_mode",
+        "_said",
+        "_standing",
+        "_status",
+        "_stopping",
+        "_transport",
+        "_watchdog",
+        "_wear",
+        "_worker",
+    )
+
     def __init__(
         self,
         configuration: AgentConfiguration,

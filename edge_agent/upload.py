@@ -80,6 +80,23 @@ class Uploads:
             about again), and from ``work``, if the outbox is damaged.
     """
 
+    __slots__ = (
+        "_chance",
+        "_chunk_bytes",
+        "_clock",
+        "_connected",
+        "_device",
+        "_is_late",
+        "_moved_at",
+        "_outbox",
+        "_topics",
+        "_transport",
+        "_unacknowledged",
+        "_uploads",
+        "last_refusal",
+        "unreadable",
+    )
+
     def __init__(
         self,
         topics: FleetTopics,

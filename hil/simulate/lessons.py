@@ -39,15 +39,9 @@ class Pending:
     samples: "DeviceSamples"
     most_steps: int
 
-    @property
-    def x(self) -> Array:
-        """The rows that it trains on."""
-        return self.samples.x[: self.samples.training]
-
-    @property
-    def y(self) -> Array:
-        """Their labels."""
-        return self.samples.y[: self.samples.training]
+    def rows(self) -> tuple[Array, Array]:
+        """``x`` and ``y`` of what it trains on."""
+        return self.samples.share.first(self.samples.training)
 
     def plan(self) -> TrainingPlan:
         """Its own plan, as ``participate`` makes it of the task's."""

@@ -49,9 +49,8 @@ class StackedTraining(Lessons):
     def learn(self, group: Sequence[Pending], base: Weights) -> Iterator[Lesson]:
         """See ``Lessons.learn``."""
         self.stacks += 1
-        rows = self._trainer.batch(
-            base, np.concatenate([one.x for one in group]), np.concatenate([one.y for one in group])
-        )
+        xs, ys = zip(*(one.rows() for one in group), strict=True)
+        rows = self._trainer.batch(base, np.concatenate(xs), np.concatenate(ys))
         starts = np.cumsum([0, *(one.samples.training for one in group)])
         plans = [one.plan() for one in group]
         batches = [_batches(one, plan) for one, plan in zip(group, plans, strict=True)]

@@ -44,7 +44,7 @@ class TrainedAhead(Lessons):
 
     def _trained(self, pending: Pending, plan: TrainingPlan, base: Weights) -> TrainingResult:
         steps = itertools.count()
-        samples = ArraySamples(pending.x, pending.y)
+        samples = ArraySamples(*pending.rows())
         return self._trainer.train(base, samples, plan, lambda: next(steps) >= pending.most_steps)
 
 

@@ -13,7 +13,6 @@ from edge_agent.graph_trainer import GraphTrainer
 from edge_agent.job_runner import JobRunner
 from edge_agent.jobs import Deliver, Job, JobFailed, Prepared, PrepareJob, Result, TrainJob, VerifyJob
 from edge_agent.participation import SampleParts, encoded, participate
-from edge_agent.sample_form import Array
 from edge_agent.trainer import ArraySamples, Trainer
 from edge_agent.trainer_fault import TrainerFault
 from fl_protocol.clock import Clock
@@ -21,6 +20,7 @@ from fl_protocol.codec import decode_model
 from fl_protocol.errors import LichenError
 from fl_protocol.layout import TensorLayout
 from hil.simulate.lessons import Learned, Lesson, Lessons, Pending
+from hil.simulate.share import Share
 from hil.simulate.stacked_training import StackedTraining
 from hil.simulate.trained_ahead import TrainedAhead
 from models.runtime import Session, TrainingArtifact, open_session, split_flat
@@ -33,23 +33,23 @@ _REMEMBERED_VERSIONS = 4
 
 @dataclass(frozen=True, slots=True)
 class DeviceSamples:
-    """One device's rows: the first ``len(x) - held_out`` are trained on, the others are not."""
+    """One device's rows: all but the last ``held_out`` are trained on."""
 
-    x: Array
-    y: Array
+    share: Share
     held_out: int = 0
 
     @property
     def training(self) -> int:
         """Rows that are trained on."""
-        return len(self.x) - self.held_out
+        return len(self.share) - self.held_out
 
     def parts(self) -> SampleParts:
         """As the agent takes them."""
         cut = self.training
+        x, y = self.share
         return SampleParts(
-            training=ArraySamples(self.x[:cut], self.y[:cut]),
-            held_out=ArraySamples(self.x[cut:], self.y[cut:]),
+            training=ArraySamples(x[:cut], y[:cut]),
+            held_out=ArraySamples(x[cut:], y[cut:]),
         )
 
 
@@ -234,14 +234,13 @@ class VirtualWorker:
             self._deliver(job, self._train(job))
 
 
-def split_held_out(x: Array, y: Array, share: float, *, seed: int) -> DeviceSamples:
-    """Keep ``share`` of a device's rows, drawn by ``seed``, from training."""
-    count = len(x)
-    held_out = min(math.ceil(share * count), count - 1) if share and count > 1 else 0
+def split_held_out(rows: Share, portion: float, *, seed: int) -> DeviceSamples:
+    """Keep ``portion`` of a device's rows, drawn by ``seed``, from training."""
+    count = len(rows)
+    held_out = min(math.ceil(portion * count), count - 1) if portion and count > 1 else 0
     if held_out:
-        order = np.random.default_rng(seed).permutation(count)
-        x, y = x[order], y[order]
-    return DeviceSamples(x, y, held_out)
+        rows = rows.in_order(np.random.default_rng(seed).permutation(count))
+    return DeviceSamples(rows, held_out)
 
 
 def _ignore(_: object) -> None:
