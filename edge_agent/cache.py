@@ -121,9 +121,10 @@ class Cache:
         """Keep what this task needs, what was fetched last before it, and what is named in ``spare``."""
         keep = {task.weights.sha256.hex(), task.artifact.sha256.hex(), *spare}
         for folder in (self._blobs, self._artifacts):
-            others = [name for name in self._disk.names(folder) if not _belongs(name, keep)]
+            others = [name for name in self._disk.names(folder) if name not in keep]
             whole = [name for name in others if not name.startswith(".")]
-            for name in [*whole[KEPT - 1 :], *(name for name in others if name.startswith("."))]:
+            parts = [name for name in others if name.startswith(".") and not _is_part_of(name, keep)]
+            for name in [*whole[KEPT - 1 :], *parts]:
                 path = folder / name
                 self._forget_whole(name)
                 self._sound.discard(path)
@@ -197,6 +198,6 @@ def _inside(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def _belongs(name: str, keep: set[str]) -> bool:
-    """Whether a file is one to keep, or a part of one on its way."""
-    return name in keep or (name.startswith(".") and name[1:].partition(".")[0] in keep)
+def _is_part_of(name: str, keep: set[str]) -> bool:
+    """Whether a file is a part of one to keep, on its way."""
+    return name[1:].partition(".")[0] in keep
