@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from edge_agent.sqlite_file import is_damage
 from fl_protocol.clock import Clock
@@ -14,6 +15,8 @@ __all__ = ["AFTER_TROUBLE_S", "Chores"]
 AFTER_TROUBLE_S = 60.0
 _log = logging.getLogger("lichen.agent")
 
+Owner = TypeVar("Owner")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Trouble:
@@ -23,8 +26,9 @@ class _Trouble:
     rests_until: float
 
 
-class Chores:
-    """Work by name, done in the order given; each says how many seconds it can wait for its next turn.
+class Chores(Generic[Owner]):
+    """Work of ``owner`` by name, done in the order given; each says how many seconds it can wait for its next
+    turn.
 
     A disk that refuses must not end the agent, and what fails must not be tried at every event: a training
     whose result cannot be kept would start anew at once, for ever.
@@ -33,24 +37,26 @@ class Chores:
         StorageError: from every method, if the outbox itself is damaged. Only opening it anew helps then.
     """
 
-    __slots__ = ("_clock", "_troubles", "_works", "failures")
+    __slots__ = ("_clock", "_owner", "_troubles", "_works", "failures")
 
-    def __init__(self, clock: Clock, works: Mapping[str, Callable[[], float]]) -> None:
+    def __init__(self, clock: Clock, owner: Owner, works: Mapping[str, Callable[[Owner], float]]) -> None:
         self.failures = 0
         """Turns, and other work of this device, that an error ended."""
         self._clock = clock
-        self._works = tuple(works.items())
+        self._owner = owner
+        self._works = works
         self._troubles: dict[str, _Trouble] = {}
 
     def work(self) -> float:
         """Do every chore that does not rest; seconds until one wants its next turn."""
         wait = math.inf
         troubles = self._troubles
-        for name, work in self._works:
+        owner = self._owner
+        for name, work in self._works.items():
             left = troubles[name].rests_until - self._clock.monotonic() if name in troubles else 0.0
             if left <= 0:
                 try:
-                    left = work()
+                    left = work(owner)
                 except (LichenError, OSError) as error:
                     left = self.rest(name, error)
                 else:

@@ -6,7 +6,6 @@ is over. The ways of every task (fetching, waiting for the next version) are no 
 """
 
 import re
-from collections import deque
 from collections.abc import Callable
 
 from fl_protocol.clock import Clock
@@ -32,7 +31,7 @@ class Standing:
         self._trouble = trouble
         self._restate = restate
         self._told = ""
-        self._restated: deque[float] = deque(maxlen=MOST_AN_HOUR)
+        self._restated: tuple[float, ...] = ()
 
     def told(self) -> None:
         """A birth goes out, whatever for."""
@@ -46,7 +45,7 @@ class Standing:
         now = self._clock.monotonic()
         if len(self._restated) == MOST_AN_HOUR and now < self._restated[0] + _HOUR_S:
             return self._restated[0] + _HOUR_S - now
-        self._restated.append(now)
+        self._restated = (*self._restated, now)[-MOST_AN_HOUR:]
         self._told = kind
         self._restate(_SOON_S)
         return _FOREVER

@@ -120,7 +120,8 @@ class Uploads:
         self._chance = chance or random.Random()
         self._connected = False
         self._chunk_bytes = CHUNK_BYTES
-        self._unacknowledged: set[int] = set()
+        self._unacknowledged: dict[int, None] = {}
+        # No set: an empty one takes as much as three dictionaries, and agents may share a process.
         self._moved_at = 0.0
         self._uploads = {entry.update_id: _Upload.of(entry, sent=True) for entry in outbox.entries()}
 
@@ -164,7 +165,7 @@ class Uploads:
         """The broker has a publish of ours."""
         if token not in self._unacknowledged:
             return
-        self._unacknowledged.discard(token)
+        del self._unacknowledged[token]
         self._moved_at = self._clock.monotonic()
         for upload in self._uploads.values():
             if upload.under_way.pop(token, None):
@@ -288,7 +289,7 @@ class Uploads:
         if token is not None:
             if not self._unacknowledged:
                 self._moved_at = self._clock.monotonic()
-            self._unacknowledged.add(token)
+            self._unacknowledged[token] = None
         return token
 
     def _spend(self, upload: _Upload, receipt: Receipt) -> None:

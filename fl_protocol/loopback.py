@@ -64,7 +64,7 @@ class Link:
 @dataclass(slots=True, eq=False)
 class _Session:
     clean: bool
-    filters: dict[str, None] = field(default_factory=dict)
+    filters: list[str] = field(default_factory=list)
     queue: list[Received] = field(default_factory=list)
     unacknowledged: dict[int, Received] = field(default_factory=dict)
     held: deque[Received] | None = None
@@ -180,7 +180,7 @@ class LoopbackBroker:
     def open_filters(self, transport: "LoopbackTransport", filters: Sequence[str]) -> None:
         """Subscribe, and send what is retained."""
         session = self._sessions[transport.client_id]
-        session.filters.update(dict.fromkeys(filters))
+        session.filters += [pattern for pattern in filters if pattern not in session.filters]
         for pattern in filters:
             self._subscriptions.add(pattern, session)
         wild = [pattern for pattern in filters if "+" in pattern or "#" in pattern]
@@ -223,7 +223,8 @@ class LoopbackBroker:
 
     def _forget(self, session: _Session, filters: Sequence[str]) -> None:
         for pattern in filters:
-            session.filters.pop(pattern, None)
+            if pattern in session.filters:
+                session.filters.remove(pattern)
             self._subscriptions.remove(pattern, session)
 
     def _open(

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -172,29 +173,32 @@ class Trainings:
         return known
 
 
+class Apprentice(Protocol):
+    """Whose worker it is: what trains, and how long that takes."""
+
+    def begin(self, job: TrainJob, end: Callable[[TrainJob], None]) -> None:
+        """A training begins; when it is over, have its ``end`` take place."""
+        ...
+
+    def train(self, job: TrainJob) -> Result:
+        """Do what was to be learned in the meantime."""
+        ...
+
+    def ended(self, job: TrainJob) -> None:
+        """It trains no more."""
+        ...
+
+
 class VirtualWorker:
-    """The worker of a virtual device: a training ends, and is really done, when its virtual time is over.
+    """The worker of a virtual device: a training ends, and is really done, when its virtual time is over."""
 
-    ``later`` plans a call after some virtual seconds.
-    """
+    __slots__ = ("_deliver", "_job", "_of", "_stopped", "_trainings")
 
-    __slots__ = ("_deliver", "_job", "_lasts", "_later", "_stopped", "_train", "_trainings")
-
-    def __init__(
-        self,
-        deliver: Deliver,
-        *,
-        trainings: Trainings,
-        train: Callable[[TrainJob], Result],
-        lasts: Callable[[TrainJob], float],
-        later: Callable[[float, Callable[[], None]], None],
-    ) -> None:
+    def __init__(self, deliver: Deliver, *, trainings: Trainings, of: Apprentice) -> None:
         self._deliver = deliver
         self._trainings = trainings
-        self._train = train
-        self._lasts = lasts
-        self._later = later
-        self._job: Job | None = None
+        self._of = of
+        self._job: TrainJob | None = None
         self._stopped = False
 
     @property
@@ -213,7 +217,7 @@ class VirtualWorker:
             raise RuntimeError("the worker is stopped" if self._stopped else "the worker is busy")
         if isinstance(job, TrainJob):
             self._job = job
-            self._later(self._lasts(job), lambda: self._finish(job))
+            self._of.begin(job, self._finish)
         else:
             self._deliver(job, self._trainings.look(job))
 
@@ -221,6 +225,7 @@ class VirtualWorker:
         """See ``Worker.cancel``."""
         job, self._job = self._job, None
         if job is not None and not self._stopped:
+            self._of.ended(job)
             self._deliver(job, JobFailed(reason="cancelled", retryable=True))
 
     def stop(self) -> None:
@@ -231,7 +236,9 @@ class VirtualWorker:
     def _finish(self, job: TrainJob) -> None:
         if self._job is job:
             self._job = None
-            self._deliver(job, self._train(job))
+            result = self._of.train(job)
+            self._of.ended(job)
+            self._deliver(job, result)
 
 
 def split_held_out(rows: Share, portion: float, *, seed: int) -> DeviceSamples:
