@@ -1,6 +1,7 @@
 """Chores: what the supervisor does by turns. One that fails rests for a minute; the others go on."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -48,19 +49,20 @@ class Chores(Generic[Owner]):
 
     def work(self) -> float:
         """Do every chore that does not rest; seconds until one wants its next turn."""
-        waits = []
-        now = self._clock.monotonic()
+        wait = math.inf
+        troubles = self._troubles
         for name, work in self._works.items():
-            trouble = self._troubles.get(name)
-            left = trouble.rests_until - now if trouble is not None else 0.0
+            left = troubles[name].rests_until - self._clock.monotonic() if name in troubles else 0.0
             if left <= 0:
                 try:
                     left = work(self._owner)
-                    self._troubles.pop(name, None)
                 except (LichenError, OSError) as error:
                     left = self.rest(name, error)
-            waits.append(left)
-        return min(waits)
+                else:
+                    if troubles:
+                        troubles.pop(name, None)
+            wait = min(wait, left)
+        return wait
 
     def rest(self, name: str, error: Exception) -> float:
         """Let a chore rest because of an error; for how many seconds."""
