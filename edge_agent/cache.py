@@ -56,7 +56,7 @@ class Cache:
         """Files that were not what they had been."""
         self._runtimes = tuple(runtimes)
         self._disk = disk
-        self._sound: dict[Path, None] = {}
+        self._sound: list[Path] = []
         self._whole: tuple[bytes, bytes] | None = None
         """The artifact and weights of which nothing was missing when it was last asked."""
         self._whole_artifact = b""
@@ -105,11 +105,11 @@ class Cache:
         if manifest_path == arriving and not any(path.parent == folder for path in goals):
             # The name by which others open the artifact comes last: it says that all of it is here.
             move_file(arriving, sealed, purpose="agent.artifact", disk=self._disk)
-            self._sound[sealed] = None
+            self._sound.append(sealed)
         if manifest_path is not None and not goals:
             self._whole, self._whole_artifact = wanted, task.artifact.sha256
             # Of these nothing is asked again; should it be, they are hashed again.
-            self._sound = {}
+            self._sound.clear()
         return goals
 
     def distrust(self) -> None:
@@ -127,9 +127,8 @@ class Cache:
             for name in [*whole[KEPT - 1 :], *parts]:
                 path = folder / name
                 self._forget_whole(name)
-                self._sound.pop(path, None)
+                self._sound = [sound for sound in self._sound if path not in (sound, sound.parent)]
                 if self._disk.is_folder(path):
-                    self._sound = {sound: None for sound in self._sound if sound.parent != path}
                     self._disk.remove_folder(path)
                 else:
                     self._disk.remove(path)
@@ -151,7 +150,7 @@ class Cache:
         except OSError:
             digest = b""  # a bad sector under it: another file will lie elsewhere
         if digest == ref.sha256:
-            self._sound[path] = None
+            self._sound.append(path)
             return True
         self.damaged += 1
         self._disk.remove(path)

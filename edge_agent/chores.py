@@ -51,12 +51,11 @@ class Chores(Generic[Owner]):
         """Do every chore that does not rest; seconds until one wants its next turn."""
         wait = math.inf
         troubles = self._troubles
-        owner = self._owner
         for name, work in self._works.items():
             left = troubles[name].rests_until - self._clock.monotonic() if name in troubles else 0.0
             if left <= 0:
                 try:
-                    left = work(owner)
+                    left = work(self._owner)
                 except (LichenError, OSError) as error:
                     left = self.rest(name, error)
                 else:

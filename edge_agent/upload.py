@@ -120,8 +120,7 @@ class Uploads:
         self._chance = chance or random.Random()
         self._connected = False
         self._chunk_bytes = CHUNK_BYTES
-        self._unacknowledged: dict[int, None] = {}
-        # No set: an empty one takes as much as three dictionaries, and agents may share a process.
+        self._unacknowledged: tuple[int, ...] = ()
         self._moved_at = 0.0
         self._uploads = {entry.update_id: _Upload.of(entry, sent=True) for entry in outbox.entries()}
 
@@ -150,7 +149,7 @@ class Uploads:
     def disconnected(self) -> None:
         """Nothing is under way any more."""
         self._connected = False
-        self._unacknowledged.clear()
+        self._unacknowledged = ()
         for upload in self._uploads.values():
             if upload.under_way and not upload.small:
                 self._chunk_bytes = CAUTIOUS_CHUNK_BYTES
@@ -165,7 +164,7 @@ class Uploads:
         """The broker has a publish of ours."""
         if token not in self._unacknowledged:
             return
-        del self._unacknowledged[token]
+        self._unacknowledged = tuple(other for other in self._unacknowledged if other != token)
         self._moved_at = self._clock.monotonic()
         for upload in self._uploads.values():
             if upload.under_way.pop(token, None):
@@ -289,7 +288,7 @@ class Uploads:
         if token is not None:
             if not self._unacknowledged:
                 self._moved_at = self._clock.monotonic()
-            self._unacknowledged[token] = None
+            self._unacknowledged = (*self._unacknowledged, token)
         return token
 
     def _spend(self, upload: _Upload, receipt: Receipt) -> None:
