@@ -84,13 +84,15 @@ class MemoryDisk:
     def rename(self, old: Path, new: Path) -> None:
         """Rename in one step."""
         content = self._content(old)
-        self._drop({str(old)})
-        self._put(str(new), content)
+        name = str(new)
+        names, held = _without(name, *_without(str(old), self._names, self._held))
+        self._names, self._held = self._contents.row((*names, name)), (*held, content)
 
     def remove(self, path: Path) -> None:
         """Forget a file."""
-        if self._find(str(path)) is not None:
-            self._drop({str(path)})
+        if self._find(name := str(path)) is not None:
+            names, self._held = _without(name, self._names, self._held)
+            self._names = self._contents.row(names)
 
     def sync_directory(self, path: Path) -> None:
         """Count it."""
@@ -147,11 +149,11 @@ class MemoryDisk:
 
     def _put(self, name: str, content: bytes | None) -> None:
         """Have this under that name, as the newest."""
-        names, held = self._names, self._held
-        if name in names:
-            at = names.index(name)
-            names, held = names[:at] + names[at + 1 :], held[:at] + held[at + 1 :]
-        self._names, self._held = self._contents.row((*names, name)), (*held, content)
+        names, held = _without(name, self._names, self._held)
+        row = (*names, name)
+        # A temporary name is drawn at random: no other disk has it.
+        self._names = row if name.endswith(".tmp") else self._contents.row(row)
+        self._held = (*held, content)
 
     def _drop(self, gone: set[str]) -> None:
         whole = zip(self._names, self._held, strict=True)
@@ -167,6 +169,15 @@ class MemoryDisk:
         if content is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         return content
+
+
+def _without(
+    name: str, names: tuple[str, ...], held: tuple[bytes | None, ...]
+) -> tuple[tuple[str, ...], tuple[bytes | None, ...]]:
+    if name not in names:
+        return names, held
+    at = names.index(name)
+    return names[:at] + names[at + 1 :], held[:at] + held[at + 1 :]
 
 
 def _nothing() -> None:
