@@ -67,6 +67,39 @@ class Assignment:
         StorageError, OSError: from ``next_job`` and ``finished``, if the disk refuses; call again later.
     """
 
+    __slots__ = (
+        "_at_work",
+        "_begun",
+        "_board",
+        "_cache",
+        "_cancelled",
+        "_chance",
+        "_clock",
+        "_configuration",
+        "_created",
+        "_done_under",
+        "_downloads",
+        "_entropy",
+        "_fetching",
+        "_folder",
+        "_lease",
+        "_lookout",
+        "_mended",
+        "_orders",
+        "_outbox",
+        "_renewed",
+        "_report",
+        "_setbacks",
+        "_start",
+        "_tidy",
+        "given_up",
+        "idle_reason",
+        "runtime",
+        "state",
+        "training_cpu_s",
+        "wait_s",
+    )
+
     def __init__(
         self,
         configuration: AgentConfiguration,

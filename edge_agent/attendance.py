@@ -28,6 +28,25 @@ class Attendance:
     ``birth`` makes the birth message when it is due.
     """
 
+    __slots__ = (
+        "_alone_at",
+        "_birth",
+        "_birth_at",
+        "_chance",
+        "_clock",
+        "_device",
+        "_get_at",
+        "_get_delay",
+        "_left",
+        "_met",
+        "_presence",
+        "_session",
+        "_task",
+        "_topics",
+        "_transport",
+        "connected",
+    )
+
     def __init__(
         self,
         topics: FleetTopics,

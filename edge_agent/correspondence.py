@@ -35,6 +35,25 @@ class Correspondence:
     ``idle_reason`` says, for the birth message, why the device is not training.
     """
 
+    __slots__ = (
+        "_configuration",
+        "_foreign",
+        "_idle_reason",
+        "_incarnation",
+        "_lookout",
+        "_presence",
+        "_safe_mode",
+        "_topics",
+        "attendance",
+        "date_error",
+        "downloads",
+        "ignored",
+        "offline_reason",
+        "orders",
+        "reconnects",
+        "uploads",
+    )
+
     def __init__(
         self,
         configuration: AgentConfiguration,

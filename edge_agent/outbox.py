@@ -12,16 +12,16 @@ box each.
 """
 
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 from edge_agent.box_memory import BoxMemory
 from edge_agent.device_state import DeviceState, find_state, keep_state
 from edge_agent.outbox_counts import CODEC_STATE, OutboxCounts, counted, residual_bytes
 from edge_agent.outbox_file import OutboxFile
-from edge_agent.sqlite_file import commit
+from edge_agent.sqlite_file import Commit, commit
 from fl_protocol.clock import Clock
 from fl_protocol.errors import StorageError
 from fl_protocol.update import INLINE_BYTES, UpdateHeader
@@ -77,6 +77,20 @@ class Outbox:
         StorageError: from every method, if the file is damaged or the disk refuses. A verb that raised
             changed nothing.
     """
+
+    __slots__ = (
+        "_ages_saved_at",
+        "_box",
+        "_clock",
+        "_db",
+        "_file",
+        "_max_age_s",
+        "_max_bytes",
+        "_memory",
+        "_shared",
+        "_translated",
+        "commits",
+    )
 
     def __init__(
         self, file: Path | OutboxFile, *, max_bytes: int, max_age_s: float, clock: Clock, box: int = 0
@@ -350,15 +364,8 @@ class Outbox:
                 db.execute("UPDATE outbox SET age_s = age_s + ? WHERE box = ?", (elapsed, self._box))
         self._ages_saved_at = now
 
-    @contextmanager
-    def _commit(self, *, purpose: str) -> Iterator[sqlite3.Connection]:
-        try:
-            with self._translated, commit(self._db, purpose=purpose):
-                yield self._db
-        except BaseException:
-            self._memory = BoxMemory()
-            raise
-        self.commits += 1
+    def _commit(self, *, purpose: str) -> "_BoxCommit":
+        return _BoxCommit(self, commit(self._db, purpose=purpose))
 
     def _append(self, db: sqlite3.Connection, update_id: bytes, outcome: str, reason: str) -> int:
         newest = self._memory.sequence
@@ -391,6 +398,39 @@ class Outbox:
 
     def _key(self, base: VersionId) -> Sequence[object]:
         return self._box, *_key(base)
+
+
+class _BoxCommit:
+    """A commit of one outbox: counted, or all that was known of the file is forgotten."""
+
+    __slots__ = ("_commit", "_outbox")
+
+    def __init__(self, outbox: Outbox, commit: Commit) -> None:
+        self._outbox, self._commit = outbox, commit
+
+    def __enter__(self) -> sqlite3.Connection:
+        outbox = self._outbox
+        try:
+            with outbox._translated:
+                self._commit.__enter__()
+        except BaseException:
+            outbox._memory = BoxMemory()
+            raise
+        return outbox._db
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        outbox = self._outbox
+        try:
+            with outbox._translated:
+                self._commit.__exit__(kind, error, trace)
+                if error is not None:
+                    raise error
+        except BaseException:
+            outbox._memory = BoxMemory()
+            raise
+        outbox.commits += 1
 
 
 def _key(base: VersionId) -> Sequence[object]:

@@ -39,6 +39,8 @@ class Setbacks:
     """What failed since the last success. Delays double from 30 s to an hour, and up to twice that at
     random; a first failure does not delay a newer version."""
 
+    __slots__ = ("_chance", "_clock", "_last")
+
     def __init__(self, clock: Clock, chance: random.Random) -> None:
         self._clock = clock
         self._chance = chance

@@ -9,7 +9,7 @@ import logging
 import os
 import random
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from edge_agent.assignment import Assignment
@@ -48,6 +48,7 @@ EXPIRE_EVERY_S = 3600.0
 WORKER_ALLOWANCE_S = 300.0
 """What a job may take beyond its own deadline: a worker's start, a check, the grace of one that is killed."""
 _PASSING = ("verifying", "fetching version", "uploading")
+_NO_COUNTS = OutboxCounts()
 _log = logging.getLogger("lichen.agent")
 
 _Item: TypeAlias = TransportEvent | tuple[Job, Result] | None
@@ -64,6 +65,39 @@ class Supervisor:
         StorageError: from ``work`` and ``run``, if the outbox is found damaged (``is_damage``). Close this
             supervisor, open the outbox anew, and make another.
     """
+
+    __slots__ = (
+        "_assignment",
+        "_cache",
+        "_check",
+        "_check_ends",
+        "_checker",
+        "_chores",
+        "_clock",
+        "_configuration",
+        "_correspondence",
+        "_counts",
+        "_disk",
+        "_expire_at",
+        "_folder",
+        "_inbox",
+        "_job",
+        "_job_ends",
+        "_limits",
+        "_lookout",
+        "_make_worker",
+        "_orders",
+        "_outbox",
+        "_safe_mode",
+        "_said",
+        "_standing",
+        "_status",
+        "_stopping",
+        "_transport",
+        "_watchdog",
+        "_wear",
+        "_worker",
+    )
 
     def __init__(
         self,
@@ -142,9 +176,9 @@ class Supervisor:
         self._standing = Standing(
             clock, trouble=self._in_the_way, restate=self._correspondence.attendance.restate
         )
-        self._chores = Chores(clock, self._works())
+        self._chores = Chores(clock, self, _WORKS)
         self._status = status or StatusFile(folder.run / "status.json", clock)
-        self._counts = OutboxCounts()
+        self._counts = _NO_COUNTS
         self._job: Job | None = None
         self._check: VerifyJob | None = None
         self._job_ends = 0.0
@@ -285,18 +319,6 @@ class Supervisor:
         """What a connection brings with it needs no birth beside it."""
         return self._standing.work() if self._connected else LONGEST_SLEEP_S
 
-    def _works(self) -> dict[str, Callable[[], float]]:
-        """What there is to do by turns, and in which order: what is wanted, before it is fetched."""
-        return {
-            "assignment": self._employ_worker,
-            "downloads": self._correspondence.downloads.work,
-            "uploads": self._correspondence.uploads.work,
-            "standing": self._stand,
-            "attendance": self._correspondence.attend,
-            "expiry": self._expire,
-            "safe_mode": self._safe_mode.work,
-        }
-
     def _deliver(self, job: Job, result: Result) -> None:
         self._inbox.put((job, result))
 
@@ -400,6 +422,18 @@ class Supervisor:
         if line != self._said and _log.isEnabledFor(level):
             self._said = line
             _log.log(level, "%s", line)
+
+
+_WORKS: Mapping[str, Callable[[Supervisor], float]] = {
+    "assignment": Supervisor._employ_worker,
+    "downloads": lambda agent: agent._correspondence.downloads.work(),
+    "uploads": lambda agent: agent._correspondence.uploads.work(),
+    "standing": Supervisor._stand,
+    "attendance": lambda agent: agent._correspondence.attend(),
+    "expiry": Supervisor._expire,
+    "safe_mode": lambda agent: agent._safe_mode.work(),
+}
+"""What there is to do by turns, and in which order: what is wanted, before it is fetched."""
 
 
 def _name(job: Job | None) -> str:

@@ -80,6 +80,23 @@ class Uploads:
             about again), and from ``work``, if the outbox is damaged.
     """
 
+    __slots__ = (
+        "_chance",
+        "_chunk_bytes",
+        "_clock",
+        "_connected",
+        "_device",
+        "_is_late",
+        "_moved_at",
+        "_outbox",
+        "_topics",
+        "_transport",
+        "_unacknowledged",
+        "_uploads",
+        "last_refusal",
+        "unreadable",
+    )
+
     def __init__(
         self,
         topics: FleetTopics,
@@ -105,7 +122,7 @@ class Uploads:
         self._chance = chance or random.Random()
         self._connected = False
         self._chunk_bytes = CHUNK_BYTES
-        self._unacknowledged: set[int] = set()
+        self._unacknowledged: tuple[int, ...] = ()
         self._moved_at = 0.0
         self._uploads = {entry.update_id: _Upload.of(entry, sent=True) for entry in outbox.entries()}
 
@@ -134,7 +151,7 @@ class Uploads:
     def disconnected(self) -> None:
         """Nothing is under way any more."""
         self._connected = False
-        self._unacknowledged.clear()
+        self._unacknowledged = ()
         for upload in self._uploads.values():
             if upload.under_way and not upload.small:
                 self._chunk_bytes = CAUTIOUS_CHUNK_BYTES
@@ -149,7 +166,7 @@ class Uploads:
         """The broker has a publish of ours."""
         if token not in self._unacknowledged:
             return
-        self._unacknowledged.discard(token)
+        self._unacknowledged = tuple(other for other in self._unacknowledged if other != token)
         self._moved_at = self._clock.monotonic()
         for upload in self._uploads.values():
             if upload.under_way.pop(token, None):
@@ -275,7 +292,7 @@ class Uploads:
         if token is not None:
             if not self._unacknowledged:
                 self._moved_at = self._clock.monotonic()
-            self._unacknowledged.add(token)
+            self._unacknowledged = (*self._unacknowledged, token)
         return token
 
     def _spend(self, upload: _Upload, receipt: Receipt) -> None:
