@@ -90,6 +90,7 @@ class Outbox:
         "_shared",
         "_translated",
         "commits",
+        "given_back",
     )
 
     def __init__(

@@ -89,6 +89,7 @@ class Uploads:
         "_is_late",
         "_moved_at",
         "_outbox",
+        "_refused",
         "_topics",
         "_transport",
         "_unacknowledged",
