@@ -18,6 +18,7 @@ from typing import TypeAlias
 import msgpack
 
 from edge_agent.cache import Cache
+from edge_agent.chance import Chance
 from edge_agent.configuration import AgentConfiguration
 from edge_agent.device_state import DeviceState
 from edge_agent.download import Downloads
@@ -116,7 +117,7 @@ class Assignment:
         board: NoticeBoard,
         created: Callable[[OutboxEntry], None],
         report: Callable[[str], None],
-        chance: random.Random | None = None,
+        chance: Chance | None = None,
         entropy: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         self.state = "waiting"

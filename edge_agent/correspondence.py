@@ -1,11 +1,11 @@
 """The correspondence: what a broker's connection brings, read and handed to whom it concerns."""
 
 import logging
-import random
 from collections.abc import Callable
 
 from edge_agent.attendance import Attendance
 from edge_agent.belonging import foreign_authority, nobody_there
+from edge_agent.chance import Chance
 from edge_agent.configuration import AgentConfiguration
 from edge_agent.download import Downloads
 from edge_agent.lookout import Lookout
@@ -68,7 +68,7 @@ class Correspondence:
         incarnation: bytes,
         idle_reason: Callable[[], str],
         disk: Disk,
-        chance: random.Random,
+        chance: Chance,
     ) -> None:
         device, task = configuration.device, configuration.task
         self.offline_reason = ""

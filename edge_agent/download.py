@@ -11,6 +11,7 @@ import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from edge_agent.chance import Chance
 from fl_io.crash import crash_point
 from fl_io.disk import DISK, Disk, seal_file, write_file
 from fl_protocol.blob import BlobRef
@@ -185,7 +186,7 @@ class Downloads:
         clock: Clock,
         *,
         disk: Disk = DISK,
-        chance: random.Random | None = None,
+        chance: Chance | None = None,
     ) -> None:
         self.gone = False
         """Whether a wanted blob cannot be had as things are: it is no longer published, or what came was

@@ -4,9 +4,9 @@ A refusal may pass: the device was revoked and is enrolled again, the task has a
 waits for it. One that does not pass must not cost a battery.
 """
 
-import random
 from typing import NamedTuple
 
+from edge_agent.chance import Chance
 from fl_protocol.clock import Clock
 from fl_protocol.version import VersionId
 
@@ -31,7 +31,7 @@ class Refusals:
 
     __slots__ = ("_chance", "_clock", "_last")
 
-    def __init__(self, clock: Clock, chance: random.Random) -> None:
+    def __init__(self, clock: Clock, chance: Chance) -> None:
         self._clock = clock
         self._chance = chance
         self._last: _Refusal | None = None

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from edge_agent.assignment import Assignment
 from edge_agent.cache import Cache, runtimes_found
+from edge_agent.chance import Chance
 from edge_agent.chores import Chores
 from edge_agent.configuration import AgentConfiguration
 from edge_agent.correspondence import Correspondence
@@ -115,7 +116,7 @@ class Supervisor:
         disk: Disk = DISK,
         count: CountSamples = count_samples,
         status: StatusSink | None = None,
-        chance: random.Random | None = None,
+        chance: Chance | None = None,
         entropy: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         chance = chance or random.Random()

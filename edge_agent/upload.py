@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+from edge_agent.chance import Chance
 from edge_agent.outbox import Outbox, OutboxEntry
 from edge_agent.sqlite_file import is_damage
 from fl_io.crash import crash_point
@@ -108,7 +109,7 @@ class Uploads:
         *,
         is_late: Callable[[VersionId], bool] = lambda base: False,
         refused: Callable[[VersionId, str], None] = lambda base, reason: None,
-        chance: random.Random | None = None,
+        chance: Chance | None = None,
     ) -> None:
         self.last_refusal = ""
         self.unreadable = 0

@@ -18,7 +18,7 @@ from edge_agent.supervisor import Supervisor
 from edge_agent.trainer import planned_steps
 from fl_protocol.loopback import Link
 from fl_protocol.topics import FleetTopics
-from hil.simulate.entropy import Entropy, chance_of
+from hil.simulate.entropy import Entropy, SeededChance
 from hil.simulate.machine import Battery, DeviceMachine
 from hil.simulate.medium import Connection
 from hil.simulate.memory_disk import MemoryDisk
@@ -147,7 +147,7 @@ class VirtualDevice:
             disk=self.disk,
             count=self._count,
             status=fleet.status,
-            chance=chance_of(fleet.seed, self.name),
+            chance=SeededChance(fleet.seed, self.name),
             entropy=self._entropy,
         )
         self._supervisor.start()
