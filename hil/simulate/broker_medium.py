@@ -50,6 +50,8 @@ _REFUSED: dict[str, str] = {
     "Not authorized": "the broker must let one user name speak for every device; that of a fleet does not",
     "Client identifier not valid": "the broker must take any client name",
 }
+_WANTS_CERTIFICATE = ("certificate required", "bad certificate", "certificate unknown", "unknown ca")
+"""OpenSSL's words for a broker that does not take who we say that we are."""
 _log = logging.getLogger("lichen.simulate")
 
 
@@ -266,6 +268,13 @@ class BrokerMedium:
             raise TransportError(
                 f"the broker at {self.address} refuses {connection.client_id}: {reason}",
                 hint=_REFUSED[reason],
+            )
+        if any(word in reason for word in _WANTS_CERTIFICATE):
+            raise TransportError(
+                f"the broker at {self.address} takes no device without a certificate that it knows: {reason}",
+                hint="simulated devices have none of their own: give the broker a listener for this, without"
+                " require_certificate, or name one certificate that may speak for all of them: [fleet.tls]"
+                " certificate and key",
             )
         if connection.tries < TRIES:
             delay = FIRST_DELAY_S * 2.0 ** (connection.tries - 1)

@@ -21,7 +21,7 @@ class Entropy:
 
 
 class SeededChance:
-    """Jitter of a device's own, see ``edge_agent.chance.Chance``. ``random.Random`` would keep 2.5 KB of each:
+    """Jitter of a device's own: an ``edge_agent.chance.Chance``. ``random.Random`` would keep 2.5 KB of each;
     the upper half of a linear congruential generator (Knuth's MMIX) is random enough to spread devices by."""
 
     __slots__ = ("_state",)

@@ -204,6 +204,22 @@ def test_connections_are_encrypted_where_the_broker_wants_it(artifact, tmp_path)
 
 
 @pytest.mark.mosquitto
+def test_a_broker_that_demands_certificates_is_told(artifact, tmp_path):
+    """That of a fleet does: the run ends at once, and says what a simulation can and cannot show."""
+    authority = Authority(tmp_path)
+    tables = {"buffer": {"size": 12}, "tls": {"ca": str(authority.ca)}}
+    strict = tls_mosquitto(
+        mosquitto_program(), tmp_path, authority.broker(), authority.ca, "require_certificate true"
+    )
+    with (
+        strict as port,
+        pytest.raises(TransportError, match="takes no device without a certificate") as caught,
+    ):
+        run(artifact, broker=f"mqtts://127.0.0.1:{port}", versions=1, fleet=tables)
+    assert "[fleet.tls] certificate" in caught.value.hint
+
+
+@pytest.mark.mosquitto
 def test_power_fails_on_real_connections_too(artifact, broker_of):
     """Devices that go without a farewell and come back on a new socket, with their outboxes."""
     hard = {
