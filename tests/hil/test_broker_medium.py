@@ -253,8 +253,8 @@ def test_power_fails_on_real_connections_too(artifact, broker_of):
 def test_a_broker_that_takes_too_few_connections_is_told(artifact, tmp_path):
     """How many it holds, and which limit to raise."""
     with mosquitto(tmp_path, "allow_anonymous true", "max_connections 6") as url:
-        # Each probe that closed without a CONNECT makes mosquitto 2.0 take one more; the run first sees whether
-        # a message comes through, which takes a place for a moment.
+        # Each probe that closed without a CONNECT makes mosquitto 2.0 take one more; the run first sees
+        # whether a message comes through, which takes a place for a moment.
         with pytest.raises(
             TransportError, match=r"holds (5|6|7|8|9) connections of this simulation"
         ) as caught:
