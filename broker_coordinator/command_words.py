@@ -85,7 +85,7 @@ def recovery_lines(done: "Recovery") -> Iterator[str]:
     yield f"kept: {kept}, {done.accepted:,} accepted updates ({done.waiting:,} not folded yet)"
     if done.seen is not None:
         reached = f"{done.seen[0]}.{done.seen[1]}"
-        yield f"given up: {done.given_up:,} versions that devices have had since, up to {reached}"
+        yield f"given up: {done.versions_given_up:,} versions that devices have had since, up to {reached}"
     yield "updates that devices still hold come again by themselves; made from a version given up: refused"
     yield "updates that were counted since, and dropped by their devices, are not known here:"
     yield "  lichen audit --agents DIR counts them as given up, for the devices whose folders you name"

@@ -276,6 +276,7 @@ class Coordinator:
             waiting=self._model.waiting,
             quarantined=self._journal.quarantined + self._model.quarantined,
             aggregator_fault=self.aggregator_fault,
+            unweighed_share=self._ingest.unweighed_share,
             runtimes=self._store.runtimes(),
             refused=dict(self._ingest.refused),
             rejected=dict(self._ingest.rejected),

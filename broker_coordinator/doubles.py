@@ -7,7 +7,6 @@ comes again after a lost acknowledgement, has a session that was seen.
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from fl_protocol.presence import DevicePresence
@@ -21,31 +20,26 @@ COPIED_STATE = "a copy of its state folder runs too: a card, or an image, was co
 SAME_NAME = "another installation runs under its name, with its credential"
 
 
-_Births: TypeAlias = tuple[tuple[bytes, bytes], ...]
-
-
-@dataclass(slots=True)
-class _Seen:
-    """What one device was born with: pairs with the newest session of each, the newest pair last."""
-
-    lives: _Births = ()
-    incarnations: _Births = ()
+_Births: TypeAlias = bytes
+"""What a device was born with, each with the newest session of it: as long as each other, the newest last."""
 
 
 class Doubles:
     """Remembers the last births of each device; of the 65,536 devices born last."""
 
     def __init__(self) -> None:
-        self._seen: OrderedDict[str, _Seen] = OrderedDict()
+        self._seen: OrderedDict[str, tuple[_Births, _Births]] = OrderedDict()
+        """Incarnations and lives, as few bytes: a coordinator remembers many devices."""
 
     def born(self, device: str, presence: DevicePresence) -> str:
         """Note a birth; how its identity is doubled if it shows that, else empty."""
-        seen = self._seen.setdefault(device, _Seen())
+        incarnations, lives = self._seen.get(device, (b"", b""))
+        incarnations, other = _born(incarnations, presence.incarnation, presence.session)
+        lives, same = _born(lives, presence.life, presence.session)
+        self._seen[device] = incarnations, lives
         self._seen.move_to_end(device)
         if len(self._seen) > MOST_DEVICES:
             self._seen.popitem(last=False)
-        seen.incarnations, other = _born(seen.incarnations, presence.incarnation, presence.session)
-        seen.lives, same = _born(seen.lives, presence.life, presence.session)
         return SAME_NAME if other else COPIED_STATE if same else ""
 
 
@@ -54,7 +48,9 @@ def _born(known: _Births, key: bytes | None, session: bytes) -> tuple[_Births, b
     session."""
     if key is None:
         return known, False
-    last = dict(known).get(key)
-    returned = last is not None and known[-1][0] != key and last != session
-    others = [birth for birth in known if birth[0] != key]
-    return (*others[1 - MOST_REMEMBERED :], (key, session)), returned
+    size = len(key) + len(session)
+    births = [known[at : at + size] for at in range(0, len(known), size)]
+    sessions = {birth[: len(key)]: birth[len(key) :] for birth in births}
+    returned = sessions.get(key, session) != session and not births[-1].startswith(key)
+    others = [birth for birth in births if not birth.startswith(key)]
+    return b"".join((*others[1 - MOST_REMEMBERED :], key, session)), returned

@@ -5,7 +5,7 @@ that leaves two files that nobody names; a crash after it leaves a version that 
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from broker_coordinator.aggregation.fold import ClosedVersion, OpenVersion
@@ -93,6 +93,7 @@ class GlobalModel:
         # Where it has become smaller, the manifest says so from now on, not from the next version on.
         self._raise_horizon(self.state.number)
         self._open = self._reopen()
+        self._set_aside = self._those_set_aside()
         self._waiting_since = clock.monotonic()
         self.quarantined = 0
         self.weigh_fault = ""
@@ -130,7 +131,7 @@ class GlobalModel:
             self._waiting_since = self._clock.monotonic()
         well = not self._open.fault
         if not self._open.add(update, pieces):
-            self.quarantined += 1
+            self._note_set_aside(1)
         if well and self._open.fault:
             _log.error("%s", self._open.fault)
 
@@ -139,21 +140,23 @@ class GlobalModel:
         if self.final or self._open.fault:
             return None
         waited = self._clock.monotonic() - self._waiting_since
-        reason = self._buffer.closes(self._open.count, waited)
+        reason = self._buffer.closes(self._open.count, waited, len(self._set_aside))
         if reason is None:
             return None
         count = self._open.count
+        if not count:
+            return self._renew(reason)
         closed = self._open.close()
         if closed is None and self._open.fault:
             _log.error("%s", self._open.fault)
             return None
         if closed is None:
-            self.quarantined += count
+            self._note_set_aside(count)
             return None
         try:
             self._commit(closed, reason)
         except CodecError as error:
-            self._set_aside(f"the version would not travel: {error}")
+            self._quarantine_all(f"the version would not travel: {error}")
             return None
         return self.version
 
@@ -161,7 +164,13 @@ class GlobalModel:
         """Seconds until a deadline may close the open version; None where there is none."""
         if self.final or self._open.fault:
             return None
-        return self._buffer.closes_in(self._open.count, self._clock.monotonic() - self._waiting_since)
+        waited = self._clock.monotonic() - self._waiting_since
+        return self._buffer.closes_in(self._open.count, waited, len(self._set_aside))
+
+    @property
+    def comes_again_s(self) -> float:
+        """How long an update that could not be taken just now waits with its device."""
+        return self._buffer.comes_again_s(self._clock.monotonic() - self._waiting_since)
 
     def _newest(self, artifact: TrainingArtifact) -> tuple[VersionRecord, VersionState]:
         epoch = self._store.office().epoch
@@ -191,12 +200,21 @@ class GlobalModel:
             self._shelf.put(encode_model(state.master, self.rules.layout))
         return newest, state
 
+    def _renew(self, reason: str) -> VersionRecord:
+        """The same weights as a new version, in which every device counts anew."""
+        state = self.state.reopened(self.state.epoch)
+        self._commit(ClosedVersion(state=state, through_seq=self._open.through_seq, updates=0), reason)
+        return self.version
+
     def _commit(self, closed: ClosedVersion, reason: str) -> None:
+        # What was set aside behind the last that was folded is of this version too, not of the next.
+        through = max([closed.through_seq, *self._set_aside])
         self.version = self._write(
-            closed.state, closed_by=reason, through_seq=closed.through_seq, updates=closed.updates
+            closed.state, closed_by=reason, through_seq=through, updates=closed.updates
         )
         self.state = closed.state
         self._open = self._reopen()
+        self._set_aside = self._those_set_aside()
         self._waiting_since = self._clock.monotonic()
 
     def _write(self, state: VersionState, *, closed_by: str, through_seq: int, updates: int) -> VersionRecord:
@@ -238,10 +256,20 @@ class GlobalModel:
             progress=self._progress,
         )
 
-    def _set_aside(self, reason: str) -> None:
+    def _quarantine_all(self, reason: str) -> None:
         """Quarantine everything that waits: it makes no version that a device could read."""
+        count = 0
         with self._store.transaction("coordinator.set_aside"):
             for update in self._store.waiting():
                 self._store.quarantine(update.accept_seq, reason)
-                self.quarantined += 1
+                count += 1
         self._open = self._reopen()
+        self._note_set_aside(count)
+
+    def _note_set_aside(self, count: int) -> None:
+        self.quarantined += count
+        self._set_aside = self._those_set_aside()
+
+    def _those_set_aside(self) -> Sequence[int]:
+        """``accept_seq`` of what came for the open version and was set aside."""
+        return self._store.quarantined_after(self.version.through_seq)

@@ -48,7 +48,6 @@ from fl_protocol.version import VersionId
 __all__ = ["Batch", "Ingest", "commit_then_answer"]
 
 BUSY_WAIT_S = 2.0
-UNWEIGHED_WAIT_S = 600.0
 
 
 @dataclass(slots=True)
@@ -135,6 +134,11 @@ class Ingest:
         self.refused: Counter[str] = Counter()
         self.rejected: Counter[str] = Counter()
         self.device_events: Counter[str] = Counter()
+
+    @property
+    def unweighed_share(self) -> float:
+        """See ``Weighing.share``."""
+        return self._weighing.share
 
     def state(self) -> TaskState:
         """What decisions depend on, as of now."""
@@ -400,7 +404,7 @@ class Ingest:
                 batch.decoded[accept_seq] = appraisal.pieces
             batch.answers.append((self._topics.receipt(action.device, action.update_id), receipt))
         self._store.count_accepted(updates)
-        self._weighing.took(appraisal.asked for _, appraisal in good)
+        self._weighing.took((action.device, appraisal.asked) for action, appraisal in good)
         self._model.weigh_fault = self._weighing.fault
 
     def _leave(self, batch: Batch, state: TaskState, action: Accept, verdict: Unweighed) -> None:
@@ -414,7 +418,11 @@ class Ingest:
             batch.discarded.append(action.update_id)
         self.rejected["unweighed"] += 1
         receipt = Receipt(
-            state="later", epoch=state.epoch, term=state.term, reason="unweighed", wait_s=UNWEIGHED_WAIT_S
+            state="later",
+            epoch=state.epoch,
+            term=state.term,
+            reason="unweighed",
+            wait_s=self._model.comes_again_s,
         )
         self._say(batch, action.device, action.update_id, receipt)
 

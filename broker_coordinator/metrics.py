@@ -48,6 +48,7 @@ class Figures:
     waiting: int = 0
     quarantined: int = 0
     aggregator_fault: str = ""
+    unweighed_share: float = 0.0
     runtimes: Mapping[str, RuntimeCounts] = field(default_factory=dict)
     refused: Mapping[str, int] = field(default_factory=dict)
     rejected: Mapping[str, int] = field(default_factory=dict)
@@ -89,6 +90,7 @@ _GAUGES = {
     "accuracy": "Accuracy of the newest evaluated version",
     "devices_online": "Devices on line",
     "devices_enrolled": "Devices that are enrolled and not revoked",
+    "unweighed_share": "Share of the devices heard last whose newest update the aggregator failed on",
     "waiting": "Accepted updates that wait to be folded",
     "leases": "Leases held",
     "credit_bytes": "Bytes that devices were told they may send",
@@ -166,7 +168,7 @@ def metric_families(figures: Callable[[], Figures]) -> Iterator[Any]:
     )
     yield GaugeMetricFamily(
         "lichen_aggregator_faulty",
-        "Whether the aggregator fails, and no version can be made",
+        "Whether the aggregator fails: on a version, or on the updates of most devices",
         value=int(bool(now.aggregator_fault)),
     )
     yield GaugeMetricFamily(

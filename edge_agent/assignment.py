@@ -13,10 +13,12 @@ import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeAlias
 
 import msgpack
 
 from edge_agent.cache import Cache
+from edge_agent.chance import Chance
 from edge_agent.configuration import AgentConfiguration
 from edge_agent.device_state import DeviceState
 from edge_agent.download import Downloads
@@ -34,6 +36,7 @@ from edge_agent.model_notice import NoticeBoard
 from edge_agent.orders import Orders
 from edge_agent.outbox import Outbox, OutboxEntry
 from edge_agent.presence import AGENT_VERSION, is_older
+from edge_agent.refusals import Refusals
 from edge_agent.sealed import unseal
 from edge_agent.setbacks import Setbacks
 from edge_agent.state_folder import StateFolder
@@ -50,6 +53,7 @@ __all__ = ["Assignment"]
 FOREVER = 86400.0
 _PREPARED = "prepared"
 _PACKAGES = str(Path(msgpack.__file__ or "").parents[1])
+_Told: TypeAlias = tuple[TaskManifest | None, bool, str, int]
 _log = logging.getLogger("lichen.agent")
 
 
@@ -64,6 +68,40 @@ class Assignment:
         StorageError, OSError: from ``next_job`` and ``finished``, if the disk refuses; call again later.
     """
 
+    __slots__ = (
+        "_at_work",
+        "_begun",
+        "_board",
+        "_cache",
+        "_cancelled",
+        "_chance",
+        "_clock",
+        "_configuration",
+        "_created",
+        "_done_under",
+        "_downloads",
+        "_entropy",
+        "_fetching",
+        "_folder",
+        "_lease",
+        "_lookout",
+        "_mended",
+        "_orders",
+        "_outbox",
+        "_refusals",
+        "_renewed",
+        "_report",
+        "_setbacks",
+        "_start",
+        "_tidy",
+        "abandoned",
+        "idle_reason",
+        "runtime",
+        "state",
+        "training_cpu_s",
+        "wait_s",
+    )
+
     def __init__(
         self,
         configuration: AgentConfiguration,
@@ -73,12 +111,13 @@ class Assignment:
         downloads: Downloads,
         outbox: Outbox,
         lookout: Lookout,
+        refusals: Refusals,
         clock: Clock,
         folder: StateFolder,
         board: NoticeBoard,
         created: Callable[[OutboxEntry], None],
         report: Callable[[str], None],
-        chance: random.Random | None = None,
+        chance: Chance | None = None,
         entropy: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         self.state = "waiting"
@@ -87,7 +126,7 @@ class Assignment:
         self.runtime = ""
         self.training_cpu_s = 0.0
         """CPU time that trainers took since this process began; evaluation and encoding not included."""
-        self.given_up = 0
+        self.abandoned = 0
         """Trainings that were ended since this process began because their update would have come late."""
         self._configuration = configuration
         self._orders = orders
@@ -95,6 +134,7 @@ class Assignment:
         self._downloads = downloads
         self._outbox = outbox
         self._lookout = lookout
+        self._refusals = refusals
         self._clock = clock
         self._folder = folder
         self._board = board
@@ -112,7 +152,7 @@ class Assignment:
         self._begun: TaskManifest | None = None
         """Whose files are on their way: not always the newest one's."""
         self._mended: VersionId | None = None
-        self._done_under: tuple[TaskManifest | None, bool, str] | None = None
+        self._done_under: _Told | None = None
         """The orders under which there was nothing to do but wait for the next version."""
         self._tidy = False
         """Whether nothing was begun to be fetched since old files were dropped for good."""
@@ -160,8 +200,8 @@ class Assignment:
             self.wait_s = max(self._lookout.next_at - self._clock.monotonic(), 0.0)
             return False
         if late and not self._cancelled:
-            self.given_up += 1
-            _log.info("the training is given up: its update would come too late")
+            self.abandoned += 1
+            _log.info("the training is abandoned: its update would come too late")
         self._cancelled = True
         self.wait_s = LOOK_EVERY_S
         return True
@@ -215,11 +255,15 @@ class Assignment:
         start = self._start_time(manifest)
         if start > self._clock.monotonic():
             return "waiting for its start, drawn at random", start
-        return self._setbacks.pending(manifest) or self._orders.manifest_respite()
+        return (
+            self._refusals.pending(manifest.version)
+            or self._setbacks.pending(manifest)
+            or self._orders.manifest_respite()
+        )
 
-    def _told(self) -> tuple[TaskManifest | None, bool, str]:
-        """What the orders say, as far as it changes what there is to do."""
-        return self._orders.manifest, self._orders.paused, self._orders.distrust
+    def _told(self) -> _Told:
+        """What the orders and receipts say, as far as it changes what there is to do."""
+        return self._orders.manifest, self._orders.paused, self._orders.distrust, self._outbox.given_back
 
     def _is_done(self, manifest: TaskManifest | None) -> bool:
         """Whether the newest version is trained on and shown: then nothing is to be done at any turn."""

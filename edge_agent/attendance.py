@@ -1,8 +1,8 @@
 """Attendance: that the coordinator knows of this device, and the device of its task."""
 
-import random
 from collections.abc import Callable
 
+from edge_agent.chance import Chance
 from edge_agent.presence import Presence
 from fl_io.crash import crash_point
 from fl_protocol.clock import Clock
@@ -28,6 +28,25 @@ class Attendance:
     ``birth`` makes the birth message when it is due.
     """
 
+    __slots__ = (
+        "_alone_at",
+        "_birth",
+        "_birth_at",
+        "_chance",
+        "_clock",
+        "_device",
+        "_get_at",
+        "_get_delay",
+        "_left",
+        "_met",
+        "_presence",
+        "_session",
+        "_task",
+        "_topics",
+        "_transport",
+        "connected",
+    )
+
     def __init__(
         self,
         topics: FleetTopics,
@@ -38,7 +57,7 @@ class Attendance:
         clock: Clock,
         presence: Presence,
         birth: Callable[[], bytes],
-        chance: random.Random,
+        chance: Chance,
     ) -> None:
         self.connected = False
         self._topics = topics

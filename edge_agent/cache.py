@@ -36,6 +36,17 @@ class Cache:
         OSError: from every method, if the disk refuses.
     """
 
+    __slots__ = (
+        "_artifacts",
+        "_blobs",
+        "_disk",
+        "_runtimes",
+        "_sound",
+        "_whole",
+        "_whole_artifact",
+        "damaged",
+    )
+
     def __init__(
         self, blobs: Path, artifacts: Path, *, runtimes: Sequence[str] = (), disk: Disk = DISK
     ) -> None:
@@ -45,7 +56,7 @@ class Cache:
         """Files that were not what they had been."""
         self._runtimes = tuple(runtimes)
         self._disk = disk
-        self._sound: set[Path] = set()
+        self._sound: list[Path] = []
         self._whole: tuple[bytes, bytes] | None = None
         """The artifact and weights of which nothing was missing when it was last asked."""
         self._whole_artifact = b""
@@ -94,11 +105,11 @@ class Cache:
         if manifest_path == arriving and not any(path.parent == folder for path in goals):
             # The name by which others open the artifact comes last: it says that all of it is here.
             move_file(arriving, sealed, purpose="agent.artifact", disk=self._disk)
-            self._sound.add(sealed)
+            self._sound.append(sealed)
         if manifest_path is not None and not goals:
             self._whole, self._whole_artifact = wanted, task.artifact.sha256
             # Of these nothing is asked again; should it be, they are hashed again.
-            self._sound = set()
+            self._sound.clear()
         return goals
 
     def distrust(self) -> None:
@@ -110,14 +121,15 @@ class Cache:
         """Keep what this task needs, what was fetched last before it, and what is named in ``spare``."""
         keep = {task.weights.sha256.hex(), task.artifact.sha256.hex(), *spare}
         for folder in (self._blobs, self._artifacts):
-            others = [name for name in self._disk.names(folder) if not _belongs(name, keep)]
+            others = [name for name in self._disk.names(folder) if name not in keep]
             whole = [name for name in others if not name.startswith(".")]
-            for name in [*whole[KEPT - 1 :], *(name for name in others if name.startswith("."))]:
-                path = folder / name
+            parts = [name for name in others if name.startswith(".") and not _is_part_of(name, keep)]
+            for name in [*whole[KEPT - 1 :], *parts]:
+                path = _inside(folder, name)
                 self._forget_whole(name)
-                self._sound.discard(path)
+                if self._sound:
+                    self._sound = [sound for sound in self._sound if path not in (sound, sound.parent)]
                 if self._disk.is_folder(path):
-                    self._sound = {sound for sound in self._sound if sound.parent != path}
                     self._disk.remove_folder(path)
                 else:
                     self._disk.remove(path)
@@ -139,7 +151,7 @@ class Cache:
         except OSError:
             digest = b""  # a bad sector under it: another file will lie elsewhere
         if digest == ref.sha256:
-            self._sound.add(path)
+            self._sound.append(path)
             return True
         self.damaged += 1
         self._disk.remove(path)
@@ -186,6 +198,6 @@ def _inside(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def _belongs(name: str, keep: set[str]) -> bool:
-    """Whether a file is one to keep, or a part of one on its way."""
-    return name in keep or (name.startswith(".") and name[1:].partition(".")[0] in keep)
+def _is_part_of(name: str, keep: set[str]) -> bool:
+    """Whether a file is a part of one to keep, on its way."""
+    return name[1:].partition(".")[0] in keep

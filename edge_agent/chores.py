@@ -1,8 +1,10 @@
 """Chores: what the supervisor does by turns. One that fails rests for a minute; the others go on."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from edge_agent.sqlite_file import is_damage
 from fl_protocol.clock import Clock
@@ -13,6 +15,8 @@ __all__ = ["AFTER_TROUBLE_S", "Chores"]
 AFTER_TROUBLE_S = 60.0
 _log = logging.getLogger("lichen.agent")
 
+Owner = TypeVar("Owner")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Trouble:
@@ -22,8 +26,9 @@ class _Trouble:
     rests_until: float
 
 
-class Chores:
-    """Work by name, done in the order given; each says how many seconds it can wait for its next turn.
+class Chores(Generic[Owner]):
+    """Work of ``owner`` by name, done in the order given; each says how many seconds it can wait for its next
+    turn.
 
     A disk that refuses must not end the agent, and what fails must not be tried at every event: a training
     whose result cannot be kept would start anew at once, for ever.
@@ -32,28 +37,32 @@ class Chores:
         StorageError: from every method, if the outbox itself is damaged. Only opening it anew helps then.
     """
 
-    def __init__(self, clock: Clock, works: Mapping[str, Callable[[], float]]) -> None:
+    __slots__ = ("_clock", "_owner", "_troubles", "_works", "failures")
+
+    def __init__(self, clock: Clock, owner: Owner, works: Mapping[str, Callable[[Owner], float]]) -> None:
         self.failures = 0
         """Turns, and other work of this device, that an error ended."""
         self._clock = clock
+        self._owner = owner
         self._works = works
         self._troubles: dict[str, _Trouble] = {}
 
     def work(self) -> float:
         """Do every chore that does not rest; seconds until one wants its next turn."""
-        waits = []
-        now = self._clock.monotonic()
+        wait = math.inf
+        troubles = self._troubles
         for name, work in self._works.items():
-            trouble = self._troubles.get(name)
-            left = trouble.rests_until - now if trouble is not None else 0.0
+            left = troubles[name].rests_until - self._clock.monotonic() if name in troubles else 0.0
             if left <= 0:
                 try:
-                    left = work()
-                    self._troubles.pop(name, None)
+                    left = work(self._owner)
                 except (LichenError, OSError) as error:
                     left = self.rest(name, error)
-            waits.append(left)
-        return min(waits)
+                else:
+                    if troubles:
+                        troubles.pop(name, None)
+            wait = min(wait, left)
+        return wait
 
     def rest(self, name: str, error: Exception) -> float:
         """Let a chore rest because of an error; for how many seconds."""

@@ -1,6 +1,7 @@
 """``agent.toml``: what a person tells one device."""
 
 import dataclasses
+import functools
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,7 +136,7 @@ class AgentConfiguration:
     @property
     def samples_path(self) -> Path:
         """Where the sample store is."""
-        return self.samples or self.state / "samples.db"
+        return self.samples or _samples_in(self.state)
 
     @property
     def address(self) -> BrokerAddress:
@@ -188,3 +189,9 @@ def read_agent_configuration(path: Path) -> AgentConfiguration:
     if configuration.trainer_path is None:
         return dataclasses.replace(configuration, trainer_path=path.absolute().parent)
     return configuration
+
+
+@functools.lru_cache(maxsize=16)
+def _samples_in(state: Path) -> Path:
+    """Where samples are unless a file is named: one path for all agents that have such a folder."""
+    return state / "samples.db"

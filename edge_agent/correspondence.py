@@ -1,17 +1,18 @@
 """The correspondence: what a broker's connection brings, read and handed to whom it concerns."""
 
 import logging
-import random
 from collections.abc import Callable
 
 from edge_agent.attendance import Attendance
 from edge_agent.belonging import foreign_authority, nobody_there
+from edge_agent.chance import Chance
 from edge_agent.configuration import AgentConfiguration
 from edge_agent.download import Downloads
 from edge_agent.lookout import Lookout
 from edge_agent.orders import Orders
 from edge_agent.outbox import Outbox
 from edge_agent.presence import Presence
+from edge_agent.refusals import Refusals
 from edge_agent.safe_mode import SafeMode
 from edge_agent.upload import Uploads
 from fl_io.disk import Disk
@@ -34,6 +35,25 @@ class Correspondence:
     ``idle_reason`` says, for the birth message, why the device is not training.
     """
 
+    __slots__ = (
+        "_configuration",
+        "_foreign",
+        "_idle_reason",
+        "_incarnation",
+        "_lookout",
+        "_presence",
+        "_safe_mode",
+        "_topics",
+        "attendance",
+        "date_error",
+        "downloads",
+        "ignored",
+        "offline_reason",
+        "orders",
+        "reconnects",
+        "uploads",
+    )
+
     def __init__(
         self,
         configuration: AgentConfiguration,
@@ -44,10 +64,11 @@ class Correspondence:
         outbox: Outbox,
         lookout: Lookout,
         safe_mode: SafeMode,
+        refusals: Refusals,
         incarnation: bytes,
         idle_reason: Callable[[], str],
         disk: Disk,
-        chance: random.Random,
+        chance: Chance,
     ) -> None:
         device, task = configuration.device, configuration.task
         self.offline_reason = ""
@@ -84,7 +105,14 @@ class Correspondence:
         )
         self.downloads = Downloads(self._topics, device, transport, clock, disk=disk, chance=chance)
         self.uploads = Uploads(
-            self._topics, device, transport, clock, outbox, is_late=self.orders.is_late, chance=chance
+            self._topics,
+            device,
+            transport,
+            clock,
+            outbox,
+            is_late=self.orders.is_late,
+            refused=refusals.note,
+            chance=chance,
         )
 
     @property

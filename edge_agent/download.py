@@ -5,11 +5,13 @@ the broker, and costs no byte twice. A subscription that was answered is taken b
 come: the end of a connection does it for nothing. Where nothing comes, a ``get`` asks the coordinator.
 """
 
+import functools
 import hashlib
 import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from edge_agent.chance import Chance
 from fl_io.crash import crash_point
 from fl_io.disk import DISK, Disk, seal_file, write_file
 from fl_protocol.blob import BlobRef
@@ -49,6 +51,8 @@ class Download:
         OSError: the disk refuses, from here and from ``take``.
     """
 
+    __slots__ = ("_disk", "_list", "_missing", "_ref", "damaged", "path", "restarts")
+
     def __init__(self, ref: BlobRef, path: Path, *, disk: Disk = DISK) -> None:
         self.path = path
         self.damaged = 0
@@ -79,7 +83,7 @@ class Download:
             return
         name = blob_name(self._ref.address, self._ref.chunk_bytes)
         for index in self._missing:
-            yield name, index
+            yield _chunk(name, index)
 
     def take(self, name: str, index: int, chunk: bytes) -> bool:
         """Store a chunk; whether it was one that was missing, and is what its hash says."""
@@ -151,6 +155,29 @@ class Download:
 class Downloads:
     """All that this device fetches now, over one connection."""
 
+    __slots__ = (
+        "_ask_at",
+        "_chance",
+        "_clock",
+        "_closing",
+        "_connected",
+        "_device",
+        "_direct",
+        "_disk",
+        "_downloads",
+        "_extended",
+        "_fruitless",
+        "_goals",
+        "_lingering",
+        "_open",
+        "_patience",
+        "_received",
+        "_topics",
+        "_transport",
+        "damaged",
+        "gone",
+    )
+
     def __init__(
         self,
         topics: FleetTopics,
@@ -159,7 +186,7 @@ class Downloads:
         clock: Clock,
         *,
         disk: Disk = DISK,
-        chance: random.Random | None = None,
+        chance: Chance | None = None,
     ) -> None:
         self.gone = False
         """Whether a wanted blob cannot be had as things are: it is no longer published, or what came was
@@ -175,7 +202,7 @@ class Downloads:
         self._goals: dict[Path, BlobRef] = {}
         self._downloads: list[Download] = []
         self._open: dict[tuple[str, int], None] = {}
-        self._lingering: dict[tuple[str, int], None] = {}
+        self._lingering: list[tuple[str, int]] = []
         self._closing: list[str] = []
         self._connected = False
         self._direct = False
@@ -242,7 +269,7 @@ class Downloads:
             MessageError: a chunk list that contradicts its reference.
             OSError: the disk refuses.
         """
-        key = blob_name(topic.address, topic.chunk_bytes), topic.index
+        key = _chunk(blob_name(topic.address, topic.chunk_bytes), topic.index)
         if not chunk:
             self.gone = self.gone or any(key in download.missing() for download in self._downloads)
             return
@@ -283,8 +310,7 @@ class Downloads:
         if not self._connected or not (self._downloads or self._open or self._lingering or self._closing):
             return LONGEST_PATIENCE_S
         while len(self._lingering) > LINGERING:
-            surplus = next(iter(self._lingering))
-            del self._lingering[surplus]
+            surplus = self._lingering.pop(0)
             self._closing.append(self._topics.blob(*surplus))
         if self._closing:
             self._transport.unsubscribe(self._closing)
@@ -296,8 +322,7 @@ class Downloads:
         if self._direct:
             self._get(new)
         elif new:
-            for chunk in new:
-                self._lingering.pop(chunk, None)
+            self._lingering = [chunk for chunk in self._lingering if chunk not in new]
             self._transport.subscribe([self._topics.blob(*chunk) for chunk in new])
         if not self._open:
             return LONGEST_PATIENCE_S
@@ -331,7 +356,7 @@ class Downloads:
             return
         del self._open[chunk]
         if not self._direct and size <= LINGERING_BYTES:
-            self._lingering[chunk] = None
+            self._lingering.append(chunk)
         elif not self._direct:
             self._closing.append(self._topics.blob(*chunk))
 
@@ -350,3 +375,9 @@ class Downloads:
         self._received = self._transport.traffic().received or 0
         # Jitter: a broker that lost its store leaves a whole fleet waiting for the same coordinator.
         self._ask_at = self._clock.monotonic() + patience * self._chance.uniform(1.0, 1.5)
+
+
+@functools.lru_cache(maxsize=256)
+def _chunk(name: str, index: int) -> tuple[str, int]:
+    """One of a blob's chunks; where many agents share a process, they ask for the same ones."""
+    return name, index

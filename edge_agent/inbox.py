@@ -5,7 +5,7 @@ asked for again. Connection changes, acknowledgements and results are few by nat
 """
 
 import queue
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from fl_protocol.transport import Received
@@ -20,6 +20,8 @@ MAX_WAITING = 64
 
 class Inbox(Generic[T]):
     """Many writers, one reader. ``put`` may be called from a signal's handler too."""
+
+    __slots__ = ("_pulled", "_queue", "dropped")
 
     def __init__(self) -> None:
         self.dropped = 0
@@ -37,10 +39,11 @@ class Inbox(Generic[T]):
             return
         self._queue.put(item)
 
-    def take(self, most: int) -> Iterator[T]:
+    def take(self, most: int) -> Sequence[T]:
         """What is there, oldest first; at most ``most``, so that a flood leaves time for all else."""
-        for _ in range(min(most, len(self))):
-            yield self._pulled.pop() if self._pulled else self._queue.get_nowait()
+        first = [self._pulled.pop()] if self._pulled and most else []
+        rest = min(most - len(first), self._queue.qsize())
+        return [*first, *[self._queue.get_nowait() for _ in range(rest)]] if rest else first
 
     def wait(self, seconds: float) -> None:
         """Return when something is there, or after ``seconds``."""

@@ -21,6 +21,20 @@ class Lookout:
     """The gates of one device. ``samples`` and ``held_out`` count those in its store, ``next_at`` is the
     time of the next look."""
 
+    __slots__ = (
+        "_clock",
+        "_count_samples",
+        "_machine",
+        "_samples_path",
+        "_settings",
+        "_shut",
+        "_shut_since",
+        "_unreadable",
+        "held_out",
+        "next_at",
+        "samples",
+    )
+
     def __init__(
         self,
         settings: GateSettings,

@@ -11,6 +11,7 @@ a file system that does not keep renames in their order may pair a version with 
 another training, of the same artifact still, until the agent starts.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -51,17 +52,7 @@ class ModelNotice:
 
     def to_json(self) -> bytes:
         """The content of ``model.json``."""
-        body: dict[str, Any] = {
-            "format": FORMAT,
-            "epoch": self.version.epoch,
-            "number": self.version.number,
-            "digest": self.version.digest.hex(),
-            "artifact": self.artifact,
-            "weights": self.weights,
-            "personal": self.personal,
-            "runtimes": list(self.runtimes),
-        }
-        return (json.dumps(body) + "\n").encode()
+        return _content(self)
 
     @classmethod
     def from_json(cls, text: bytes) -> "ModelNotice":
@@ -91,12 +82,30 @@ class ModelNotice:
             ) from None
 
 
+@functools.lru_cache(maxsize=4)
+def _content(notice: ModelNotice) -> bytes:
+    """Agents that share a process show the same."""
+    body: dict[str, Any] = {
+        "format": FORMAT,
+        "epoch": notice.version.epoch,
+        "number": notice.version.number,
+        "digest": notice.version.digest.hex(),
+        "artifact": notice.artifact,
+        "weights": notice.weights,
+        "personal": notice.personal,
+        "runtimes": list(notice.runtimes),
+    }
+    return (json.dumps(body) + "\n").encode()
+
+
 class NoticeBoard:
     """Keeps the notice of one state folder.
 
     Raises:
         StorageError: from every method, if the disk refuses.
     """
+
+    __slots__ = ("_disk", "_folder", "_runtimes", "_shown", "_tidy")
 
     def __init__(self, folder: Path, *, runtimes: Sequence[str], disk: Disk = DISK) -> None:
         self._folder = folder
@@ -160,7 +169,7 @@ class NoticeBoard:
             self._put(notice, device_state)
 
     def _put(self, notice: ModelNotice, device_state: bytes) -> None:
-        folder = self._folder / PERSONAL_FOLDER
+        folder = _inside(self._folder, PERSONAL_FOLDER)
         # Whole, but not named at once: a power cut in the next moments shows apps what was before, and that
         # is here. The outbox's next commit takes these names along, on a file system with a journal.
         if notice.personal and not self._holds(folder / notice.personal, device_state):
@@ -174,7 +183,7 @@ class NoticeBoard:
             )
         if notice != self._shown:
             write_file(
-                self._folder / NOTICE_NAME,
+                _inside(self._folder, NOTICE_NAME),
                 notice.to_json(),
                 purpose="agent.notice",
                 disk=self._disk,
@@ -206,6 +215,11 @@ def read_notice(folder: Path, *, disk: Disk = DISK) -> ModelNotice | None:
         return ModelNotice.from_json(disk.read(folder / NOTICE_NAME, size=MAX_NOTICE_BYTES))
     except (OSError, StorageError):
         return None
+
+
+@functools.lru_cache(maxsize=16)
+def _inside(folder: Path, name: str) -> Path:
+    return folder / name
 
 
 def _hex(text: str) -> str:

@@ -35,18 +35,24 @@ _COMMAND = "command"
 _log = logging.getLogger("lichen.agent")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Patience:
     """How long one kind of message waits for its check, because so many before it did not hold."""
 
     forgeries: int = 0
     until: float = -math.inf
 
-    def learn(self, now: float, *, held: bool) -> None:
-        self.forgeries = 0 if held else self.forgeries + 1
-        if self.forgeries > FREE_FORGERIES:
-            delay = 2.0 ** min(self.forgeries - FREE_FORGERIES, 16)
-            self.until = now + min(delay, LONGEST_RESPITE_S)
+    def after(self, now: float, *, held: bool) -> "_Patience":
+        """As another check leaves it."""
+        if held:
+            return _UNTRIED
+        forgeries, until = self.forgeries + 1, self.until
+        if forgeries > FREE_FORGERIES:
+            until = now + min(2.0 ** min(forgeries - FREE_FORGERIES, 16), LONGEST_RESPITE_S)
+        return _Patience(forgeries=forgeries, until=until)
+
+
+_UNTRIED = _Patience()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +70,30 @@ class Orders:
     Raises:
         StorageError: from every method that remembers, if the disk refuses.
     """
+
+    __slots__ = (
+        "_candidate",
+        "_clock",
+        "_command_order",
+        "_command_patience",
+        "_commands",
+        "_device",
+        "_dropped",
+        "_envelope",
+        "_fleet",
+        "_hurried",
+        "_keys",
+        "_lease",
+        "_manifest_patience",
+        "_old_restate_at",
+        "_outbox",
+        "_task",
+        "_trust",
+        "_verified",
+        "distrust",
+        "ignored",
+        "paused",
+    )
 
     def __init__(
         self,
@@ -93,7 +123,7 @@ class Orders:
         self._hurried = b""
         self._command_order = (-1, -1)
         self._old_restate_at = -math.inf
-        self._patience = {TASK_CONTEXT: _Patience(), COMMAND_CONTEXT: _Patience()}
+        self._manifest_patience = self._command_patience = _UNTRIED
         self._lease: _Lease | None = None
         self._recall()
 
@@ -142,7 +172,7 @@ class Orders:
 
     def manifest_respite(self) -> tuple[str, float] | None:
         """Why the newest manifest is not checked now, and until when."""
-        until = self._patience[TASK_CONTEXT].until
+        until = self._manifest_patience.until
         if self._candidate is None or self._clock.monotonic() >= until:
             return None
         return "waiting before it checks another manifest, the last ones were not trusted", until
@@ -151,7 +181,7 @@ class Orders:
         """Seconds until a waiting command may be checked; 0 also where none waits."""
         if not self._commands:
             return 0.0
-        return max(self._patience[COMMAND_CONTEXT].until - self._clock.monotonic(), 0.0)
+        return max(self._command_patience.until - self._clock.monotonic(), 0.0)
 
     def receive_manifest(self, envelope: bytes) -> bool:
         """Take a manifest; whether it is news."""
@@ -214,15 +244,18 @@ class Orders:
     def checked(self, job: VerifyJob, result: Verified) -> Command | None:
         """Take the outcome of a check; a command to obey, if it was one and holds."""
         self.ignored += not result.ok
-        self._patience[job.context].learn(self._clock.monotonic(), held=result.ok)
+        now = self._clock.monotonic()
         if job.context == COMMAND_CONTEXT:
+            self._command_patience = self._command_patience.after(now, held=result.ok)
             if not self._commands or self._commands[0][0] != job.envelope:
                 return None
             if result.ok:
                 return self._accept_command()
             self._commands.pop(0)
             _log.warning("a command is not obeyed: %s", result.reason)
-        elif self._candidate is not None and self._candidate[0] == job.envelope:
+            return None
+        self._manifest_patience = self._manifest_patience.after(now, held=result.ok)
+        if self._candidate is not None and self._candidate[0] == job.envelope:
             if result.ok:
                 self._accept_manifest()
             else:
@@ -230,15 +263,29 @@ class Orders:
                 self._dropped = job.envelope
                 self.distrust = f"the task manifest is not trusted: {result.reason}"
                 _log.warning("%s", self.distrust)
+        elif result.ok:
+            self._accept_overtaken(job.envelope)
         return None
 
     def _accept_manifest(self) -> None:
         if self._candidate is not None:
-            envelope, manifest = self._candidate
-            self._outbox.remember_all({_MANIFEST: envelope, _TRUST: self._trust})
-            self._envelope, self._verified = envelope, manifest
+            self._remember(*self._candidate)
             self._candidate = None
-            self.distrust = ""
+
+    def _accept_overtaken(self, envelope: bytes) -> None:
+        """A manifest that holds, and behind which another came while it was checked. Where versions come
+        faster than checks go, it may be all that a device ever knows for sure."""
+        manifest = self._read_manifest(envelope)
+        if manifest is None or manifest.order <= self.seen:
+            return
+        self._remember(envelope, manifest)
+        if self._candidate is not None and self._candidate[1].order <= self.seen:
+            self._candidate = None
+
+    def _remember(self, envelope: bytes, manifest: TaskManifest) -> None:
+        self._outbox.remember_all({_MANIFEST: envelope, _TRUST: self._trust})
+        self._envelope, self._verified = envelope, manifest
+        self.distrust = ""
 
     def _comes_late(self, command: Command) -> bool:
         """Whether a command is not to be obeyed because of its number."""

@@ -3,23 +3,25 @@
 One sqlite file in WAL mode with ``synchronous=FULL``: a verb returns after its commit is on the disk. An
 update leaves only by the coordinator's own word (``settle``) or by the drop policy: when the box would pass
 ``max_bytes`` its oldest entries expire, and so do entries older than ``max_age_s``, and those that were never
-sent and would be refused as late. The ledger says which.
+sent and would be refused as late. The ledger says which. A base is spent by an update that waits or was
+counted: one that was refused, expired or destroyed gives it back, or a version of which nobody's update was
+taken would be the last.
 
 An agent has a file of its own, and box 0 in it. Agents of one process may share a file (``OutboxFile``), a
 box each.
 """
 
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 from edge_agent.box_memory import BoxMemory
 from edge_agent.device_state import DeviceState, find_state, keep_state
 from edge_agent.outbox_counts import CODEC_STATE, OutboxCounts, counted, residual_bytes
 from edge_agent.outbox_file import OutboxFile
-from edge_agent.sqlite_file import commit
+from edge_agent.sqlite_file import Commit, commit
 from fl_protocol.clock import Clock
 from fl_protocol.errors import StorageError
 from fl_protocol.update import INLINE_BYTES, UpdateHeader
@@ -35,6 +37,8 @@ __all__ = [
 
 LEDGER_ROWS = 10_000
 OUTCOMES = ("created", "done", "refused", "expired", "destroyed")
+_FOR_EVER = ("already_counted", "stale", "late")
+"""Reasons for which no other update from the same base would be taken either."""
 _KEPT_BASES = 1_000
 _AGES_SAVED_EVERY_S = 3600.0
 
@@ -74,11 +78,28 @@ class Outbox:
             changed nothing.
     """
 
+    __slots__ = (
+        "_ages_saved_at",
+        "_box",
+        "_clock",
+        "_db",
+        "_file",
+        "_max_age_s",
+        "_max_bytes",
+        "_memory",
+        "_shared",
+        "_translated",
+        "commits",
+        "given_back",
+    )
+
     def __init__(
         self, file: Path | OutboxFile, *, max_bytes: int, max_age_s: float, clock: Clock, box: int = 0
     ) -> None:
         self.commits = 0
         """Commits so far: an fsync each, and one or two more now and then as sqlite moves its log."""
+        self.given_back = 0
+        """Bases that updates gave back since this process began."""
         self._max_bytes = max_bytes
         self._max_age_s = max_age_s
         self._clock = clock
@@ -213,7 +234,8 @@ class Outbox:
         return expired
 
     def made_update_for(self, base: VersionId) -> bool:
-        """Whether this state directory ever made an update from ``base`` (of the last 1,000 bases)."""
+        """Whether an update that this state directory made from ``base`` waits, or was counted (of the last
+        1,000 bases)."""
         asked = self._memory.asked
         if asked is not None and (asked[0] is base or asked[0] == base):
             return asked[1]
@@ -318,14 +340,19 @@ class Outbox:
 
     def _let_go(self, db: sqlite3.Connection, update_id: bytes, outcome: str, reason: str) -> bool:
         gone = db.execute(
-            "DELETE FROM outbox WHERE update_id = ? AND box = ? RETURNING size + length(header)",
+            "DELETE FROM outbox WHERE update_id = ? AND box = ? RETURNING size + length(header), sequence",
             (update_id, self._box),
         ).fetchall()
         if not gone:
             return False
+        cost, sequence = gone[0]
         if self._memory.used_bytes is not None:
-            self._memory.used_bytes -= gone[0][0]
+            self._memory.used_bytes -= cost
         self._memory.forget_payload(update_id)
+        if outcome != "done" and reason not in _FOR_EVER:
+            db.execute("DELETE FROM bases WHERE box = ? AND sequence = ?", (self._box, sequence))
+            self._memory.asked = None
+            self.given_back += 1
         self._append(db, update_id, outcome, reason)
         return True
 
@@ -338,15 +365,8 @@ class Outbox:
                 db.execute("UPDATE outbox SET age_s = age_s + ? WHERE box = ?", (elapsed, self._box))
         self._ages_saved_at = now
 
-    @contextmanager
-    def _commit(self, *, purpose: str) -> Iterator[sqlite3.Connection]:
-        try:
-            with self._translated, commit(self._db, purpose=purpose):
-                yield self._db
-        except BaseException:
-            self._memory = BoxMemory()
-            raise
-        self.commits += 1
+    def _commit(self, *, purpose: str) -> "_BoxCommit":
+        return _BoxCommit(self, commit(self._db, purpose=purpose))
 
     def _append(self, db: sqlite3.Connection, update_id: bytes, outcome: str, reason: str) -> int:
         newest = self._memory.sequence
@@ -379,6 +399,39 @@ class Outbox:
 
     def _key(self, base: VersionId) -> Sequence[object]:
         return self._box, *_key(base)
+
+
+class _BoxCommit:
+    """A commit of one outbox: counted, or all that was known of the file is forgotten."""
+
+    __slots__ = ("_commit", "_outbox")
+
+    def __init__(self, outbox: Outbox, commit: Commit) -> None:
+        self._outbox, self._commit = outbox, commit
+
+    def __enter__(self) -> sqlite3.Connection:
+        outbox = self._outbox
+        try:
+            with outbox._translated:
+                self._commit.__enter__()
+        except BaseException:
+            outbox._memory = BoxMemory()
+            raise
+        return outbox._db
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        outbox = self._outbox
+        try:
+            with outbox._translated:
+                self._commit.__exit__(kind, error, trace)
+                if error is not None:
+                    raise error
+        except BaseException:
+            outbox._memory = BoxMemory()
+            raise
+        outbox.commits += 1
 
 
 def _key(base: VersionId) -> Sequence[object]:

@@ -18,6 +18,8 @@ class Presence:
     opens a new session; birth and farewell name the session of the last one. A birth also names the
     ``life`` of this run of the agent."""
 
+    __slots__ = ("_entropy", "_life", "_session", "topic")
+
     def __init__(
         self, topics: FleetTopics, device: str, *, entropy: Callable[[int], bytes] = secrets.token_bytes
     ) -> None:

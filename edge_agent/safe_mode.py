@@ -25,6 +25,8 @@ class SafeMode:
     """Counts starts in the outbox's file. ``after`` starts in a row that were not good lead to safe mode;
     0 never does."""
 
+    __slots__ = ("_before", "_clock", "_good_at", "_outbox", "_proven", "active")
+
     def __init__(self, outbox: Outbox, clock: Clock, *, after: int) -> None:
         self._outbox = outbox
         self._clock = clock

@@ -4,9 +4,9 @@ A worker that always crashes must not burn a battery: neither on one version, tr
 one version after the other.
 """
 
-import random
 from dataclasses import dataclass
 
+from edge_agent.chance import Chance
 from edge_agent.jobs import JobFailed
 from fl_protocol.clock import Clock
 from fl_protocol.task import TaskManifest
@@ -39,7 +39,9 @@ class Setbacks:
     """What failed since the last success. Delays double from 30 s to an hour, and up to twice that at
     random; a first failure does not delay a newer version."""
 
-    def __init__(self, clock: Clock, chance: random.Random) -> None:
+    __slots__ = ("_chance", "_clock", "_last")
+
+    def __init__(self, clock: Clock, chance: Chance) -> None:
         self._clock = clock
         self._chance = chance
         self._last: _Setback | None = None

@@ -1,14 +1,13 @@
 """What the agent's sqlite files have in common: one commit at a time, and errors in our own words."""
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import TracebackType
 
 from fl_io.crash import crash_point
 from fl_protocol.errors import StorageError
 
-__all__ = ["StorageErrors", "commit", "is_damage", "storage_errors"]
+__all__ = ["Commit", "StorageErrors", "commit", "is_damage", "storage_errors"]
 
 _DAMAGE = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _BAD_SECTORS = (
@@ -19,21 +18,40 @@ _BAD_SECTORS = (
 )
 
 
-@contextmanager
-def commit(db: sqlite3.Connection, *, purpose: str) -> Iterator[None]:
+class Commit:
+    """See ``commit``. Not made of a generator: that would cost as much as a statement."""
+
+    __slots__ = ("_db", "_end")
+
+    def __init__(self, db: sqlite3.Connection, end: Callable[[], None]) -> None:
+        self._db, self._end = db, end
+
+    def __enter__(self) -> None:
+        """Begin."""
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._end()
+        finally:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+
+
+def commit(db: sqlite3.Connection, *, purpose: str) -> Commit:
     """Commit what happens inside as one, or nothing of it. The lock is taken first: a transaction that reads
     before it writes is refused at once, without a wait, where another process wrote in between. ``purpose``
     begins the names of the crash points before and after the commit."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        crash_point(f"{purpose}.commit")
-        db.execute("COMMIT")
-        crash_point(f"{purpose}.committed")
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
+    return Commit(db, lambda: _end(db, purpose=purpose))
+
+
+def _end(db: sqlite3.Connection, *, purpose: str) -> None:
+    crash_point(f"{purpose}.commit")
+    db.execute("COMMIT")
+    crash_point(f"{purpose}.committed")
 
 
 class StorageErrors:

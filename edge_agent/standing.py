@@ -6,7 +6,6 @@ is over. The ways of every task (fetching, waiting for the next version) are no 
 """
 
 import re
-from collections import deque
 from collections.abc import Callable
 
 from fl_protocol.clock import Clock
@@ -25,12 +24,14 @@ class Standing:
     """``trouble`` says what is in the way now, empty where nothing is; ``restate`` asks for a birth within so
     many seconds. Numbers in a trouble are no news: a temperature changes at every look."""
 
+    __slots__ = ("_clock", "_restate", "_restated", "_told", "_trouble")
+
     def __init__(self, clock: Clock, *, trouble: Callable[[], str], restate: Callable[[float], None]) -> None:
         self._clock = clock
         self._trouble = trouble
         self._restate = restate
         self._told = ""
-        self._restated: deque[float] = deque(maxlen=MOST_AN_HOUR)
+        self._restated: tuple[float, ...] = ()
 
     def told(self) -> None:
         """A birth goes out, whatever for."""
@@ -44,7 +45,7 @@ class Standing:
         now = self._clock.monotonic()
         if len(self._restated) == MOST_AN_HOUR and now < self._restated[0] + _HOUR_S:
             return self._restated[0] + _HOUR_S - now
-        self._restated.append(now)
+        self._restated = (*self._restated, now)[-MOST_AN_HOUR:]
         self._told = kind
         self._restate(_SOON_S)
         return _FOREVER

@@ -41,6 +41,17 @@ class StateFolder:
         StorageError: the folder cannot be made or written, or another agent holds it.
     """
 
+    __slots__ = (
+        "_disk",
+        "_entropy",
+        "_let_go",
+        "_newborn",
+        "device_seed",
+        "incarnation",
+        "path",
+        "quarantined",
+    )
+
     def __init__(
         self, path: Path, *, disk: Disk = DISK, entropy: Callable[[int], bytes] = secrets.token_bytes
     ) -> None:

@@ -9,11 +9,12 @@ import logging
 import os
 import random
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from edge_agent.assignment import Assignment
 from edge_agent.cache import Cache, runtimes_found
+from edge_agent.chance import Chance
 from edge_agent.chores import Chores
 from edge_agent.configuration import AgentConfiguration
 from edge_agent.correspondence import Correspondence
@@ -26,6 +27,7 @@ from edge_agent.model_notice import NoticeBoard
 from edge_agent.outbox import Outbox, OutboxEntry
 from edge_agent.outbox_counts import OutboxCounts
 from edge_agent.presence import Presence
+from edge_agent.refusals import Refusals
 from edge_agent.safe_mode import SafeMode
 from edge_agent.sample_count import CountSamples, count_samples
 from edge_agent.standing import Standing
@@ -47,6 +49,7 @@ EXPIRE_EVERY_S = 3600.0
 WORKER_ALLOWANCE_S = 300.0
 """What a job may take beyond its own deadline: a worker's start, a check, the grace of one that is killed."""
 _PASSING = ("verifying", "fetching version", "uploading")
+_NO_COUNTS = OutboxCounts()
 _log = logging.getLogger("lichen.agent")
 
 _Item: TypeAlias = TransportEvent | tuple[Job, Result] | None
@@ -64,6 +67,39 @@ class Supervisor:
             supervisor, open the outbox anew, and make another.
     """
 
+    __slots__ = (
+        "_assignment",
+        "_cache",
+        "_check",
+        "_check_ends",
+        "_checker",
+        "_chores",
+        "_clock",
+        "_configuration",
+        "_correspondence",
+        "_counts",
+        "_disk",
+        "_expire_at",
+        "_folder",
+        "_inbox",
+        "_job",
+        "_job_ends",
+        "_limits",
+        "_lookout",
+        "_make_worker",
+        "_orders",
+        "_outbox",
+        "_safe_mode",
+        "_said",
+        "_standing",
+        "_status",
+        "_stopping",
+        "_transport",
+        "_watchdog",
+        "_wear",
+        "_worker",
+    )
+
     def __init__(
         self,
         configuration: AgentConfiguration,
@@ -80,7 +116,7 @@ class Supervisor:
         disk: Disk = DISK,
         count: CountSamples = count_samples,
         status: StatusSink | None = None,
-        chance: random.Random | None = None,
+        chance: Chance | None = None,
         entropy: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         chance = chance or random.Random()
@@ -106,6 +142,7 @@ class Supervisor:
             clock=clock,
             count=count,
         )
+        refusals = Refusals(clock, chance)
         self._correspondence = Correspondence(
             configuration,
             transport=transport,
@@ -114,6 +151,7 @@ class Supervisor:
             outbox=outbox,
             lookout=self._lookout,
             safe_mode=self._safe_mode,
+            refusals=refusals,
             incarnation=folder.incarnation,
             idle_reason=self._for_birth,
             disk=disk,
@@ -127,6 +165,7 @@ class Supervisor:
             downloads=self._correspondence.downloads,
             outbox=outbox,
             lookout=self._lookout,
+            refusals=refusals,
             clock=clock,
             folder=folder,
             board=NoticeBoard(folder.path, runtimes=runtimes, disk=disk),
@@ -138,9 +177,9 @@ class Supervisor:
         self._standing = Standing(
             clock, trouble=self._in_the_way, restate=self._correspondence.attendance.restate
         )
-        self._chores = Chores(clock, self._works())
+        self._chores = Chores(clock, self, _WORKS)
         self._status = status or StatusFile(folder.run / "status.json", clock)
-        self._counts = OutboxCounts()
+        self._counts = _NO_COUNTS
         self._job: Job | None = None
         self._check: VerifyJob | None = None
         self._job_ends = 0.0
@@ -261,7 +300,7 @@ class Supervisor:
             "worker": {"job": _name(self._job), "pid": self._worker.process_id},
             "runtime": self._assignment.runtime,
             "training_cpu_s": round(self._assignment.training_cpu_s, 3),
-            "given_up": self._assignment.given_up,
+            "trainings_abandoned": self._assignment.abandoned,
             "samples": {"training": self._lookout.samples, "held_out": self._lookout.held_out},
         }
 
@@ -280,18 +319,6 @@ class Supervisor:
     def _stand(self) -> float:
         """What a connection brings with it needs no birth beside it."""
         return self._standing.work() if self._connected else LONGEST_SLEEP_S
-
-    def _works(self) -> dict[str, Callable[[], float]]:
-        """What there is to do by turns, and in which order: what is wanted, before it is fetched."""
-        return {
-            "assignment": self._employ_worker,
-            "downloads": self._correspondence.downloads.work,
-            "uploads": self._correspondence.uploads.work,
-            "standing": self._stand,
-            "attendance": self._correspondence.attend,
-            "expiry": self._expire,
-            "safe_mode": self._safe_mode.work,
-        }
 
     def _deliver(self, job: Job, result: Result) -> None:
         self._inbox.put((job, result))
@@ -396,6 +423,18 @@ class Supervisor:
         if line != self._said and _log.isEnabledFor(level):
             self._said = line
             _log.log(level, "%s", line)
+
+
+_WORKS: Mapping[str, Callable[[Supervisor], float]] = {
+    "assignment": Supervisor._employ_worker,
+    "downloads": lambda agent: agent._correspondence.downloads.work(),
+    "uploads": lambda agent: agent._correspondence.uploads.work(),
+    "standing": Supervisor._stand,
+    "attendance": lambda agent: agent._correspondence.attend(),
+    "expiry": Supervisor._expire,
+    "safe_mode": lambda agent: agent._safe_mode.work(),
+}
+"""What there is to do by turns, and in which order: what is wanted, before it is fetched."""
 
 
 def _name(job: Job | None) -> str:

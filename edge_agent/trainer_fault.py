@@ -1,7 +1,6 @@
 """What training code raised: its text may quote samples, and is for this device alone."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 from fl_protocol.errors import ArtifactError, LichenError, StorageError
 
@@ -21,20 +20,28 @@ class TrainerFault(LichenError):
         self.told = told
 
 
-@contextmanager
-def training_code(*, own: bool) -> Iterator[None]:
+class training_code:  # noqa: N801 - reads as a function; a generator costs three times as much
     """Whatever is raised within becomes a ``TrainerFault``, but for ``MemoryError``.
 
     Of a user's code the class of the error is told, and that of its cause. ``own`` is for code of Lichen's:
     the messages of its errors quote no sample (their hints may) and are told; those of a runtime, which an
     ``ArtifactError`` repeats, may name an index out of a row.
     """
-    try:
-        yield
-    except (MemoryError, TrainerFault):
-        raise
-    except Exception as error:
-        ours = own and isinstance(error, LichenError) and not isinstance(error, ArtifactError)
+
+    __slots__ = ("_own",)
+
+    def __init__(self, *, own: bool) -> None:
+        self._own = own
+
+    def __enter__(self) -> None:
+        """Nothing to do."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not isinstance(error, Exception) or isinstance(error, MemoryError | TrainerFault):
+            return
+        ours = self._own and isinstance(error, LichenError) and not isinstance(error, ArtifactError)
         raise TrainerFault(error, told=str(error.args[0]) if ours else _classes_of(error)) from error
 
 

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+from edge_agent.chance import Chance
 from edge_agent.outbox import Outbox, OutboxEntry
 from edge_agent.sqlite_file import is_damage
 from fl_io.crash import crash_point
@@ -73,12 +74,30 @@ class _Upload:
 
 class Uploads:
     """The conversation about every waiting update, over one connection. One that was never sent, and whose
-    base ``is_late``, is let go instead of sent.
+    base ``is_late``, is let go instead of sent; ``refused`` hears of one that was refused: its base, and why.
 
     Raises:
         StorageError: from ``receive``, if the outbox cannot be written (the update stays, and is asked
             about again), and from ``work``, if the outbox is damaged.
     """
+
+    __slots__ = (
+        "_chance",
+        "_chunk_bytes",
+        "_clock",
+        "_connected",
+        "_device",
+        "_is_late",
+        "_moved_at",
+        "_outbox",
+        "_refused",
+        "_topics",
+        "_transport",
+        "_unacknowledged",
+        "_uploads",
+        "last_refusal",
+        "unreadable",
+    )
 
     def __init__(
         self,
@@ -89,7 +108,8 @@ class Uploads:
         outbox: Outbox,
         *,
         is_late: Callable[[VersionId], bool] = lambda base: False,
-        chance: random.Random | None = None,
+        refused: Callable[[VersionId, str], None] = lambda base, reason: None,
+        chance: Chance | None = None,
     ) -> None:
         self.last_refusal = ""
         self.unreadable = 0
@@ -100,10 +120,11 @@ class Uploads:
         self._clock = clock
         self._outbox = outbox
         self._is_late = is_late
+        self._refused = refused
         self._chance = chance or random.Random()
         self._connected = False
         self._chunk_bytes = CHUNK_BYTES
-        self._unacknowledged: set[int] = set()
+        self._unacknowledged: tuple[int, ...] = ()
         self._moved_at = 0.0
         self._uploads = {entry.update_id: _Upload.of(entry, sent=True) for entry in outbox.entries()}
 
@@ -132,7 +153,7 @@ class Uploads:
     def disconnected(self) -> None:
         """Nothing is under way any more."""
         self._connected = False
-        self._unacknowledged.clear()
+        self._unacknowledged = ()
         for upload in self._uploads.values():
             if upload.under_way and not upload.small:
                 self._chunk_bytes = CAUTIOUS_CHUNK_BYTES
@@ -147,7 +168,7 @@ class Uploads:
         """The broker has a publish of ours."""
         if token not in self._unacknowledged:
             return
-        self._unacknowledged.discard(token)
+        self._unacknowledged = tuple(other for other in self._unacknowledged if other != token)
         self._moved_at = self._clock.monotonic()
         for upload in self._uploads.values():
             if upload.under_way.pop(token, None):
@@ -163,11 +184,13 @@ class Uploads:
             crash_point("agent.receipt")
             reason = receipt.reason if receipt.state == "refused" else ""
             settled = self._outbox.settle(update_id, receipt.state, reason)
-            self._uploads.pop(update_id, None)
+            upload = self._uploads.pop(update_id, None)
             if not any(upload.under_way for upload in self._uploads.values()):
                 self._chunk_bytes = CHUNK_BYTES
             if settled and reason:
                 self.last_refusal = reason
+                if upload is not None:
+                    self._refused(upload.entry.base, reason)
             return settled
         upload = self._uploads.get(update_id)
         if upload is None:
@@ -271,7 +294,7 @@ class Uploads:
         if token is not None:
             if not self._unacknowledged:
                 self._moved_at = self._clock.monotonic()
-            self._unacknowledged.add(token)
+            self._unacknowledged = (*self._unacknowledged, token)
         return token
 
     def _spend(self, upload: _Upload, receipt: Receipt) -> None:

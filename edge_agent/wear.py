@@ -12,6 +12,8 @@ __all__ = ["Wear"]
 class Wear:
     """Counters since the process began. A worker's checkpoints are written by another process."""
 
+    __slots__ = ("_bytes", "_io", "_syncs")
+
     def __init__(self, io: Path = Path("/proc/self/io")) -> None:
         self._io = io
         self._syncs = -1

@@ -53,12 +53,13 @@ class Trust:
     def __init__(self, files: TlsFiles) -> None:
         self._files = files
         self._date_error = ""
+        self._revokes = False
         self._read()
 
     def reread(self) -> str:
         """Take the files as they are now, if they changed. Why not, where they are of no use (a key without
-        its certificate yet, as both are being replaced): then those that were read before stay, and the next
-        connection looks again."""
+        its certificate yet, as both are being replaced; a list of revocations that is not there any more, or
+        not yet): then those that were read before stay, and the next connection looks again."""
         if _stamps(self._files) == self._stamps:
             return ""
         try:
@@ -74,6 +75,15 @@ class Trust:
         if self._files.ca is not None:
             undated = _context(self._files)
             undated.verify_flags |= _NO_CHECK_TIME
+        contexts = [strict] if undated is None else [strict, undated]
+        revokes = [bool(context.verify_flags & ssl.VERIFY_CRL_CHECK_LEAF) for context in contexts]
+        if self._revokes and not all(revokes):
+            # A copy that has come as far as the authority looks whole: nobody revoked may slip in with it.
+            raise ConfigError(
+                f"the list of revocations is gone from {self._files.ca}",
+                hint="where that is meant, start again",
+            )
+        self._revokes = any(revokes)
         self._strict, self._undated, self._stamps = strict, undated, stamps
         self._forgiven_until = -math.inf
 

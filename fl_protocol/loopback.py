@@ -64,9 +64,11 @@ class Link:
 @dataclass(slots=True, eq=False)
 class _Session:
     clean: bool
-    filters: dict[str, None] = field(default_factory=dict)
+    filters: list[str] = field(default_factory=list)
     queue: list[Received] = field(default_factory=list)
-    unacknowledged: dict[int, Received] = field(default_factory=dict)
+    """Waits for a connection."""
+    unacknowledged: dict[int, Received] | None = None
+    """Waits for its receiver's word, who acknowledges by hand."""
     held: deque[Received] | None = None
     """Waits until something is acknowledged; as much as its senders' windows let come."""
     connection: "LoopbackTransport | None" = None
@@ -158,8 +160,8 @@ class LoopbackBroker:
         if session is None or session.connection is not transport:
             return
         session.connection = None
-        session.queue[:0] = [*session.unacknowledged.values(), *(session.held or ())]
-        session.unacknowledged.clear()
+        session.queue[:0] = [*(session.unacknowledged or {}).values(), *(session.held or ())]
+        session.unacknowledged = None
         session.held = None
         if session.clean:
             self._forget(session, list(session.filters))
@@ -180,7 +182,7 @@ class LoopbackBroker:
     def open_filters(self, transport: "LoopbackTransport", filters: Sequence[str]) -> None:
         """Subscribe, and send what is retained."""
         session = self._sessions[transport.client_id]
-        session.filters.update(dict.fromkeys(filters))
+        session.filters += [pattern for pattern in filters if pattern not in session.filters]
         for pattern in filters:
             self._subscriptions.add(pattern, session)
         wild = [pattern for pattern in filters if "+" in pattern or "#" in pattern]
@@ -197,7 +199,7 @@ class LoopbackBroker:
     def settle(self, transport: "LoopbackTransport", token: int) -> None:
         """Forget a delivery that its receiver acknowledged."""
         session = self._sessions.get(transport.client_id)
-        if session is not None:
+        if session is not None and session.unacknowledged is not None:
             session.unacknowledged.pop(token, None)
             if session.held:
                 self._later(functools.partial(self._release, session), plain=True)
@@ -223,7 +225,8 @@ class LoopbackBroker:
 
     def _forget(self, session: _Session, filters: Sequence[str]) -> None:
         for pattern in filters:
-            session.filters.pop(pattern, None)
+            if pattern in session.filters:
+                session.filters.remove(pattern)
             self._subscriptions.remove(pattern, session)
 
     def _open(
@@ -268,6 +271,8 @@ class LoopbackBroker:
     def _release(self, session: _Session) -> None:
         """Send what is held, as far as the window of unacknowledged messages has room."""
         transport = session.connection
+        if session.unacknowledged is None:
+            session.unacknowledged = {}
         while transport is not None and session.held and len(session.unacknowledged) < transport.inflight:
             message = session.held.popleft()
             self._sequence += 1

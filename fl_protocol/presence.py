@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from fl_protocol.errors import MessageError
 from fl_protocol.fields import compact, pack, unpack
@@ -111,15 +112,21 @@ class CoordinatorPresence:
     @classmethod
     def unpack(cls, body: bytes) -> "CoordinatorPresence":
         """Read a presence; raises MessageError."""
-        fields = unpack(body, limit=MAX_PRESENCE_BYTES)
-        return cls(
-            session=fields.octets("s", length=SESSION_BYTES),
-            epoch=fields.integer("e"),
-            term=fields.integer("t"),
-            marker=fields.maybe("m", lambda key: fields.octets(key, length=32)) or b"",
-            challenge=fields.maybe("q", lambda key: fields.octets(key, length=SESSION_BYTES)) or b"",
-            rolled_back=fields.flag("b", default=False),
-        )
+        return _presence(body)
+
+
+@lru_cache(maxsize=16)
+def _presence(body: bytes) -> CoordinatorPresence:
+    """A coordinator says the same to a whole fleet, and again whenever a device connects."""
+    fields = unpack(body, limit=MAX_PRESENCE_BYTES)
+    return CoordinatorPresence(
+        session=fields.octets("s", length=SESSION_BYTES),
+        epoch=fields.integer("e"),
+        term=fields.integer("t"),
+        marker=fields.maybe("m", lambda key: fields.octets(key, length=32)) or b"",
+        challenge=fields.maybe("q", lambda key: fields.octets(key, length=SESSION_BYTES)) or b"",
+        rolled_back=fields.flag("b", default=False),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

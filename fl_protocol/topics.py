@@ -134,11 +134,11 @@ class FleetTopics:
     @property
     def coordinator(self) -> str:
         """The coordinator's presence: session, term, inventory marker; challenge and answer."""
-        return f"{self.prefix}coordinator"
+        return _shared_topic(self.prefix, "coordinator")
 
     def task(self, task: str = "main") -> str:
         """The retained, signed task manifest."""
-        return f"{self.prefix}task/{_checked(task)}"
+        return _shared_topic(self.prefix, f"task/{_checked(task)}")
 
     def blob(self, name: str, index: int) -> str:
         """Chunk ``index`` of a blob, retained; ``name`` from ``blob_name``."""
@@ -243,6 +243,12 @@ def _chunk(device: str, update_id: str, offset: str) -> ChunkTopic:
     if start % OFFSET_UNIT:
         raise TopicError(f"a chunk's offset is a multiple of {OFFSET_UNIT}")
     return ChunkTopic(_checked(device), decode_id(update_id), start)
+
+
+@functools.lru_cache(maxsize=64)
+def _shared_topic(prefix: str, rest: str) -> str:
+    """Where many agents share a process, each subscribes to the same topics."""
+    return prefix + rest
 
 
 @functools.lru_cache(maxsize=256)

@@ -121,8 +121,8 @@ def _usage(*, signs: bool) -> x509.KeyUsage:
 
 
 @contextlib.contextmanager
-def tls_mosquitto(program: str, folder: Path, files: BrokerFiles, ca: Path) -> Iterator[int]:
-    """A mosquitto that listens with TLS on loopback only; its port."""
+def tls_mosquitto(program: str, folder: Path, files: BrokerFiles, ca: Path, *more: str) -> Iterator[int]:
+    """A mosquitto that listens with TLS on loopback only, ``more`` lines in its configuration; its port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -134,6 +134,7 @@ def tls_mosquitto(program: str, folder: Path, files: BrokerFiles, ca: Path) -> I
         f"keyfile {files.key}",
         "message_size_limit 262144",
         "max_queued_messages 20000",
+        *more,
     ]
     if os.geteuid() == 0:
         lines.append(f"user {pwd.getpwuid(0).pw_name}")

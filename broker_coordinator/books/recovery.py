@@ -25,8 +25,8 @@ class Recovery:
     """What was kept and what was given up; ``kept`` is the newest version of the store, or None.
 
     ``accepted`` updates are in the store, ``waiting`` of them not folded yet. ``seen`` is the newest version
-    that the fleet has proven, None where it is not known. ``given_up`` is how many versions devices have had
-    beyond the last one that this store had published: at least these, and the updates in them.
+    that the fleet has proven, None where it is not known. ``versions_given_up`` is how many versions devices
+    have had beyond the last one that this store had published: at least these, and the updates in them.
     """
 
     epoch: int
@@ -34,7 +34,7 @@ class Recovery:
     accepted: int
     waiting: int
     seen: tuple[int, int] | None
-    given_up: int
+    versions_given_up: int
 
 
 def note_witnessed(state: Path, envelope: bytes, manifest: TaskManifest) -> None:
@@ -79,7 +79,7 @@ def recover(state: Path, store: Store, *, force: bool = False) -> Recovery:
         accepted=counts.accepted,
         waiting=counts.waiting,
         seen=(seen.epoch, seen.number) if seen is not None else None,
-        given_up=max(seen.number - published, 1) if seen is not None else 0,
+        versions_given_up=max(seen.number - published, 1) if seen is not None else 0,
     )
     (state / _FILE).unlink(missing_ok=True)
     return done

@@ -186,7 +186,7 @@ class VersionRecord:
     through_seq: int
     updates: int
     closed_by: str
-    """``initial``, ``size``, ``deadline`` or ``recover``."""
+    """``initial``, ``size``, ``deadline``, ``quarantine`` (see ``Buffer.closes``) or ``recover``."""
     term: int
     metrics: Mapping[str, float] = field(default_factory=dict)
     published: bool = False

@@ -117,6 +117,15 @@ class SqliteJournal:
         if not changed:
             raise StorageError(f"update {accept_seq} does not wait: it cannot be quarantined")
 
+    def quarantined_after(self, accept_seq: int) -> Sequence[int]:
+        """Those set aside since."""
+        rows = self._database.rows(
+            "SELECT accept_seq FROM updates WHERE accept_seq > ? AND state = 'quarantined'"
+            " ORDER BY accept_seq",
+            (accept_seq,),
+        )
+        return [seq for (seq,) in rows]
+
     def waiting(self) -> Iterator[AcceptedUpdate]:
         """Accepted and not yet folded."""
         return self._by_sequence("state = 'waiting'", ())

@@ -69,6 +69,10 @@ class Journal(Protocol):
         """Set a waiting update aside: it will never be folded."""
         ...
 
+    def quarantined_after(self, accept_seq: int) -> Sequence[int]:
+        """``accept_seq`` of the updates that were set aside, of those above the given one."""
+        ...
+
     def waiting(self) -> Iterator[AcceptedUpdate]:
         """Accepted, not yet folded; by ``accept_seq``, a bounded number in memory at a time."""
         ...

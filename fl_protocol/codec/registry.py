@@ -1,6 +1,7 @@
 """The registry: from a codec's specification to the codec."""
 
 import difflib
+from functools import lru_cache
 
 from fl_protocol.codec.buffers import WithBuffers
 from fl_protocol.codec.eden import Eden
@@ -32,7 +33,16 @@ def codec_for(spec: str | CodecSpec) -> UpdateCodec:
         CodecError: not a specification, an unknown name or option, or a value that the codec does not
             have; the hint names the nearest valid one.
     """
-    parsed = CodecSpec.parse(spec) if isinstance(spec, str) else spec
+    return _of_text(spec) if isinstance(spec, str) else _of_spec(spec)
+
+
+@lru_cache(maxsize=64)
+def _of_text(text: str) -> UpdateCodec:
+    """Codecs hold no state: one serves all who ask for it by the same text."""
+    return _of_spec(CodecSpec.parse(text))
+
+
+def _of_spec(parsed: CodecSpec) -> UpdateCodec:
     known = _OPTIONS.get(parsed.name)
     if known is None:
         raise _unknown_name(parsed.name)

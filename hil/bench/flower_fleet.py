@@ -32,7 +32,7 @@ client = ClientApp()
 
 @functools.cache
 def _shares(devices: int) -> list[tuple[Any, Any]]:
-    return list(fleet_of(devices, 0))
+    return [(share.x, share.y) for share in fleet_of(devices, 0)]
 
 
 @client.train()  # type: ignore[untyped-decorator]

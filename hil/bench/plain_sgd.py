@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.trainer import shuffled_batches
+from hil.simulate.share import Share
 from models.runtime import split_flat
 from models.zoo import digits
 from models.zoo.catalogue import find
@@ -20,13 +21,12 @@ PLAN: Mapping[str, Any] = {"epochs": 2, "batch_size": 32, "lr": 0.1}
 """Two steps: a device's samples are one batch."""
 
 
-def fleet_of(count: int, seed: int) -> Iterator[tuple[Any, Any]]:
-    """Yield each device's ``x`` and ``y``, drawn from the digits with replacement."""
+def fleet_of(count: int, seed: int) -> Iterator[Share]:
+    """Yield each device's share of the digits, drawn with replacement."""
     training, _ = digits.split()
     rng = np.random.default_rng(seed)
     for _ in range(count):
-        rows = rng.integers(0, len(training), SAMPLES)
-        yield training.x[rows], training.y[rows]
+        yield Share.of(training.x, training.y, rng.integers(0, len(training), SAMPLES))
 
 
 def trained(base: Sequence[Floats], x: Any, y: Any, *, seed: int) -> list[Floats]:
@@ -53,7 +53,7 @@ def averaging(count: int, versions: int) -> Iterator[Sequence[Floats]]:
     """Federated averaging (McMahan et al., 2017) and nothing else: yield the weights that a fleet of
     ``count`` begins with, once all is ready, and those of each version."""
     artifact = find("digits-mlp").open()
-    shares = list(fleet_of(count, 0))
+    shares = [(share.x, share.y) for share in fleet_of(count, 0)]
     base = list(split_flat(artifact.initial_weights(), artifact.layout).values())
     yield base
     for version in range(versions):

@@ -50,6 +50,8 @@ _REFUSED: dict[str, str] = {
     "Not authorized": "the broker must let one user name speak for every device; that of a fleet does not",
     "Client identifier not valid": "the broker must take any client name",
 }
+_WANTS_CERTIFICATE = ("certificate required", "bad certificate", "certificate unknown", "unknown ca")
+"""OpenSSL's words for a broker that does not take who we say that we are."""
 _log = logging.getLogger("lichen.simulate")
 
 
@@ -92,6 +94,8 @@ class BrokerMedium:
         """Those that have something to send, in the order in which they said so."""
         self._opening: deque[DeviceConnection] = deque()
         self._again: list[tuple[float, DeviceConnection]] = []
+        self._carries = False
+        """Whether it was seen that the broker carries this run's messages."""
         self._unanswered = 0
         self._standing = 0
         self._under_way = 0
@@ -162,6 +166,8 @@ class BrokerMedium:
 
     def deliver_due(self) -> int:
         """Open, send and read what can be; how many events there were."""
+        if self._standing and not self._carries:
+            self._prove()
         now = time.monotonic()
         events = self._open(now)
         ready, self._ready = self._ready or self._poll.poll(0), []
@@ -194,6 +200,20 @@ class BrokerMedium:
             _log.warning("%s keeps retained messages of fl1/%s: %s", self.address, self.fleet, error)
 
     # Inside
+
+    def _prove(self) -> None:
+        """See that a message comes through: a broker acknowledges what its rules then drop."""
+        self._carries = True
+        try:
+            _sweep(replace(self._terms, client_id=f"probe-{self._mark}"), [f"fl1/{self.fleet}/probe"])
+        except TimeoutError:
+            raise TransportError(
+                f"the broker at {self.address} takes connections, and carries no message of fl1/{self.fleet}",
+                hint="who connects must be allowed to read and write fl1/#; in a fleet's broker a device may"
+                " only speak for itself: give it a listener of its own for simulations",
+            ) from None
+        except (OSError, ValueError, TransportError):
+            return  # it takes no more connections: that is told by those that need one
 
     def _wait(self, virtual_s: float) -> float:
         """Let as much time pass as the broker lets; how much it was."""
@@ -267,6 +287,13 @@ class BrokerMedium:
                 f"the broker at {self.address} refuses {connection.client_id}: {reason}",
                 hint=_REFUSED[reason],
             )
+        if any(word in reason for word in _WANTS_CERTIFICATE):
+            raise TransportError(
+                f"the broker at {self.address} takes no device without a certificate that it knows: {reason}",
+                hint="simulated devices have none of their own: give the broker a listener for this, without"
+                " require_certificate, or name one certificate that may speak for all of them: [fleet.tls]"
+                " certificate and key",
+            )
         if connection.tries < TRIES:
             delay = FIRST_DELAY_S * 2.0 ** (connection.tries - 1)
             self._again.append((time.monotonic() + delay, connection))
@@ -309,8 +336,8 @@ def _sweep(terms: ConnectionTerms, topics: list[str]) -> None:
     """Forget a coordinator's session, and what it left retained.
 
     Raises:
-        TransportError: the broker did not take it all within ten seconds.
-        OSError: it takes no connection.
+        TransportError: the broker ends the connection.
+        OSError: it takes no connection; TimeoutError: it did not take it all within ten seconds.
     """
     # An acknowledgement is no proof (amqtt forgets what it has acknowledged, if we leave then): our echo is.
     echo = f"{topics[-1]}/swept"
@@ -330,8 +357,10 @@ def _sweep(terms: ConnectionTerms, topics: list[str]) -> None:
             while connection.noted:
                 event = connection.noted.popleft()
                 echoed |= isinstance(event, Received) and event.topic == echo
-            if ended is not None or time.monotonic() > ends:
-                raise TransportError(connection.refusal or ended or f"no answer within {LAST_WORD_S:g} s")
+            if ended is not None:
+                raise TransportError(connection.refusal or ended)
+            if time.monotonic() > ends:
+                raise TimeoutError(f"no answer within {LAST_WORD_S:g} s")
         connection.disconnect()
         connection.serve(0.0)
     finally:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_agent.configuration import AgentConfiguration, GateSettings
 from edge_agent.gates import Machine
-from edge_agent.jobs import Deliver, Job, Result, Trained, TrainJob
+from edge_agent.jobs import Deliver, Result, Trained, TrainJob
 from edge_agent.outbox import Outbox
 from edge_agent.presence import Presence
 from edge_agent.state_folder import StateFolder
@@ -18,7 +18,7 @@ from edge_agent.supervisor import Supervisor
 from edge_agent.trainer import planned_steps
 from fl_protocol.loopback import Link
 from fl_protocol.topics import FleetTopics
-from hil.simulate.entropy import Entropy, chance_of
+from hil.simulate.entropy import Entropy, SeededChance
 from hil.simulate.machine import Battery, DeviceMachine
 from hil.simulate.medium import Connection
 from hil.simulate.memory_disk import MemoryDisk
@@ -147,7 +147,7 @@ class VirtualDevice:
             disk=self.disk,
             count=self._count,
             status=fleet.status,
-            chance=chance_of(fleet.seed, self.name),
+            chance=SeededChance(fleet.seed, self.name),
             entropy=self._entropy,
         )
         self._supervisor.start()
@@ -213,43 +213,35 @@ class VirtualDevice:
             battery.trains(self._clock.monotonic(), seconds)
 
     def _worker(self, deliver: Deliver) -> VirtualWorker:
-        def delivered(job: Job, result: Result) -> None:
-            if isinstance(job, TrainJob):
-                self._trains(0.0)
-            deliver(job, result)
+        return VirtualWorker(deliver, trainings=self._fleet.trainings, of=self)
 
-        return VirtualWorker(
-            delivered,
-            trainings=self._fleet.trainings,
-            train=self._train,
-            lasts=self._lasts,
-            later=self._later,
-        )
-
-    def _lasts(self, job: TrainJob) -> float:
+    def begin(self, job: TrainJob, end: Callable[[TrainJob], None]) -> None:
+        """See ``Apprentice``."""
         steps = min(planned_steps(job.plan, self.samples.training), self._most_steps(job))
         published = self.disk.read(_path(job.weights_path))
         self._fleet.trainings.begin(self.number, job, published, self.samples, self._most_steps(job))
         seconds = self._start_s + steps * self._step_s
         self._trains(seconds)
         self._fleet.begun(self, seconds)
-        return seconds
+        over = functools.partial(self._over, self._supervisor, job, end)
+        self._clock.plan(self._clock.monotonic() + seconds, over)
 
     def _most_steps(self, job: TrainJob) -> int:
         """Steps that this device begins before the plan's time is over."""
         return math.ceil(job.plan.deadline_s / self._step_s) if self._step_s else sys.maxsize
 
-    def _later(self, seconds: float, event: Callable[[], None]) -> None:
-        supervisor = self._supervisor
+    def _over(self, supervisor: Supervisor | None, job: TrainJob, end: Callable[[TrainJob], None]) -> None:
+        """The time of a training is over; it was another life's, if the power failed meanwhile."""
+        if self._supervisor is supervisor:
+            end(job)
+            self._stir()
 
-        def happen() -> None:
-            if self._supervisor is supervisor:
-                event()
-                self._stir()
+    def ended(self, job: TrainJob) -> None:
+        """See ``Apprentice``."""
+        self._trains(0.0)
 
-        self._clock.plan(self._clock.monotonic() + seconds, happen)
-
-    def _train(self, job: TrainJob) -> Result:
+    def train(self, job: TrainJob) -> Result:
+        """See ``Apprentice``."""
         fleet = self._fleet
         published = self.disk.read(_path(job.weights_path))
         result = fleet.trainings.train(

@@ -18,6 +18,7 @@ from fl_io.users_code import imported
 from fl_protocol.errors import ConfigError, LayoutError
 from hil.partition import BY_USER, concentration, partition
 from hil.simulate.device_stream import generator
+from hil.simulate.share import Share
 from hil.workload import Samples
 
 __all__ = [
@@ -41,7 +42,7 @@ class DeviceSamplesOf(Protocol):
         """Number of devices."""
         ...
 
-    def __getitem__(self, device: int) -> Samples:
+    def __getitem__(self, device: int) -> Share:
         """The samples of a device from 0 on."""
         ...
 
@@ -56,8 +57,8 @@ class Dealt:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, device: int) -> Samples:
-        return self.samples.take(self.rows[device])
+    def __getitem__(self, device: int) -> Share:
+        return _share(self.samples, self.rows[device])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,19 +85,19 @@ class Drawn:
     def __len__(self) -> int:
         return self.devices
 
-    def __getitem__(self, device: int) -> Samples:
+    def __getitem__(self, device: int) -> Share:
         if not 0 <= device < self.devices:
             raise IndexError(device)
         draw = generator(self.seed, device, "samples")
         if self.alpha is None:
-            return self.samples.take(draw.integers(0, len(self.samples), self.per_device))
+            return _share(self.samples, draw.integers(0, len(self.samples), self.per_device))
         sizes = np.array([len(rows) for rows in self._members])
         shares = draw.dirichlet(self.alpha * len(sizes) * sizes / sizes.sum())
         counts = draw.multinomial(self.per_device, shares)
         rows = [
             own[draw.integers(0, len(own), count)] for own, count in zip(self._members, counts, strict=True)
         ]
-        return self.samples.take(draw.permutation(np.concatenate(rows)))
+        return _share(self.samples, draw.permutation(np.concatenate(rows)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,13 +127,13 @@ class ByUser:
     def __len__(self) -> int:
         return self.devices
 
-    def __getitem__(self, device: int) -> Samples:
+    def __getitem__(self, device: int) -> Share:
         if not 0 <= device < self.devices:
             raise IndexError(device)
         own = self._members[device % len(self._members)]
         if self.per_device:
             own = own[generator(self.seed, device, "samples").integers(0, len(own), self.per_device)]
-        return self.samples.take(own)
+        return _share(self.samples, own)
 
 
 def partitioned(
@@ -236,6 +237,10 @@ def own_devices(name: str, devices: int, seed: int, *, folder: str = "") -> Sequ
     if not any(len(own.x) for own in samples):
         raise ConfigError(f"{name}: no device has any rows")
     return samples
+
+
+def _share(samples: Samples, rows: NDArray[np.intp]) -> Share:
+    return Share.of(samples.x, samples.y, rows)
 
 
 def _pair(name: str, device: int, pair: Any) -> Samples:

@@ -1,10 +1,8 @@
 """Randomness that a seed decides: who draws what depends on nothing but the seed and a name."""
 
 import hashlib
-import random
-from typing import cast
 
-__all__ = ["Chance", "Entropy", "chance_of"]
+__all__ = ["Entropy", "SeededChance"]
 
 
 class Entropy:
@@ -22,9 +20,9 @@ class Entropy:
         return hashlib.shake_128(self._key + str(self._drawn).encode()).digest(count)
 
 
-class Chance:
-    """Jitter of one's own, as ``random.Random.uniform`` gives it, who would keep 2.5 KB: the upper half of a
-    linear congruential generator (Knuth's MMIX) is random enough to spread devices by."""
+class SeededChance:
+    """Jitter of a device's own: an ``edge_agent.chance.Chance``. ``random.Random`` would keep 2.5 KB of each;
+    the upper half of a linear congruential generator (Knuth's MMIX) is random enough to spread devices by."""
 
     __slots__ = ("_state",)
 
@@ -35,8 +33,3 @@ class Chance:
         """Between ``low`` and ``high``."""
         self._state = (self._state * 6364136223846793005 + 1442695040888963407) & 0xFFFFFFFFFFFFFFFF
         return low + (high - low) * (self._state >> 32) * 2.0**-32
-
-
-def chance_of(seed: int, name: str) -> random.Random:
-    """A ``Chance`` for agents, who ask for nothing but ``uniform``."""
-    return cast(random.Random, Chance(seed, name))

@@ -121,7 +121,9 @@ class VirtualFleet:
         self.meter = Meter()
         self.contents = Contents()
         self.outboxes = OutboxFile(Path(IN_MEMORY))
-        self.trainings = Trainings(artifact, clock=self.clock, runtimes=runtimes, stacked=stacked)
+        self.trainings = Trainings(
+            artifact, clock=self.clock, runtimes=runtimes, stacked=stacked, graph_alone=make_trainer is None
+        )
         self.machine = QuietMachine()
         self.limits = read_limits()
         self.status = NoStatus()

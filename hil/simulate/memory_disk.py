@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,12 +10,14 @@ __all__ = ["Contents", "MemoryDisk"]
 
 
 class Contents:
-    """File contents that several disks hold as one object, the newest few hundred, and their hashes."""
+    """File contents, and rows of names, that several disks hold as one object, the newest few hundred;
+    and the contents' hashes."""
 
     def __init__(self, most: int = 256) -> None:
         self._most = most
         self._kept: dict[bytes, bytes] = {}
         self._digests: dict[int, bytes] = {}
+        self._rows: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def shared(self, content: bytes) -> bytes:
         """The same content, as the object that the others have."""
@@ -31,6 +32,13 @@ class Contents:
                 del self._digests[id(oldest)]
         return kept
 
+    def row(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """The same names, as the object that the others have."""
+        kept = self._rows.setdefault(names, names)
+        if kept is names and len(self._rows) > self._most:
+            del self._rows[next(iter(self._rows))]
+        return kept
+
     def sha256(self, content: bytes) -> bytes:
         """Its digest, known for those that are kept."""
         return self._digests.get(id(content)) or hashlib.sha256(content).digest()
@@ -39,50 +47,52 @@ class Contents:
 class MemoryDisk:
     """The disk of one device, see ``fl_io.disk.Disk``. It forgets nothing, and nothing on it is durable.
 
-    Folders exist by being made; a name's age is the order in which it was written.
+    Folders exist by being made; a name's age is the order in which it was written. There are few names, and
+    devices have the same ones: a disk is a row of names that is held once for all who have it, and what
+    is under each of them; under a folder's is nothing.
     """
 
-    __slots__ = ("_contents", "_files", "_folders", "syncs")
+    __slots__ = ("_contents", "_held", "_names", "syncs")
 
     def __init__(self, contents: Contents) -> None:
         self.syncs = 0
         self._contents = contents
-        self._files: dict[str, bytes] = {}
-        self._folders: dict[str, None] = {}
+        self._names: tuple[str, ...] = ()
+        self._held: tuple[bytes | None, ...] = ()
 
     def write(self, path: Path, content: bytes, *, mode: int = 0o666) -> None:
         """Create or replace a file."""
-        # Devices have files of the same names: each name is held once.
-        name = sys.intern(str(path))
-        self._files.pop(name, None)
-        self._files[name] = self._contents.shared(content)
+        self._put(str(path), self._contents.shared(content))
 
     def write_at(self, path: Path, offset: int, content: bytes) -> None:
         """Write at an offset."""
-        name = sys.intern(str(path))
-        held = self._files.pop(name, b"")
+        name = str(path)
+        held = self._find(name) or b""
         if len(held) < offset:
             held += bytes(offset - len(held))
-        self._files[name] = held[:offset] + content + held[offset + len(content) :]
+        self._put(name, held[:offset] + content + held[offset + len(content) :])
 
     def sync(self, path: Path) -> None:
         """Count it; a file is whole now, as a rule, and may be shared."""
         self.syncs += 1
-        name = str(path)
-        self._files[name] = self._contents.shared(self._files[name])
+        content = self._content(path)
+        shared = self._contents.shared(content)
+        if shared is not content:
+            at = self._names.index(str(path))
+            self._held = (*self._held[:at], shared, *self._held[at + 1 :])
 
     def rename(self, old: Path, new: Path) -> None:
         """Rename in one step."""
-        content = self._files.pop(str(old), None)
-        if content is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(old))
-        name = sys.intern(str(new))
-        self._files.pop(name, None)
-        self._files[name] = content
+        content = self._content(old)
+        name = str(new)
+        names, held = _without(name, *_without(str(old), self._names, self._held))
+        self._names, self._held = self._contents.row((*names, name)), (*held, content)
 
     def remove(self, path: Path) -> None:
         """Forget a file."""
-        self._files.pop(str(path), None)
+        if self._find(name := str(path)) is not None:
+            names, self._held = _without(name, self._names, self._held)
+            self._names = self._contents.row(names)
 
     def sync_directory(self, path: Path) -> None:
         """Count it."""
@@ -105,40 +115,69 @@ class MemoryDisk:
 
     def exists(self, path: Path) -> bool:
         """A file or a folder."""
-        return str(path) in self._files or str(path) in self._folders or len(path.parts) == 1
+        return str(path) in self._names or len(path.parts) == 1
 
     def is_folder(self, path: Path) -> bool:
         """A folder that was made."""
-        return str(path) in self._folders
+        name = str(path)
+        return name in self._names and self._find(name) is None
 
     def names(self, folder: Path) -> list[str]:
         """The newest first, folders last."""
         prefix = f"{folder}/"
         start = len(prefix)
-        inside = [name[start:] for name in (*self._folders, *self._files) if name.startswith(prefix)]
-        return [name for name in reversed(inside) if "/" not in name]
+        files: list[str] = []
+        folders: list[str] = []
+        for name, content in zip(self._names, self._held, strict=True):
+            if name.startswith(prefix) and "/" not in name[start:]:
+                (folders if content is None else files).append(name[start:])
+        return [*reversed(files), *reversed(folders)]
 
     def add_folder(self, path: Path, *, mode: int = 0o777) -> None:
         """Folders above it need not be made."""
-        self._folders[sys.intern(str(path))] = None
+        if str(path) not in self._names:
+            self._put(str(path), None)
 
     def remove_folder(self, path: Path) -> None:
         """Forget it and what is in it."""
         prefix = f"{path}/"
-        for name in [name for name in self._folders if name == str(path) or name.startswith(prefix)]:
-            del self._folders[name]
-        for name in [name for name in self._files if name.startswith(prefix)]:
-            del self._files[name]
+        self._drop({name for name in self._names if name == str(path) or name.startswith(prefix)})
 
     def lock(self, path: Path, note: bytes) -> Callable[[], None]:
         """Nobody else can reach it."""
         return _nothing
 
+    def _put(self, name: str, content: bytes | None) -> None:
+        """Have this under that name, as the newest."""
+        names, held = _without(name, self._names, self._held)
+        row = (*names, name)
+        # A temporary name is drawn at random: no other disk has it.
+        self._names = row if name.endswith(".tmp") else self._contents.row(row)
+        self._held = (*held, content)
+
+    def _drop(self, gone: set[str]) -> None:
+        whole = zip(self._names, self._held, strict=True)
+        kept = [(name, content) for name, content in whole if name not in gone]
+        self._names = self._contents.row(tuple(name for name, _ in kept))
+        self._held = tuple(content for _, content in kept)
+
+    def _find(self, name: str) -> bytes | None:
+        return self._held[self._names.index(name)] if name in self._names else None
+
     def _content(self, path: Path) -> bytes:
-        try:
-            return self._files[str(path)]
-        except KeyError:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
+        content = self._find(str(path))
+        if content is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        return content
+
+
+def _without(
+    name: str, names: tuple[str, ...], held: tuple[bytes | None, ...]
+) -> tuple[tuple[str, ...], tuple[bytes | None, ...]]:
+    if name not in names:
+        return names, held
+    at = names.index(name)
+    return names[:at] + names[at + 1 :], held[:at] + held[at + 1 :]
 
 
 def _nothing() -> None:

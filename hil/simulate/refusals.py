@@ -53,7 +53,7 @@ class Refusals:
             return
         total = sum(refused.values()) - sum(self._refused.values())
         failures = failed - self._failed
-        # A device takes each version once: where none is accepted there may be no more refusals than devices.
+        # Who was refused waits, in the end for hours: a second refusal of each may be long in coming.
         still = total + failures >= self._devices and now - self._accepted_at >= _PATIENCE_S
         if total < self.bound and not still:
             return

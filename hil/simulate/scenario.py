@@ -21,6 +21,7 @@ from fl_protocol.errors import ArtifactError, ConfigError
 from hil.simulate.device_class import DeviceClass, drawn
 from hil.simulate.device_data import DeviceSamplesOf, own_devices, partitioned
 from hil.simulate.result import SimulationResult
+from hil.simulate.share import Share
 from hil.simulate.simulation import Progress, simulate
 from hil.simulate.simulation import classes_from as _classes_from
 from hil.workload import HELD_OUT_SHARE, Samples, read_samples
@@ -165,7 +166,7 @@ def run_scenario(
     fleet = dict(tables.get("fleet", {}))
     return simulate(
         artifact,
-        lambda count, seed: ((samples[n].x, samples[n].y) for n in range(count)),
+        lambda count, seed: (_rows(samples[n]) for n in range(count)),
         count=keys.devices,
         versions=keys.versions,
         seed=keys.seed,
@@ -253,6 +254,10 @@ def _data(keys: Scenario, folder: Path) -> _Found:
     order = np.random.default_rng(keys.seed).permutation(len(rows))
     cut = max(1, round(HELD_OUT_SHARE * len(rows)))
     return _Found(training=rows.take(np.sort(order[cut:])), held_out=rows.take(np.sort(order[:cut])))
+
+
+def _rows(own: Share | Samples) -> Share:
+    return own if isinstance(own, Share) else Share(own.x, own.y)
 
 
 def _slow(classes: Sequence[DeviceClass], keys: Scenario) -> NDArray[np.bool_]:

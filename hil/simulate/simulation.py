@@ -31,14 +31,16 @@ from hil.simulate.fleet import DevicePlan, Dropout, Moment, VirtualFleet
 from hil.simulate.machine import Battery, NightCharger, WindowCharger
 from hil.simulate.measure import WORST_GROUP, Measure
 from hil.simulate.result import SimulationResult, VersionRow
+from hil.simulate.share import Share
 from hil.simulate.training import split_held_out
 from models.runtime import PREFERENCE, TrainingArtifact
 
 __all__ = ["DEVICES_HELD_OUT", "Classes", "Devices", "Progress", "classes_from", "simulate"]
 
 Pair: TypeAlias = tuple[Any, Any]
-Devices: TypeAlias = Callable[[int, int], Iterable[Pair]] | Sequence[Pair]
-"""``devices(n, seed)`` yields (x, y) for each device; or the pairs themselves."""
+Devices: TypeAlias = Callable[[int, int], Iterable[Pair | Share]] | Sequence[Pair | Share]
+"""``devices(n, seed)`` yields (x, y) for each device, or its ``Share`` of rows that all draw from; or the
+pairs themselves."""
 Classes: TypeAlias = Sequence[DeviceClass | str] | Mapping[str, Any]
 """Classes, names of those that come along, or tables by name."""
 Progress: TypeAlias = Callable[[VirtualFleet], None]
@@ -242,7 +244,7 @@ def _availability(said: Availability | Mapping[str, Any] | str, base: Path) -> A
 
 def _plans(
     artifact: TrainingArtifact,
-    pairs: Iterable[Pair],
+    pairs: Iterable[Pair | Share],
     *,
     count: int,
     seed: int,
@@ -251,16 +253,14 @@ def _plans(
     availability: Availability,
     gated: bool,
 ) -> Iterator[DevicePlan]:
-    dtypes = {entry.name: np.dtype(entry.dtype) for entry in artifact.manifest.inputs}
+    stored = _Stored(artifact)
     always = isinstance(availability, Always)
-    for number, (x, y) in enumerate(pairs):
+    for number, pair in enumerate(pairs):
         if number >= count:
             return
         kind = drawn(classes, number, seed)
         yield DevicePlan(
-            samples=split_held_out(
-                _as(x, dtypes.get("x")), _as(y, dtypes.get("y")), held_out, seed=seed * 1_000_003 + number
-            ),
+            samples=split_held_out(stored.share(pair), held_out, seed=seed * 1_000_003 + number),
             step_s=kind.step_s,
             start_s=kind.start_s,
             link=_link(kind),
@@ -287,9 +287,27 @@ def _gates(said: GateSettings | Mapping[str, Any] | None, base: Path) -> GateSet
     return check_table(dict(said), GateSettings, path=base, within=("gates",))
 
 
-def _as(rows: Any, dtype: "np.dtype[Any] | None") -> Array:
-    stored = as_stored(rows)
-    return stored if dtype is None or stored.dtype == dtype else stored.astype(dtype)
+class _Stored:
+    """Samples as the devices of a fleet store them, in the dtypes of the artifact's inputs: those that many
+    devices share, once."""
+
+    def __init__(self, artifact: TrainingArtifact) -> None:
+        self._dtypes = {entry.name: np.dtype(entry.dtype) for entry in artifact.manifest.inputs}
+        self._shared: tuple[Share, Share] | None = None
+        """The whole of the last share as it was given, and as it is stored."""
+
+    def share(self, pair: Pair | Share) -> Share:
+        """The rows of one device."""
+        if not isinstance(pair, Share):
+            x, y = pair
+            return Share(self._as("x", x), self._as("y", y))
+        if self._shared is None or not self._shared[0].has_rows_of(pair):
+            self._shared = pair, Share(self._as("x", pair.whole_x), self._as("y", pair.whole_y))
+        return replace(self._shared[1], rows=pair.rows)
+
+    def _as(self, name: str, rows: Any) -> Array:
+        stored, dtype = as_stored(rows), self._dtypes.get(name)
+        return stored if dtype is None or stored.dtype == dtype else stored.astype(dtype)
 
 
 def _link(kind: DeviceClass) -> Link | None:

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,16 +13,17 @@ from edge_agent.continuation import find_personal
 from edge_agent.graph_trainer import GraphTrainer
 from edge_agent.job_runner import JobRunner
 from edge_agent.jobs import Deliver, Job, JobFailed, Prepared, PrepareJob, Result, TrainJob, VerifyJob
-from edge_agent.participation import SampleParts, encoded, participate, training_seed
-from edge_agent.sample_form import Array
+from edge_agent.participation import SampleParts, encoded, participate
 from edge_agent.trainer import ArraySamples, Trainer
 from edge_agent.trainer_fault import TrainerFault
 from fl_protocol.clock import Clock
-from fl_protocol.codec import codec_seed, decode_model
+from fl_protocol.codec import decode_model
 from fl_protocol.errors import LichenError
 from fl_protocol.layout import TensorLayout
-from fl_protocol.plan import TrainingPlan
-from hil.simulate.stacked_training import Learned, Lesson, Pending, StackedTraining
+from hil.simulate.lessons import Learned, Lesson, Lessons, Pending
+from hil.simulate.share import Share
+from hil.simulate.stacked_training import StackedTraining
+from hil.simulate.trained_ahead import TrainedAhead
 from models.runtime import Session, TrainingArtifact, open_session, split_flat
 
 __all__ = ["DeviceSamples", "Trainings", "VirtualWorker", "split_held_out"]
@@ -32,23 +34,23 @@ _REMEMBERED_VERSIONS = 4
 
 @dataclass(frozen=True, slots=True)
 class DeviceSamples:
-    """One device's rows: the first ``len(x) - held_out`` are trained on, the others are not."""
+    """One device's rows: all but the last ``held_out`` are trained on."""
 
-    x: Array
-    y: Array
+    share: Share
     held_out: int = 0
 
     @property
     def training(self) -> int:
         """Rows that are trained on."""
-        return len(self.x) - self.held_out
+        return len(self.share) - self.held_out
 
     def parts(self) -> SampleParts:
         """As the agent takes them."""
         cut = self.training
+        x, y = self.share
         return SampleParts(
-            training=ArraySamples(self.x[:cut], self.y[:cut]),
-            held_out=ArraySamples(self.x[cut:], self.y[cut:]),
+            training=ArraySamples(x[:cut], y[:cut]),
+            held_out=ArraySamples(x[cut:], y[cut:]),
         )
 
 
@@ -56,11 +58,18 @@ class Trainings:
     """The jobs of all devices of a simulation, done by the code that devices run.
 
     A signature and an artifact's golden steps are checked once for all devices: each gives the same answer.
-    ``stacked`` trains devices of the same version together where they are trained in NumPy.
+    ``stacked`` trains devices of the same version together where they are trained in NumPy. Where all of
+    them train with the artifact's ``graph_alone``, and a model is small, updates are encoded together.
     """
 
     def __init__(
-        self, artifact: TrainingArtifact, *, clock: Clock, runtimes: tuple[str, ...], stacked: bool = False
+        self,
+        artifact: TrainingArtifact,
+        *,
+        clock: Clock,
+        runtimes: tuple[str, ...],
+        stacked: bool = False,
+        graph_alone: bool = False,
     ) -> None:
         self.done = 0
         self._artifact = artifact
@@ -71,30 +80,26 @@ class Trainings:
             self._session, skipped = open_session(artifact, runtimes)
             self.prepared = Prepared(runtime=self._session.name, skipped=tuple(map(str, skipped)))
         self._graph = GraphTrainer(artifact, self._session) if self._session is not None else None
-        self._stacked = StackedTraining(artifact, self._graph) if stacked and self._graph else None
+        self._lessons: Lessons | None = None
+        if self._graph is not None and stacked:
+            self._lessons = StackedTraining(artifact, self._graph)
+        elif self._graph is not None and graph_alone and TrainedAhead.suits(artifact):
+            self._lessons = TrainedAhead(artifact, self._graph)
         self._checks: dict[tuple[bytes, bytes], Result] = {}
         self._weights: dict[bytes, NDArray[np.float32]] = {}
         self._order = [parameter.name for parameter in artifact.manifest.parameters]
 
     def begin(self, device: int, job: TrainJob, published: bytes, samples: DeviceSamples, steps: int) -> None:
         """A device begins to train, and takes at most so many steps."""
-        if self._stacked is not None:
-            pending = Pending(
-                base=published,
-                task=job.plan,
-                plan=_own_plan(job),
-                codec=job.codec,
-                seed=codec_seed(job.update_id),
-                x=samples.x[: samples.training],
-                y=samples.y[: samples.training],
-                most_steps=steps,
+        if self._lessons is not None:
+            self._lessons.begin(
+                device, Pending(job=job, published=published, samples=samples, most_steps=steps)
             )
-            self._stacked.begin(device, pending)
 
     def forget(self, device: int) -> None:
         """A device does not go on with what it began."""
-        if self._stacked is not None:
-            self._stacked.forget(device)
+        if self._lessons is not None:
+            self._lessons.forget(device)
 
     def look(self, job: VerifyJob | PrepareJob) -> Result:
         """The result of a job that trains nothing."""
@@ -152,11 +157,11 @@ class Trainings:
             return JobFailed(reason=str(error.args[0]), retryable=error.retryable)
 
     def _lesson(self, device: int, published: bytes) -> Lesson | None:
-        """What a stack of trainings gave this one; None where it must be trained alone."""
-        if self._stacked is None:
+        """What this device learned with others; None where it must be trained alone."""
+        if self._lessons is None:
             return None
         layout = self._artifact.layout
-        return self._stacked.result(device, lambda: split_flat(self._decoded(published, layout), layout))
+        return self._lessons.result(device, lambda: split_flat(self._decoded(published, layout), layout))
 
     def _decoded(self, published: bytes, layout: TensorLayout) -> NDArray[np.float32]:
         """The weights of a version, decoded once for all devices; never written to."""
@@ -168,29 +173,32 @@ class Trainings:
         return known
 
 
+class Apprentice(Protocol):
+    """Whose worker it is: what trains, and how long that takes."""
+
+    def begin(self, job: TrainJob, end: Callable[[TrainJob], None]) -> None:
+        """A training begins; when it is over, have its ``end`` take place."""
+        ...
+
+    def train(self, job: TrainJob) -> Result:
+        """Do what was to be learned in the meantime."""
+        ...
+
+    def ended(self, job: TrainJob) -> None:
+        """It trains no more."""
+        ...
+
+
 class VirtualWorker:
-    """The worker of a virtual device: a training ends, and is really done, when its virtual time is over.
+    """The worker of a virtual device: a training ends, and is really done, when its virtual time is over."""
 
-    ``later`` plans a call after some virtual seconds.
-    """
+    __slots__ = ("_deliver", "_job", "_of", "_stopped", "_trainings")
 
-    __slots__ = ("_deliver", "_job", "_lasts", "_later", "_stopped", "_train", "_trainings")
-
-    def __init__(
-        self,
-        deliver: Deliver,
-        *,
-        trainings: Trainings,
-        train: Callable[[TrainJob], Result],
-        lasts: Callable[[TrainJob], float],
-        later: Callable[[float, Callable[[], None]], None],
-    ) -> None:
+    def __init__(self, deliver: Deliver, *, trainings: Trainings, of: Apprentice) -> None:
         self._deliver = deliver
         self._trainings = trainings
-        self._train = train
-        self._lasts = lasts
-        self._later = later
-        self._job: Job | None = None
+        self._of = of
+        self._job: TrainJob | None = None
         self._stopped = False
 
     @property
@@ -209,7 +217,7 @@ class VirtualWorker:
             raise RuntimeError("the worker is stopped" if self._stopped else "the worker is busy")
         if isinstance(job, TrainJob):
             self._job = job
-            self._later(self._lasts(job), lambda: self._finish(job))
+            self._of.begin(job, self._finish)
         else:
             self._deliver(job, self._trainings.look(job))
 
@@ -217,6 +225,7 @@ class VirtualWorker:
         """See ``Worker.cancel``."""
         job, self._job = self._job, None
         if job is not None and not self._stopped:
+            self._of.ended(job)
             self._deliver(job, JobFailed(reason="cancelled", retryable=True))
 
     def stop(self) -> None:
@@ -227,22 +236,18 @@ class VirtualWorker:
     def _finish(self, job: TrainJob) -> None:
         if self._job is job:
             self._job = None
-            self._deliver(job, self._train(job))
+            result = self._of.train(job)
+            self._of.ended(job)
+            self._deliver(job, result)
 
 
-def _own_plan(job: TrainJob) -> TrainingPlan:
-    """The plan as ``participate`` makes it for one device."""
-    return replace(job.plan, seed=training_seed(job.device_seed, job.base), version=job.base.number)
-
-
-def split_held_out(x: Array, y: Array, share: float, *, seed: int) -> DeviceSamples:
-    """Keep ``share`` of a device's rows, drawn by ``seed``, from training."""
-    count = len(x)
-    held_out = min(math.ceil(share * count), count - 1) if share and count > 1 else 0
+def split_held_out(rows: Share, portion: float, *, seed: int) -> DeviceSamples:
+    """Keep ``portion`` of a device's rows, drawn by ``seed``, from training."""
+    count = len(rows)
+    held_out = min(math.ceil(portion * count), count - 1) if portion and count > 1 else 0
     if held_out:
-        order = np.random.default_rng(seed).permutation(count)
-        x, y = x[order], y[order]
-    return DeviceSamples(x, y, held_out)
+        rows = rows.in_order(np.random.default_rng(seed).permutation(count))
+    return DeviceSamples(rows, held_out)
 
 
 def _ignore(_: object) -> None:

@@ -1,6 +1,7 @@
 """Aggregators that users write: by ``module:Class``, from a folder of theirs, in a whole coordinator."""
 
 import hashlib
+import pathlib
 import sys
 import textwrap
 from dataclasses import replace
@@ -10,7 +11,7 @@ import pytest
 
 from broker_coordinator.aggregation.aggregator_registry import aggregator_for
 from broker_coordinator.books.audit import audit
-from broker_coordinator.configuration import AggregatorTable, BufferTable
+from broker_coordinator.configuration import AggregatorTable, BufferTable, SelectionTable
 from broker_coordinator.decide import MAX_UPLOADS_PER_DEVICE
 from fl_protocol.errors import ConfigError
 
@@ -176,6 +177,33 @@ def test_a_claim_that_a_rule_stumbles_over_holds_up_nobody(fleet_of, folder, cla
     assert audit(fleet.folder).balanced
 
 
+def test_what_could_not_be_weighed_comes_back_within_its_round(fleet_of, folder):
+    """The rule's scratch space was full for a moment: asked a third of the round later, it is counted."""
+    tried = "os.stat('room') and update.num_examples *"
+    source = "import os\n" + textwrap.dedent(LOSS_WEIGHTED)
+    folder(source.replace("update.num_examples *", tried))
+    fleet = fleet_of(
+        aggregator=RULE,
+        buffer=BufferTable(kind="rounds", size=1, over_selection=1.0, flush_after_s=90.0),
+        selection=SelectionTable(kind="random"),
+    ).start()
+    device = fleet.device("d1")
+    device.birth()
+    fleet.settle(30)
+    update = device.make(fleet.layout, metrics={"before.loss": 1.0})
+    device.begin(*update)
+    fleet.settle()
+    receipt = device.last(update[0])
+    assert (receipt.state, receipt.reason) == ("later", "unweighed")
+    assert 1.5 * receipt.wait_s < 60
+    pathlib.Path("room").touch()
+    fleet.settle(1.5 * receipt.wait_s)
+    device.begin(*update)
+    fleet.settle()
+    assert device.last(update[0]).state == "done"
+    assert fleet.coordinator.version.number == 1
+
+
 def test_a_large_update_that_a_rule_stumbles_over_takes_no_place(fleet_of, folder, large_artifact):
     """It stays with its device: a chunk that comes again refuses nothing, and others of it find room."""
     folder(LOSS_WEIGHTED.replace('* update.metrics["before.loss"]', '/ update.metrics["before.loss"]'))
@@ -200,18 +228,46 @@ def test_a_large_update_that_a_rule_stumbles_over_takes_no_place(fleet_of, folde
     assert fleet.books().versions_ok == 0
 
 
-def test_a_rule_that_fails_on_several_devices_is_called_faulty(fleet_of, folder):
-    """One device alone cannot give it a bad name; two can, until one can be weighed again."""
+def test_a_rule_that_fails_on_most_devices_is_called_faulty(fleet_of, folder, caplog):
+    """One device alone cannot give it a bad name, nor one alone a good one: the fault stands, is said once,
+    and goes when the rule weighs most of them again."""
     folder(LOSS_WEIGHTED.replace('* update.metrics["before.loss"]', '/ update.metrics["before.loss"]'))
     fleet = fleet_of(aggregator=RULE, buffer=BufferTable(size=50)).start()
-    devices = [fleet.device(f"d{number}") for number in range(4)]
-    faults = []
-    for device, said in zip(devices, losses(1.0, 0.0, 0.0, 1.0), strict=True):
-        send(fleet, [device], [said])
-        faults.append(fleet.coordinator.figures().aggregator_fault)
-    assert [bool(fault) for fault in faults] == [False, False, True, False]
-    assert "ZeroDivisionError" in faults[2]
-    assert "'d2', whose before.loss is 0.0" in faults[2]
+    devices = {name: fleet.device(name) for name in ("d0", "d1", "d2", "d3")}
+
+    def faults(**said):
+        found = []
+        for name, loss in said.items():
+            send(fleet, [devices[name]], losses(loss))
+            found.append(fleet.coordinator.figures().aggregator_fault)
+        return found
+
+    found = faults(d0=1.0, d1=0.0, d2=0.0, d3=0.0)
+    assert [bool(fault) for fault in found] == [False, False, True, True]
+    assert "'my_rules:LossWeightedMean' failed in weigh: ZeroDivisionError" in found[3]
+    assert "'d3', whose before.loss is 0.0" in found[3]
+    assert "it fails for 3 of the 4 devices heard last" in found[3]
+    assert fleet.coordinator.figures().unweighed_share == 0.75
+    found = faults(d1=1.0, d2=1.0, d3=1.0)
+    assert [bool(fault) for fault in found] == [True, False, False]
+    assert fleet.coordinator.figures().unweighed_share == 0.0
+    said = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert len(said) == 1
+    assert [record.message for record in caplog.records if "well again" in record.message] == [
+        "the aggregator is well again: it fails for 1 of the 4 devices heard last"
+    ]
+
+
+def test_a_failure_of_devices_that_are_gone_is_forgotten(fleet_of, folder):
+    """What they sent is no longer what the rule does: the others have had their turns since."""
+    folder(LOSS_WEIGHTED.replace('* update.metrics["before.loss"]', '/ update.metrics["before.loss"]'))
+    fleet = fleet_of(aggregator=RULE, buffer=BufferTable(size=1)).start()
+    devices = [fleet.device(f"d{number}") for number in range(3)]
+    send(fleet, devices, losses(0.0, 0.0, 1.0))
+    assert fleet.coordinator.figures().aggregator_fault
+    for _ in range(14):
+        send(fleet, devices[2:], losses(1.0))
+    assert fleet.coordinator.figures().aggregator_fault == ""
 
 
 def test_a_refused_update_teaches_no_metric(fleet_of, folder):

@@ -28,7 +28,12 @@ class Work:
 def chores():
     """Two chores on a manual clock."""
     clock, first, second = ManualClock(5.0), Work(30.0), Work(40.0)
-    return Chores(clock, {"first": first, "second": second}), clock, first, second
+    return (
+        Chores(clock, (first, second), {"first": lambda own: own[0](), "second": lambda own: own[1]()}),
+        clock,
+        first,
+        second,
+    )
 
 
 def test_the_shortest_wait_counts(chores):

@@ -78,7 +78,7 @@ def test_a_disk_that_refuses_keeps_no_agent_from_its_work(outbox, clock, monkeyp
     def refuse(*_):
         raise StorageError("no space left on device")
 
-    monkeypatch.setattr(outbox, "remember", refuse)
+    monkeypatch.setattr(type(outbox), "remember", refuse)
     mode = SafeMode(outbox, clock, after=5)
     mode.prove()
     mode.end()

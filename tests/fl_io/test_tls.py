@@ -129,6 +129,31 @@ def test_files_that_cannot_be_read_are_a_configuration_fault(tmp_path):
         Trust(TlsFiles(ca=tmp_path / "none.pem"))
 
 
+def test_a_list_of_revocations_is_never_lost_to_half_a_file(authority, tmp_path):
+    """A copy is read at whatever octet it has come to: what was read before is used on, list and all, until
+    the new file is whole. Taken out for good it is obeyed until the next start."""
+    ca = tmp_path / "pinned.pem"
+    whole = authority.with_revocations(authority.broker().serial).read_bytes()
+    ca.write_bytes(whole)
+    trust = Trust(TlsFiles(ca=ca))
+    first, others = trust.context, 0
+    for end in [*range(0, len(whole), 97), len(authority.ca.read_bytes())]:
+        ca.write_bytes(whole[:end])
+        fault = trust.reread()
+        assert fault, f"cut at {end}"
+        assert trust.context is first
+        others += "list of revocations" in fault
+    assert others >= 1
+    ca.write_bytes(whole + b"\n")
+    assert trust.reread() == ""
+    assert trust.context is not first
+    assert trust.context.verify_flags & ssl.VERIFY_CRL_CHECK_LEAF
+    assert trust.context.cert_store_stats()["crl"] == 1
+    ca.write_bytes(authority.ca.read_bytes())
+    assert "list of revocations" in trust.reread()
+    assert not Trust(TlsFiles(ca=ca)).context.verify_flags & ssl.VERIFY_CRL_CHECK_LEAF
+
+
 def test_files_that_are_replaced_are_read_again_and_half_a_pair_is_not(authority, tmp_path):
     """As they are copied one after the other; what was read before is used on meanwhile."""
     old, new = authority.broker(), authority.broker()

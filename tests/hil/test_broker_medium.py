@@ -204,6 +204,38 @@ def test_connections_are_encrypted_where_the_broker_wants_it(artifact, tmp_path)
 
 
 @pytest.mark.mosquitto
+def test_a_broker_that_demands_certificates_is_told(artifact, tmp_path):
+    """That of a fleet does: the run ends at once, and says what a simulation can and cannot show."""
+    authority = Authority(tmp_path)
+    tables = {"buffer": {"size": 12}, "tls": {"ca": str(authority.ca)}}
+    strict = tls_mosquitto(
+        mosquitto_program(), tmp_path, authority.broker(), authority.ca, "require_certificate true"
+    )
+    with (
+        strict as port,
+        pytest.raises(TransportError, match="takes no device without a certificate") as caught,
+    ):
+        run(artifact, broker=f"mqtts://127.0.0.1:{port}", versions=1, fleet=tables)
+    assert "[fleet.tls] certificate" in caught.value.hint
+
+
+@pytest.mark.mosquitto
+def test_a_broker_that_carries_nothing_of_ours_is_told(artifact, tmp_path, monkeypatch):
+    """It takes every connection and acknowledges all, and its rules let nothing through."""
+    monkeypatch.setattr("hil.simulate.broker_medium.LAST_WORD_S", 1.0)
+    authority = Authority(tmp_path)
+    tables = {"buffer": {"size": 12}, "tls": {"ca": str(authority.ca)}}
+    rights = tmp_path / "rights"
+    rights.write_text("topic readwrite other/#\n")
+    rights.chmod(0o600)
+    dumb = tls_mosquitto(
+        mosquitto_program(), tmp_path, authority.broker(), authority.ca, f"acl_file {rights}"
+    )
+    with dumb as port, pytest.raises(TransportError, match="carries no message of fl1/simulation-"):
+        run(artifact, broker=f"mqtts://127.0.0.1:{port}", versions=1, fleet=tables)
+
+
+@pytest.mark.mosquitto
 def test_power_fails_on_real_connections_too(artifact, broker_of):
     """Devices that go without a farewell and come back on a new socket, with their outboxes."""
     hard = {
@@ -221,8 +253,11 @@ def test_power_fails_on_real_connections_too(artifact, broker_of):
 def test_a_broker_that_takes_too_few_connections_is_told(artifact, tmp_path):
     """How many it holds, and which limit to raise."""
     with mosquitto(tmp_path, "allow_anonymous true", "max_connections 6") as url:
-        # Each probe that closed without a CONNECT makes mosquitto 2.0 take one more.
-        with pytest.raises(TransportError, match=r"holds (6|7|8) connections of this simulation") as caught:
+        # Each probe that closed without a CONNECT makes mosquitto 2.0 take one more; the run first sees
+        # whether a message comes through, which takes a place for a moment.
+        with pytest.raises(
+            TransportError, match=r"holds (5|6|7|8|9) connections of this simulation"
+        ) as caught:
             run(artifact, broker=url)
         assert "max_connections" in caught.value.hint
 

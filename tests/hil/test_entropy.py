@@ -2,12 +2,12 @@
 
 from statistics import fmean
 
-from hil.simulate.entropy import chance_of
+from hil.simulate.entropy import SeededChance
 
 
 def drawn(seed, name, count=200):
     """What one device draws between 10 and 20."""
-    chance = chance_of(seed, name)
+    chance = SeededChance(seed, name)
     return [chance.uniform(10.0, 20.0) for _ in range(count)]
 
 

@@ -30,6 +30,37 @@ def test_all_but_info_lines_is_written(capfd):
     assert capfd.readouterr().err == "WARNING: one\n  INFO: three\nfour!\n"
 
 
+@pytest.mark.parametrize("end", ["os.abort()", "os.kill(os.getpid(), 9)", "os._exit(3)"])
+def test_the_last_words_of_a_process_that_dies_meanwhile_are_written(end):
+    """An assertion of the library's, or what the allocator found: all that ever tells why it crashed."""
+    program = f"""
+import os
+from models.runtime.native_chatter import without_info_lines
+with without_info_lines():
+    os.write(2, b"INFO: created\\nassertion failed: tensor != nullptr\\n")
+    {end}
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60.0, check=False
+    )
+    assert ran.returncode != 0
+    assert ran.stderr == "assertion failed: tensor != nullptr\n"
+
+
+def test_nothing_is_left_of_a_process_that_lives(capfd):
+    """No child, no descriptor, no word; also where no child can be started."""
+    before = os.listdir("/proc/self/fd")
+    for path in (os.environ["PATH"], ""):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PATH", path)
+            with without_info_lines():
+                os.write(2, b"INFO: created\n")
+    assert os.listdir("/proc/self/fd") == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+    assert capfd.readouterr().err == ""
+
+
 def test_threads_give_each_other_s_standard_error_back(capfd):
     """Whoever comes last, descriptor 2 is what it was."""
 

@@ -84,7 +84,7 @@ def test_a_backup_of_yesterday_is_recognised_recovered_from_and_what_is_gone_is_
 
     gone = json.loads(lichen("coordinator", "recover", fleet.folder / "fleet.toml", "--json"))
     assert (gone["epoch"], gone["seen"]) == (2, [1, REACHED])
-    assert gone["given_up"] == REACHED - BACKED_UP
+    assert gone["versions_given_up"] == REACHED - BACKED_UP
 
     steps.begin(fleet, FOR_EVER)
     steps.until(fleet, lambda: held in read_ledger(fleet.agent_state("dev-02")).done)

@@ -172,7 +172,7 @@ def test_a_command_that_could_not_be_kept_is_obeyed_when_it_can_be(world, monkey
     def refuse(*_):
         raise StorageError("no space left on device")
 
-    monkeypatch.setattr(world.outbox, "remember_all", refuse)
+    monkeypatch.setattr(type(world.outbox), "remember_all", refuse)
     world.coordinator.command("pause", 1)
     world.advance(30)
     assert not world.agent._orders.paused

@@ -46,7 +46,7 @@ def test_a_state_whose_update_was_not_kept_is_not_kept(world, monkeypatch):
     def refuse(*_args, **_keywords):
         raise StorageError("the outbox: disk is full")
 
-    monkeypatch.setattr(world.outbox, "put", refuse)
+    monkeypatch.setattr(type(world.outbox), "put", refuse)
     world.coordinator.publish_version(1)
     world.advance(1)
     monkeypatch.undo()

@@ -35,7 +35,7 @@ def test_what_an_update_left_out_is_kept_with_it_or_not_at_all(world, monkeypatc
     def refuse(*_args, **_keywords):
         raise StorageError("the outbox: disk is full")
 
-    monkeypatch.setattr(world.outbox, "put", refuse)
+    monkeypatch.setattr(type(world.outbox), "put", refuse)
     train(world, 2, b"two")
     monkeypatch.undo()
     world.advance(300)

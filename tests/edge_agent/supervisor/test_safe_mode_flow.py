@@ -2,8 +2,10 @@
 
 import pytest
 
-from edge_agent.jobs import TrainJob
+from edge_agent.jobs import TrainJob, VerifyJob
+from edge_agent.supervisor import WORKER_ALLOWANCE_S
 from fl_io.watchdog import Notifier, Watchdog
+from fl_protocol.task import Pacing
 
 
 @pytest.fixture
@@ -65,16 +67,22 @@ def test_it_delivers_what_it_has(world):
     assert world.outbox.counts().done == 1
 
 
-def test_a_worker_that_does_not_end_starves_the_watchdog(world):
-    """Its own deadline passed, and nobody killed it: the main loop alone is no sign of life."""
+@pytest.fixture
+def watched(world):
+    """The world's watchdog, and what it says to systemd."""
     said = []
 
     class Listener(Notifier):
         def say(self, *lines):
             said.extend(lines)
 
-    dog = Watchdog(Listener({"WATCHDOG_USEC": "20000000"}), world.clock)
-    world.watchdog = dog
+    world.watchdog = Watchdog(Listener({"WATCHDOG_USEC": "20000000"}), world.clock)
+    return world.watchdog, said
+
+
+def test_a_worker_that_does_not_end_starves_the_watchdog(world, watched):
+    """Its own deadline passed, and nobody killed it: the main loop alone is no sign of life."""
+    dog, said = watched
     world.script.hold = True
     world.coordinator.publish_version(1)
     world.boot()
@@ -89,3 +97,28 @@ def test_a_worker_that_does_not_end_starves_the_watchdog(world):
     assert "WATCHDOG=1" not in said
     world.shut_down()
     assert said[-1] == "STOPPING=1"
+
+
+def test_a_check_beside_a_training_that_does_not_end_starves_the_watchdog(world, watched):
+    """It has a deadline of its own, long before that of the training which it is to end; once it is answered
+    all is well again."""
+    dog, said = watched
+    world.script.hold = (TrainJob, VerifyJob)
+    world.coordinator.publish_version(1)
+    world.boot()
+    world.worker.release()
+    world.pump()
+    world.coordinator.publish_version(2, pacing=Pacing(horizon=0))
+    world.advance(WORKER_ALLOWANCE_S - 5.0)
+    assert isinstance(world.workers[1].job, VerifyJob)
+    assert dog.fault == ""
+    world.advance(20.0)
+    assert dog.fault == "the worker has not ended its job: verify"
+    said.clear()
+    world.advance(60.0)
+    assert "WATCHDOG=1" not in said
+    world.script.hold = VerifyJob
+    world.workers[1].release()
+    world.advance(20.0)
+    assert dog.fault == ""
+    assert "WATCHDOG=1" in said

@@ -8,6 +8,7 @@ import pytest
 
 from edge_agent.configuration import GateSettings
 from edge_agent.jobs import JobFailed, PrepareJob, TrainJob, VerifyJob
+from edge_agent.outbox import Outbox
 from edge_agent.samples import SampleStore
 from fl_io.ed25519 import new_private_key, signer
 from fl_protocol.errors import StorageError
@@ -59,8 +60,8 @@ def test_a_full_disk_costs_a_training_a_minute_at_most(world, monkeypatch):
     world.coordinator.publish_version(1)
     world.boot()
     world.advance(1)
-    monkeypatch.setattr(world.outbox, "put", refuse)
-    monkeypatch.setattr(world.outbox, "remember_all", refuse)
+    monkeypatch.setattr(type(world.outbox), "put", refuse)
+    monkeypatch.setattr(type(world.outbox), "remember_all", refuse)
     world.coordinator.publish_version(2)
     world.advance(600)
     assert world.agent.idle_reason == "no space left on device"
@@ -118,7 +119,7 @@ def test_an_outbox_found_damaged_ends_the_supervisor(world, monkeypatch):
             raise StorageError("the outbox") from error
 
     world.boot()
-    monkeypatch.setattr(world.outbox, "made_update_for", read)
+    monkeypatch.setattr(type(world.outbox), "made_update_for", read)
     world.coordinator.publish_version(1)
     with pytest.raises(StorageError):
         world.advance(1)
@@ -129,7 +130,7 @@ def test_telling_does_not_stop_the_doing(world, monkeypatch):
     world.coordinator.publish_version(1)
     world.boot()
     world.advance(1)
-    monkeypatch.setattr(world.outbox, "counts", refuse)
+    monkeypatch.setattr(type(world.outbox), "counts", refuse)
     world.coordinator.publish_version(2)
     world.advance(1)
     assert len(world.coordinator.begins) == 2
@@ -147,10 +148,10 @@ def test_an_update_that_cannot_be_read_gives_way_to_the_others(world, monkeypatc
     unreadable = world.coordinator.begins[0][0]
     read = world.outbox.payload_range
 
-    def payload_range(update_id: bytes, start: int, end: int) -> bytes:
+    def payload_range(_: Outbox, update_id: bytes, start: int, end: int) -> bytes:
         return refuse() if update_id == unreadable else read(update_id, start, end)
 
-    monkeypatch.setattr(world.outbox, "payload_range", payload_range)
+    monkeypatch.setattr(type(world.outbox), "payload_range", payload_range)
     world.coordinator.answer = world.coordinator.accept
     world.coordinator.payloads.clear()
     world.coordinator.present(b"session2")
@@ -473,7 +474,7 @@ def test_a_storm_of_coordinator_sessions_costs_a_birth_every_other_second(world)
     assert len(world.coordinator.begins) - begins <= 25
 
 
-def test_a_flood_leaves_time_for_all_else(world):
+def test_a_flood_leaves_time_for_all_else(world, monkeypatch):
     """Messages without end: the device still does what is due, and stops when it is told to."""
     world.boot()
     world.advance(1)
@@ -490,6 +491,6 @@ def test_a_flood_leaves_time_for_all_else(world):
             agent.receive(Received(topic, b"unasked", False, 0))
         return works()
 
-    agent._chores.work = flood
+    monkeypatch.setattr(type(agent._chores), "work", lambda _: flood())
     agent.work()
     assert len(worked) == 5

@@ -1,4 +1,4 @@
-"""Rounds of real processes: who is left behind gives its training up, is asked again, and nothing is lost."""
+"""Rounds of real processes: who is left behind abandons its training, is asked again, and nothing is lost."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from broker_coordinator.books.audit import audit
 pytestmark = pytest.mark.process
 
 
-def test_stragglers_give_up_and_are_asked_again(local_fleet):
+def test_stragglers_abandon_their_training_and_are_asked_again(local_fleet):
     """Three of four are asked so that one answers, four times; a training takes seconds, and each round ends
     two of them. Every update that was made is answered for."""
     fleet = local_fleet(
@@ -24,7 +24,7 @@ def test_stragglers_give_up_and_are_asked_again(local_fleet):
         agent.start()
     assert fleet.coordinator.wait(150.0) == 0
     fleet.stop()
-    assert sum(fleet.agent_status(device)["given_up"] for device in fleet.agents) > 0
+    assert sum(fleet.agent_status(device)["trainings_abandoned"] for device in fleet.agents) > 0
     books = audit(fleet.state, fleet.agent_states)
     assert not books.faults
     assert (books.versions_ok, books.folded, books.lost, books.duplicated) == (4, 4, 0, 0)

@@ -1,0 +1,53 @@
+"""Refusals: updates of one version that were not taken, and how long a device leaves off after each.
+
+A refusal may pass: the device was revoked and is enrolled again, the task has another codec. Then its version
+waits for it. One that does not pass must not cost a battery.
+"""
+
+from typing import NamedTuple
+
+from edge_agent.chance import Chance
+from fl_protocol.clock import Clock
+from fl_protocol.version import VersionId
+
+__all__ = ["Refusals"]
+
+FIRST_RETRY_S = 30.0
+LONGEST_RETRY_S = 3600.0
+
+
+class _Refusal(NamedTuple):
+    """The newest: of which version and why, for the how many-eth time in a row, and until when it counts."""
+
+    base: VersionId
+    reason: str
+    in_a_row: int
+    until: float
+
+
+class Refusals:
+    """Those of the version that was refused last. Delays double from 30 s to an hour, and up to twice that at
+    random; another version is not put off."""
+
+    __slots__ = ("_chance", "_clock", "_last")
+
+    def __init__(self, clock: Clock, chance: Chance) -> None:
+        self._clock = clock
+        self._chance = chance
+        self._last: _Refusal | None = None
+
+    def note(self, base: VersionId, reason: str) -> None:
+        """An update of ``base`` was refused."""
+        before = self._last
+        in_a_row = before.in_a_row + 1 if before is not None and before.base == base else 1
+        delay = min(FIRST_RETRY_S * 2.0 ** min(in_a_row - 1, 16), LONGEST_RETRY_S)
+        until = self._clock.monotonic() + delay * self._chance.uniform(1.0, 2.0)
+        self._last = _Refusal(base, reason, in_a_row, until)
+
+    def pending(self, version: VersionId) -> tuple[str, float] | None:
+        """Why a version is not to be trained on again now, and from when on it may be."""
+        last = self._last
+        if last is None or last.base != version or self._clock.monotonic() >= last.until:
+            return None
+        name = f"{version.epoch}.{version.number}"
+        return f"its update of version {name} was refused ({last.reason}); it tries again", last.until

@@ -1,0 +1,62 @@
+"""A device's share of a data set: its rows by number, taken when they are needed and forgotten again."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.sample_form import Array
+
+__all__ = ["Share"]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The ``rows`` of ``whole_x`` and ``whole_y``, in that order; all of them where it is None.
+
+    A hundred thousand devices that draw from the same samples hold numbers, and the samples are there once.
+    It unpacks into ``x`` and ``y``, as the pair of arrays that it stands for.
+    """
+
+    whole_x: Array
+    whole_y: Array
+    rows: Array | None = None
+
+    @classmethod
+    def of(cls, whole_x: Array, whole_y: Array, rows: NDArray[np.integer]) -> "Share":
+        """The share with these rows, each counted from 0, in the smallest numbers that can count them."""
+        return cls(whole_x, whole_y, rows.astype(np.min_scalar_type(max(len(whole_x) - 1, 0))))
+
+    def __len__(self) -> int:
+        return len(self.whole_x if self.rows is None else self.rows)
+
+    def __iter__(self) -> Iterator[Array]:
+        return iter((self.x, self.y))
+
+    @property
+    def x(self) -> Array:
+        """Its rows of ``whole_x``."""
+        return self.whole_x if self.rows is None else self.whole_x[self.rows]
+
+    @property
+    def y(self) -> Array:
+        """Its rows of ``whole_y``."""
+        return self.whole_y if self.rows is None else self.whole_y[self.rows]
+
+    def has_rows_of(self, other: "Share") -> bool:
+        """Whether both are shares of the same samples."""
+        return self.whole_x is other.whole_x and self.whole_y is other.whole_y
+
+    def first(self, count: int) -> tuple[Array, Array]:
+        """``x`` and ``y`` of its first rows."""
+        if self.rows is None:
+            return self.whole_x[:count], self.whole_y[:count]
+        rows = self.rows[:count]
+        return self.whole_x[rows], self.whole_y[rows]
+
+    def in_order(self, order: NDArray[np.integer]) -> "Share":
+        """The same rows, as ``order`` names them."""
+        if self.rows is None:
+            return Share(self.whole_x[order], self.whole_y[order])
+        return replace(self, rows=self.rows[order])
