@@ -84,13 +84,13 @@ class MemoryDisk:
     def rename(self, old: Path, new: Path) -> None:
         """Rename in one step."""
         content = self._content(old)
-        self._drop({str(old)})
+        self._take_out(str(old))
         self._put(str(new), content)
 
     def remove(self, path: Path) -> None:
         """Forget a file."""
         if self._find(str(path)) is not None:
-            self._drop({str(path)})
+            self._take_out(str(path))
 
     def sync_directory(self, path: Path) -> None:
         """Count it."""
@@ -139,7 +139,8 @@ class MemoryDisk:
     def remove_folder(self, path: Path) -> None:
         """Forget it and what is in it."""
         prefix = f"{path}/"
-        self._drop({name for name in self._names if name == str(path) or name.startswith(prefix)})
+        for name in [name for name in self._names if name == str(path) or name.startswith(prefix)]:
+            self._take_out(name)
 
     def lock(self, path: Path, note: bytes) -> Callable[[], None]:
         """Nobody else can reach it."""
@@ -147,17 +148,14 @@ class MemoryDisk:
 
     def _put(self, name: str, content: bytes | None) -> None:
         """Have this under that name, as the newest."""
-        names, held = self._names, self._held
-        if name in names:
-            at = names.index(name)
-            names, held = names[:at] + names[at + 1 :], held[:at] + held[at + 1 :]
-        self._names, self._held = self._contents.row((*names, name)), (*held, content)
+        if name in self._names:
+            self._take_out(name)
+        self._names, self._held = self._contents.row((*self._names, name)), (*self._held, content)
 
-    def _drop(self, gone: set[str]) -> None:
-        whole = zip(self._names, self._held, strict=True)
-        kept = [(name, content) for name, content in whole if name not in gone]
-        self._names = self._contents.row(tuple(name for name, _ in kept))
-        self._held = tuple(content for _, content in kept)
+    def _take_out(self, name: str) -> None:
+        names, held = self._names, self._held
+        at = names.index(name)
+        self._names, self._held = names[:at] + names[at + 1 :], held[:at] + held[at + 1 :]
 
     def _find(self, name: str) -> bytes | None:
         return self._held[self._names.index(name)] if name in self._names else None
