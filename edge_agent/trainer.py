@@ -25,6 +25,7 @@ __all__ = [
     "TrainingResult",
     "Weights",
     "brings_samples",
+    "epoch_generator",
     "load_trainer",
     "planned_steps",
     "shuffled_batches",
@@ -98,16 +99,18 @@ class Trainer(Protocol):
 class ArraySamples:
     """Samples in memory: ``x`` [n, ...] and ``y`` [n, ...]."""
 
-    def __init__(self, x: Array, y: Array) -> None:
+    def __init__(self, x: Array, y: Array, *, generator: "MakeGenerator | None" = None) -> None:
         self._x = x
         self._y = y
+        self._generator = generator or epoch_generator
 
     def __len__(self) -> int:
         return len(self._x)
 
     def batches(self, batch_size: int, *, epochs: int = 1, seed: int = 0) -> Iterator[tuple[Array, Array]]:
         """See ``Samples.batches``."""
-        for rows in shuffled_batches(len(self), batch_size, epochs=epochs, seed=seed):
+        drawn = shuffled_batches(len(self), batch_size, epochs=epochs, seed=seed, generator=self._generator)
+        for rows in drawn:
             yield self._x[rows], self._y[rows]
 
     def all(self) -> tuple[Array, Array]:
@@ -115,21 +118,27 @@ class ArraySamples:
         return self._x, self._y
 
 
-def shuffled_batches(count: int, batch_size: int, *, epochs: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """Yield row numbers, a batch at a time: each epoch is a new permutation of ``range(count)``."""
-    if batch_size < 1:
-        raise ValueError("a batch has at least one row")
-    for epoch in range(epochs):
-        order = _generator(seed, epoch).permutation(count)
-        for start in range(0, count, batch_size):
-            yield order[start : start + batch_size]
-
-
-def _generator(seed: int, epoch: int) -> np.random.Generator:
+def epoch_generator(seed: int, epoch: int) -> np.random.Generator:
     """What ``default_rng([seed, epoch])`` gives; words that are words already spare it half of its time."""
     if not 0 <= seed < 1 << 32:
         return np.random.default_rng([seed, epoch])
     return np.random.Generator(np.random.PCG64(np.array([seed, epoch], np.uint32)))
+
+
+MakeGenerator: TypeAlias = Callable[[int, int], np.random.Generator]
+"""``epoch_generator``, or what gives the same generators in another way."""
+
+
+def shuffled_batches(
+    count: int, batch_size: int, *, epochs: int, seed: int, generator: MakeGenerator = epoch_generator
+) -> Iterator[NDArray[np.int64]]:
+    """Yield row numbers, a batch at a time: each epoch is a new permutation of ``range(count)``."""
+    if batch_size < 1:
+        raise ValueError("a batch has at least one row")
+    for epoch in range(epochs):
+        order = generator(seed, epoch).permutation(count)
+        for start in range(0, count, batch_size):
+            yield order[start : start + batch_size]
 
 
 def planned_steps(plan: TrainingPlan, examples: int) -> int:

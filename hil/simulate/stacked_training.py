@@ -14,6 +14,7 @@ from edge_agent.sample_form import Array
 from edge_agent.trainer import TrainingResult, Weights, shuffled_batches
 from fl_protocol.layout import TensorLayout
 from fl_protocol.plan import TrainingPlan
+from hil.simulate.epoch_generators import EpochGenerators
 from hil.simulate.lessons import Lesson, Lessons, Pending
 from models.runtime import Batch, TrainingArtifact, join_flat, zero_slots
 from models.runtime.stacked_session import StackedSession
@@ -53,7 +54,8 @@ class StackedTraining(Lessons):
         rows = self._trainer.batch(base, np.concatenate(xs), np.concatenate(ys))
         starts = np.cumsum([0, *(one.samples.training for one in group)])
         plans = [one.plan() for one in group]
-        batches = [_batches(one, plan) for one, plan in zip(group, plans, strict=True)]
+        generators = EpochGenerators([plan.seed for plan in plans])
+        batches = [_batches(one, plan, generators) for one, plan in zip(group, plans, strict=True)]
         course = _Course(base, self._slots, len(group))
         for step in range(max(map(len, batches))):
             for members in _of_one_size(batches, step):
@@ -122,10 +124,15 @@ class _Course:
             yield TrainingResult(weights, steps=count, sums={GRAD_NORM: float(self._grad_norm[member])})
 
 
-def _batches(pending: Pending, plan: TrainingPlan) -> list[NDArray[np.int64]]:
+def _batches(pending: Pending, plan: TrainingPlan, generators: EpochGenerators) -> list[NDArray[np.int64]]:
     """The rows of each step."""
-    count = pending.samples.training
-    drawn = shuffled_batches(count, plan.batch_size, epochs=plan.epochs, seed=plan.seed)
+    drawn = shuffled_batches(
+        pending.samples.training,
+        plan.batch_size,
+        epochs=plan.epochs,
+        seed=plan.seed,
+        generator=generators,
+    )
     return list(itertools.islice(drawn, pending.steps))
 
 

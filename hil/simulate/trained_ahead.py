@@ -11,6 +11,7 @@ import numpy as np
 from edge_agent.graph_trainer import GraphTrainer
 from edge_agent.trainer import ArraySamples, TrainingResult, Weights
 from fl_protocol.plan import TrainingPlan
+from hil.simulate.epoch_generators import EpochGenerators
 from hil.simulate.lessons import Lesson, Lessons, Pending
 from models.runtime import TrainingArtifact, join_flat
 
@@ -38,13 +39,16 @@ class TrainedAhead(Lessons):
     def learn(self, group: Sequence[Pending], base: Weights) -> Iterator[Lesson]:
         """See ``Lessons.learn``."""
         plans = [one.plan() for one in group]
-        results = [self._trained(one, plan, base) for one, plan in zip(group, plans, strict=True)]
+        generators = EpochGenerators([plan.seed for plan in plans])
+        results = [self._trained(one, plan, base, generators) for one, plan in zip(group, plans, strict=True)]
         reached = np.stack([join_flat(result.weights, self._layout) for result in results])
         return self.encoded(group, plans, results, reached - join_flat(base, self._layout))
 
-    def _trained(self, pending: Pending, plan: TrainingPlan, base: Weights) -> TrainingResult:
+    def _trained(
+        self, pending: Pending, plan: TrainingPlan, base: Weights, generators: EpochGenerators
+    ) -> TrainingResult:
         steps = itertools.count()
-        samples = ArraySamples(*pending.rows())
+        samples = ArraySamples(*pending.rows(), generator=generators)
         return self._trainer.train(base, samples, plan, lambda: next(steps) >= pending.most_steps)
 
 
