@@ -272,21 +272,28 @@ class Downloads:
         if not chunk:
             self.gone = self.gone or any(key in download.missing() for download in self._downloads)
             return
-        before = sum(download.damaged for download in self._downloads)
-        try:
-            taken = any(download.take(*key, chunk) for download in self._downloads)
-        except MessageError:
-            self.damaged += 1
-            self.gone = True
-            raise
-        if taken:
-            self._answered(key, len(chunk))
-            self._direct = self._direct or topic.device is not None
-            self._fruitless = 0
-        self.damaged += sum(download.damaged for download in self._downloads) - before
-        self.gone = self.gone or any(download.restarts > MAX_RESTARTS for download in self._downloads)
-        self._drop_complete()
-        if taken and self._downloads:
+        for download in self._downloads:
+            before = download.damaged
+            try:
+                taken = download.take(*key, chunk)
+            except MessageError:
+                self.damaged += 1
+                self.gone = True
+                raise
+            self.damaged += download.damaged - before
+            if taken:
+                self._taken(download, key, len(chunk), directly=topic.device is not None)
+                return
+
+    def _taken(self, download: Download, key: tuple[str, int], size: int, *, directly: bool) -> None:
+        """Go on after a chunk that was one of a download's."""
+        self._answered(key, size)
+        self._direct = self._direct or directly
+        self._fruitless = 0
+        self.gone = self.gone or download.restarts > MAX_RESTARTS
+        if download.complete:
+            self._downloads.remove(download)
+        if self._downloads:
             self._be_patient(PATIENCE_S)
 
     def connected(self) -> None:

@@ -9,6 +9,9 @@ from pathlib import Path
 __all__ = ["Contents", "MemoryDisk"]
 
 
+_NO_SUCH_FILE = os.strerror(errno.ENOENT)
+
+
 class Contents:
     """File contents, and rows of names, that several disks hold as one object, the newest few hundred;
     and the contents' hashes."""
@@ -122,6 +125,8 @@ class MemoryDisk:
 
     def names(self, folder: Path) -> list[str]:
         """The newest first, folders last."""
+        if not self._names:
+            return []
         prefix = f"{folder}/"
         start = len(prefix)
         files: list[str] = []
@@ -161,10 +166,12 @@ class MemoryDisk:
         return self._held[self._names.index(name)] if name in self._names else None
 
     def _content(self, path: Path) -> bytes:
-        content = self._find(str(path))
-        if content is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-        return content
+        name = str(path)
+        if name in self._names:
+            content = self._held[self._names.index(name)]
+            if content is not None:
+                return content
+        raise FileNotFoundError(errno.ENOENT, _NO_SUCH_FILE, name)
 
 
 def _nothing() -> None:
