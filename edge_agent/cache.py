@@ -126,9 +126,14 @@ class Cache:
             whole = [name for name in others if not name.startswith(".")]
             parts = [name for name in others if name.startswith(".") and not _is_part_of(name, keep)]
             for name in [*whole[KEPT - 1 :], *parts]:
-                path = folder / name
+                path = _inside(folder, name)
                 self._forget_whole(name)
+<<<<<<< HEAD
                 self._sound = {sound: None for sound in self._sound if path not in (sound, sound.parent)}
+=======
+                if self._sound:
+                    self._sound = [sound for sound in self._sound if path not in (sound, sound.parent)]
+>>>>>>> 6a748d7247f092450457e8a028b739b701834da0
                 if self._disk.is_folder(path):
                     self._disk.remove_folder(path)
                 else:

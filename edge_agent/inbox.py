@@ -43,7 +43,7 @@ class Inbox(Generic[T]):
         """What is there, oldest first; at most ``most``, so that a flood leaves time for all else."""
         first = [self._pulled.pop()] if self._pulled and most else []
         rest = min(most - len(first), self._queue.qsize())
-        return [*first, *(self._queue.get_nowait() for _ in range(rest))] if rest else first
+        return [*first, *[self._queue.get_nowait() for _ in range(rest)]] if rest else first
 
     def wait(self, seconds: float) -> None:
         """Return when something is there, or after ``seconds``."""

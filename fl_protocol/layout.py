@@ -7,8 +7,9 @@ payload.
 """
 
 import hashlib
+import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -36,11 +37,11 @@ class TensorSpec:
     name: str
     shape: tuple[int, ...]
     kind: str = "weight"
+    size: int = field(init=False, repr=False, compare=False)
+    """Number of elements."""
 
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", math.prod(self.shape))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class TensorLayout:
     a buffer is ``[name, [dim, ...], "buffer"]``."""
     weights: "TensorLayout" = field(init=False, repr=False, compare=False)
     """The layout of the weights alone: itself where there is no buffer."""
+    _offsets: tuple[tuple[TensorSpec, int], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 < len(self.tensors) <= MAX_TENSORS:
@@ -82,6 +84,8 @@ class TensorLayout:
         object.__setattr__(self, "fingerprint", hashlib.sha256(canonical).digest()[:FINGERPRINT_BYTES])
         alone = self if len(weights) == len(self.tensors) else TensorLayout(weights)
         object.__setattr__(self, "weights", alone)
+        ends = itertools.accumulate(tensor.size for tensor in self.tensors)
+        object.__setattr__(self, "_offsets", tuple(zip(self.tensors, (0, *ends), strict=False)))
 
     def __hash__(self) -> int:
         # Layouts are keys of caches that are asked at every update; to hash all tensors would be most of it.
@@ -106,12 +110,9 @@ class TensorLayout:
         """Elements of the buffers alone."""
         return self.size - self.weight_size
 
-    def offsets(self) -> Iterator[tuple[TensorSpec, int]]:
-        """Yield each tensor with the index of its first element in the flat vector."""
-        start = 0
-        for tensor in self.tensors:
-            yield tensor, start
-            start += tensor.size
+    def offsets(self) -> Sequence[tuple[TensorSpec, int]]:
+        """Each tensor with the index of its first element in the flat vector."""
+        return self._offsets
 
     def _leading_weights(self) -> tuple[TensorSpec, ...]:
         """The weights, which stand before every buffer; raises LayoutError."""

@@ -97,15 +97,15 @@ class Subscriptions(Generic[S]):
 
     def of(self, topic: str) -> list[S]:
         """Who gets a message on ``topic``, each once."""
-        found = dict.fromkeys(self._exact.of(topic))
+        found: list[S] = [*self._exact.of(topic)]
         above = topic
         while above:
-            found.update(dict.fromkeys(self._under.of(above)))
+            found += self._under.of(above)
             above = above.rpartition("/")[0]
         if self._root.below:
             for level in self._levels(topic.split("/")):
-                found.update(level.here)
-        return list(found)
+                found += level.here
+        return found if len(found) < 2 else list(dict.fromkeys(found))
 
     def _place(self, pattern: str) -> tuple[_Whole[S] | None, str]:
         """Where a filter is looked up whole, and by what; None for one that belongs to the tree."""
@@ -127,6 +127,8 @@ class Subscriptions(Generic[S]):
                     further.append(any_word)
                 if (this := below.get(word)) is not None:
                     further.append(this)
+            if not further:
+                return
             levels = further
         for level in levels:
             yield level
