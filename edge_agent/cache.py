@@ -128,12 +128,8 @@ class Cache:
             for name in [*whole[KEPT - 1 :], *parts]:
                 path = _inside(folder, name)
                 self._forget_whole(name)
-<<<<<<< HEAD
-                self._sound = {sound: None for sound in self._sound if path not in (sound, sound.parent)}
-=======
                 if self._sound:
-                    self._sound = [sound for sound in self._sound if path not in (sound, sound.parent)]
->>>>>>> 6a748d7247f092450457e8a028b739b701834da0
+                    self._sound = {sound: None for sound in self._sound if path not in (sound, sound.parent)}
                 if self._disk.is_folder(path):
                     self._disk.remove_folder(path)
                 else:
