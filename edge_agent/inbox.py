@@ -27,7 +27,7 @@ class Inbox(Generic[T]):
         self.dropped = 0
         # Not queue.Queue: its put takes a lock that the thread a signal interrupts may hold.
         self._queue: queue.SimpleQueue[T] = queue.SimpleQueue()
-        self._pulled: list[T] = []
+        self._pulled: tuple[T, ...] = ()
 
     def __len__(self) -> int:
         return self._queue.qsize() + len(self._pulled)
@@ -41,7 +41,7 @@ class Inbox(Generic[T]):
 
     def take(self, most: int) -> Sequence[T]:
         """What is there, oldest first; at most ``most``, so that a flood leaves time for all else."""
-        first = [self._pulled.pop()] if self._pulled and most else []
+        first, self._pulled = (list(self._pulled), ()) if most else ([], self._pulled)
         rest = min(most - len(first), self._queue.qsize())
         return [*first, *[self._queue.get_nowait() for _ in range(rest)]] if rest else first
 
@@ -49,6 +49,6 @@ class Inbox(Generic[T]):
         """Return when something is there, or after ``seconds``."""
         if not self._pulled:
             try:
-                self._pulled.append(self._queue.get(timeout=max(seconds, 0.0)))
+                self._pulled = (self._queue.get(timeout=max(seconds, 0.0)),)
             except queue.Empty:
                 return

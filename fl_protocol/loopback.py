@@ -402,8 +402,7 @@ class LoopbackTransport:
         """Break the connection, as a bad link does; ``spoken`` says whether the broker speaks the will."""
         if self._attached:
             self._close(broken=spoken)
-            if self._receive is not None:
-                self._receive(Disconnected(reason))
+            self.tell(Disconnected(reason))
 
     def stop(self) -> None:
         """Disconnect cleanly, for good unless started anew."""
@@ -456,6 +455,11 @@ class LoopbackTransport:
         if self.connected and self._receive is not None:
             if isinstance(event, Received):
                 self._received += len(event.topic) + len(event.payload)
+            self.tell(event)
+
+    def tell(self, event: TransportEvent) -> None:
+        """Give an event to whoever receives, if anybody does."""
+        if self._receive is not None:
             self._receive(event)
 
     def _close(self, *, broken: bool) -> None:
