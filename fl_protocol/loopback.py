@@ -207,7 +207,7 @@ class LoopbackBroker:
     def confirm(self, transport: "LoopbackTransport", token: int) -> None:
         """Acknowledge a publish."""
         connection = transport.connection
-        delivered = functools.partial(transport.delivered, token, connection)
+        delivered = functools.partial(LoopbackTransport.delivered, transport, token, connection)
         self._later(delivered, plain=True, at=transport.comes(0))
 
     def carry(
@@ -247,7 +247,7 @@ class LoopbackBroker:
             return
         connection = session.connection
         at = 0.0 if connection is None else connection.comes(len(message.topic) + len(message.payload))
-        deliver = functools.partial(self._deliver, session, message)
+        deliver = functools.partial(LoopbackBroker._deliver, self, session, message)
         self._later(deliver, at=at)
         if faults is not _NO_FAULTS and self._random.random() < faults.repeat:
             self._later(deliver, at=at)
