@@ -112,8 +112,9 @@ class Download:
         if self._ref.size == 0:
             write_file(self.path, b"", purpose="agent.blob", disk=self._disk)
             return
-        held = set(self._held()) if self._ref.chunk_count > 1 else set()
-        self._missing = dict.fromkeys(i for i in range(self._ref.chunk_count) if i not in held)
+        count = self._ref.chunk_count
+        held = set(self._held()) if count > 1 else ()
+        self._missing = dict.fromkeys(index for index in range(count) if index not in held)
         if not self._missing:
             self._finish()
 

@@ -32,7 +32,7 @@ from hil.simulate.transport import Caller, Meter
 from hil.simulate.virtual_clock import BEGINS_AT
 from models.runtime import TrainingArtifact
 
-__all__ = ["DevicePlan", "Dropout", "Moment", "VirtualFleet"]
+__all__ = ["DevicePlan", "Dropout", "Moment", "VirtualFleet", "rare_collections"]
 
 COORDINATOR_TURN_S = 0.02
 """The coordinator commits what has come within this time together, as one does whose disk takes that long."""
@@ -78,6 +78,17 @@ class Moment:
     updates: int
     bytes_up: int
     bytes_down: int
+
+
+@contextlib.contextmanager
+def rare_collections() -> Iterator[None]:
+    """Look for garbage seldom meanwhile: while a fleet is made, and while it runs."""
+    thresholds = gc.get_threshold()
+    gc.set_threshold(*_RARE_COLLECTIONS)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
 
 
 class UnsyncedDisk(RealDisk):
@@ -220,12 +231,8 @@ class VirtualFleet:
             AggregatorError: the aggregation rule fails.
             ConfigError: updates are refused, one like the other; see ``Refusals``.
         """
-        thresholds = gc.get_threshold()
-        gc.set_threshold(*_RARE_COLLECTIONS)
-        try:
+        with rare_collections():
             self._run(until_s, stop, after_turn)
-        finally:
-            gc.set_threshold(*thresholds)
 
     def _run(
         self,
