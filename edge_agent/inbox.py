@@ -41,9 +41,13 @@ class Inbox(Generic[T]):
 
     def take(self, most: int) -> Sequence[T]:
         """What is there, oldest first; at most ``most``, so that a flood leaves time for all else."""
+        there = self._queue.qsize()
+        if not there and not self._pulled:
+            return ()
         first, self._pulled = (list(self._pulled), ()) if most else ([], self._pulled)
-        rest = min(most - len(first), self._queue.qsize())
-        return [*first, *[self._queue.get_nowait() for _ in range(rest)]] if rest else first
+        for _ in range(min(most - len(first), there)):
+            first.append(self._queue.get_nowait())
+        return first
 
     def wait(self, seconds: float) -> None:
         """Return when something is there, or after ``seconds``."""
