@@ -42,6 +42,9 @@ _RARE_COLLECTIONS = (50_000, 20, 200)
 through all of them each time that there are a quarter more as much again; ``ended`` looks for what is left of
 devices."""
 _COLLECT_EVERY = 500
+_TOGETHER = 256
+"""Of all devices that do something at the same moment, so many do it before what they say is carried: what is
+under way takes memory."""
 LONGEST_GAP_S = 30 * 86400.0
 """A fleet that has nothing to do for so long will never have."""
 
@@ -245,7 +248,7 @@ class VirtualFleet:
         refusals = Refusals(len(self.devices))
         known = self.coordinator.version.number
         while not self.coordinator.finished:
-            moved = self.medium.deliver_due() + self.clock.happen()
+            moved = self.medium.deliver_due() + self.clock.happen(_TOGETHER)
             while known < self.coordinator.version.number:  # several may close in one turn
                 known += 1
                 self._note(known)
