@@ -105,7 +105,8 @@ class HeldOut:
         self._progress = progress
         self._layout = artifact.layout
         self._x, self._y = _read(artifact, path)
-        self._session, _ = open_session(artifact, runtimes)
+        self.session, _ = open_session(artifact, runtimes)
+        """What runs the artifact's graphs here."""
         if artifact.manifest.loss == _CLASSES:
             self._check_classes(artifact, path)
 
@@ -120,14 +121,14 @@ class HeldOut:
         sums: dict[str, float] = {}
         for start in range(0, len(self._x), _BATCH_ROWS):
             rows = slice(start, start + _BATCH_ROWS)
-            for name, value in self._session.evaluate(named, Batch.of(self._x[rows], self._y[rows])).items():
+            for name, value in self.session.evaluate(named, Batch.of(self._x[rows], self._y[rows])).items():
                 sums[name] = sums.get(name, 0.0) + value
             self._progress()
         return Evaluation(source="coordinator", devices=0, examples=len(self._x), sums=sums)
 
     def _check_classes(self, artifact: TrainingArtifact, path: Path) -> None:
         """To a graph, a class that is none has no logit: its rows would seem to have no loss at all."""
-        output = self._session.infer(split_flat(artifact.initial_weights(), self._layout), self._x[:1])
+        output = self.session.infer(split_flat(artifact.initial_weights(), self._layout), self._x[:1])
         least, most = int(np.min(self._y)), int(np.max(self._y))
         if least < 0 or most >= output.shape[-1]:
             raise ConfigError(

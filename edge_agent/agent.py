@@ -22,7 +22,7 @@ def build_agent(configuration: AgentConfiguration, folder: StateFolder) -> Super
         StorageError: the outbox cannot be opened.
     """
     clock = SystemClock()
-    presence = Presence(FleetTopics(configuration.fleet), configuration.device)
+    presence = Presence(FleetTopics.of(configuration.fleet), configuration.device)
     transport = MqttTransport(
         configuration.address,
         configuration.device,

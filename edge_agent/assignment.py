@@ -5,11 +5,13 @@ outbox. Gates come before the signature because a check costs a process: an unsi
 the device wait, which anybody who can publish could do, but nothing in it is acted on.
 """
 
+import functools
 import hashlib
 import logging
 import os
 import random
 import secrets
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -217,7 +219,7 @@ class Assignment:
             self.runtime = result.runtime or "the trainer"
             for reason in result.skipped:
                 _log.warning("a runtime is not used: %s", reason)
-            self._outbox.remember(_PREPARED, self._preparation(manifest) + self.runtime.encode())
+            self._outbox.remember(_PREPARED, self._preparation(manifest, self.runtime))
         elif isinstance(result, Trained) and isinstance(job, TrainJob):
             self.training_cpu_s += result.training_cpu_s
             try:
@@ -428,14 +430,14 @@ class Assignment:
         wanted = self._preparation(manifest)
         if not known.startswith(wanted):
             return False
-        self.runtime = known[len(wanted) :].decode()
+        self.runtime = sys.intern(known[len(wanted) :].decode())
         return True
 
-    def _preparation(self, manifest: TaskManifest) -> bytes:
-        """What the golden steps were run on: the artifact, the runtimes asked for, the packages here."""
+    def _preparation(self, manifest: TaskManifest, runtime: str = "") -> bytes:
+        """What the golden steps were run on: the artifact, the runtimes asked for, the packages here; and by
+        what."""
         packages = os.stat(_PACKAGES).st_mtime_ns
-        runtimes = ",".join(self._configuration.runtimes)
-        return manifest.artifact.sha256 + f" {AGENT_VERSION} {packages} {runtimes} ".encode()
+        return _preparation(manifest.artifact.sha256, packages, self._configuration.runtimes, runtime)
 
     def _fail(self, manifest: TaskManifest, failed: JobFailed) -> None:
         """Note a failure. Where the disk refuses to, the setback stands all the same."""
@@ -475,6 +477,12 @@ class Assignment:
         self.idle_reason = ""
         self._at_work = manifest
         return job
+
+
+@functools.lru_cache(maxsize=16)
+def _preparation(artifact: bytes, packages: int, runtimes: tuple[str, ...], runtime: str) -> bytes:
+    """One text for all agents of a process."""
+    return artifact + f" {AGENT_VERSION} {packages} {','.join(runtimes)} {runtime}".encode()
 
 
 def _continues(begun: TaskManifest, newest: TaskManifest) -> bool:

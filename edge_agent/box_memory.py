@@ -19,8 +19,9 @@ class BoxMemory:
 
     ``sequence`` is the newest row of the ledger, 0 before the first, ``used_bytes`` the size of what waits,
     headers and all, ``residual_bytes`` that of the codec's state. ``facts`` says of a fact that there is none
-    by ``None``. ``asked`` is the base that was asked about last, and whether an update was made from it.
-    ``sent_next`` is an update's payload that was put in and not read yet: it is sent at once, as a rule.
+    by ``None``. ``asked`` is the base that was asked about last, and whether an update was made from it,
+    ``newest`` the newest base that one was made from. ``sent_next`` is an update's payload that was put in
+    and not read yet: it is sent at once, as a rule.
     """
 
     sequence: int | None = None
@@ -28,6 +29,7 @@ class BoxMemory:
     residual_bytes: int | None = None
     facts: dict[str, bytes | None] = field(default_factory=dict)
     asked: tuple[VersionId, bool] | None = None
+    newest: VersionId | None = None
     has_device_state: bool | None = None
     sent_next: tuple[bytes, bytes] | None = None
 

@@ -56,7 +56,7 @@ class Cache:
         """Files that were not what they had been."""
         self._runtimes = tuple(runtimes)
         self._disk = disk
-        self._sound: list[Path] = []
+        self._sound: dict[Path, None] = {}
         self._whole: tuple[bytes, bytes] | None = None
         """The artifact and weights of which nothing was missing when it was last asked."""
         self._whole_artifact = b""
@@ -87,6 +87,7 @@ class Cache:
             if not self._is_sound(*next(iter(goals.items()))):
                 return goals
             self._whole = wanted
+            self._sound = {}
             return {}
         folder = self.artifact(task.artifact)
         sealed, arriving = _inside(folder, MANIFEST_NAME), _inside(folder, _ARRIVING)
@@ -105,16 +106,16 @@ class Cache:
         if manifest_path == arriving and not any(path.parent == folder for path in goals):
             # The name by which others open the artifact comes last: it says that all of it is here.
             move_file(arriving, sealed, purpose="agent.artifact", disk=self._disk)
-            self._sound.append(sealed)
+            self._sound[sealed] = None
         if manifest_path is not None and not goals:
             self._whole, self._whole_artifact = wanted, task.artifact.sha256
             # Of these nothing is asked again; should it be, they are hashed again.
-            self._sound.clear()
+            self._sound = {}
         return goals
 
     def distrust(self) -> None:
         """Hash everything again before it is used again."""
-        self._sound.clear()
+        self._sound = {}
         self._whole, self._whole_artifact = None, b""
 
     def drop_old(self, task: TaskManifest, *, spare: Collection[str] = ()) -> None:
@@ -128,7 +129,7 @@ class Cache:
                 path = _inside(folder, name)
                 self._forget_whole(name)
                 if self._sound:
-                    self._sound = [sound for sound in self._sound if path not in (sound, sound.parent)]
+                    self._sound = {sound: None for sound in self._sound if path not in (sound, sound.parent)}
                 if self._disk.is_folder(path):
                     self._disk.remove_folder(path)
                 else:
@@ -151,7 +152,7 @@ class Cache:
         except OSError:
             digest = b""  # a bad sector under it: another file will lie elsewhere
         if digest == ref.sha256:
-            self._sound.append(path)
+            self._sound[path] = None
             return True
         self.damaged += 1
         self._disk.remove(path)

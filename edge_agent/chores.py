@@ -1,7 +1,6 @@
 """Chores: what the supervisor does by turns. One that fails rests for a minute; the others go on."""
 
 import logging
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -49,20 +48,22 @@ class Chores(Generic[Owner]):
 
     def work(self) -> float:
         """Do every chore that does not rest; seconds until one wants its next turn."""
-        wait = math.inf
-        troubles = self._troubles
+        owner, troubles = self._owner, self._troubles
+        waits = []
         for name, work in self._works.items():
-            left = troubles[name].rests_until - self._clock.monotonic() if name in troubles else 0.0
-            if left <= 0:
-                try:
-                    left = work(self._owner)
-                except (LichenError, OSError) as error:
-                    left = self.rest(name, error)
-                else:
-                    if troubles:
-                        troubles.pop(name, None)
-            wait = min(wait, left)
-        return wait
+            if troubles and name in troubles:
+                left = troubles[name].rests_until - self._clock.monotonic()
+                if left > 0:
+                    waits.append(left)
+                    continue
+            try:
+                waits.append(work(owner))
+            except (LichenError, OSError) as error:
+                waits.append(self.rest(name, error))
+            else:
+                if troubles:
+                    troubles.pop(name, None)
+        return min(waits)
 
     def rest(self, name: str, error: Exception) -> float:
         """Let a chore rest because of an error; for how many seconds."""

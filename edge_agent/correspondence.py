@@ -83,7 +83,7 @@ class Correspondence:
         self._safe_mode = safe_mode
         self._incarnation = incarnation
         self._idle_reason = idle_reason
-        self._topics = FleetTopics(configuration.fleet)
+        self._topics = FleetTopics.of(configuration.fleet)
         self._foreign = foreign_authority(configuration)
         self.attendance = Attendance(
             self._topics,

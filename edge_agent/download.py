@@ -113,8 +113,9 @@ class Download:
         if self._ref.size == 0:
             write_file(self.path, b"", purpose="agent.blob", disk=self._disk)
             return
-        held = set(self._held()) if self._ref.chunk_count > 1 else set()
-        self._missing = dict.fromkeys(i for i in range(self._ref.chunk_count) if i not in held)
+        count = self._ref.chunk_count
+        held = set(self._held()) if count > 1 else ()
+        self._missing = dict.fromkeys(index for index in range(count) if index not in held)
         if not self._missing:
             self._finish()
 
@@ -200,10 +201,10 @@ class Downloads:
         self._disk = disk
         self._chance = chance or random.Random()
         self._goals: dict[Path, BlobRef] = {}
-        self._downloads: list[Download] = []
+        self._downloads: tuple[Download, ...] = ()
         self._open: dict[tuple[str, int], None] = {}
-        self._lingering: list[tuple[str, int]] = []
-        self._closing: list[str] = []
+        self._lingering: tuple[tuple[str, int], ...] = ()
+        self._closing: tuple[str, ...] = ()
         self._connected = False
         self._direct = False
         self._patience = PATIENCE_S
@@ -236,16 +237,16 @@ class Downloads:
         kept = {d.path: d for d in self._downloads if goals.get(d.path) == self._goals.get(d.path)}
         self._goals = dict(goals)
         self.gone = False
-        self._downloads = [
+        self._downloads = tuple(
             kept[path] if path in kept else Download(ref, path, disk=self._disk)
             for path, ref in goals.items()
-        ]
+        )
         self._drop_complete()
         wanted = {chunk for download in self._downloads for chunk in download.missing()}
         for chunk in [chunk for chunk in self._open if chunk not in wanted]:
             del self._open[chunk]
             if not self._direct:
-                self._closing.append(self._topics.blob(*chunk))
+                self._closing = (*self._closing, self._topics.blob(*chunk))
         self._fruitless = 0
         if self._downloads:
             self._be_patient(PATIENCE_S)
@@ -273,21 +274,28 @@ class Downloads:
         if not chunk:
             self.gone = self.gone or any(key in download.missing() for download in self._downloads)
             return
-        before = sum(download.damaged for download in self._downloads)
-        try:
-            taken = any(download.take(*key, chunk) for download in self._downloads)
-        except MessageError:
-            self.damaged += 1
-            self.gone = True
-            raise
-        if taken:
-            self._answered(key, len(chunk))
-            self._direct = self._direct or topic.device is not None
-            self._fruitless = 0
-        self.damaged += sum(download.damaged for download in self._downloads) - before
-        self.gone = self.gone or any(download.restarts > MAX_RESTARTS for download in self._downloads)
-        self._drop_complete()
-        if taken and self._downloads:
+        for download in self._downloads:
+            before = download.damaged
+            try:
+                taken = download.take(*key, chunk)
+            except MessageError:
+                self.damaged += 1
+                self.gone = True
+                raise
+            self.damaged += download.damaged - before
+            if taken:
+                self._taken(download, key, len(chunk), directly=topic.device is not None)
+                return
+
+    def _taken(self, download: Download, key: tuple[str, int], size: int, *, directly: bool) -> None:
+        """Go on after a chunk that was one of a download's."""
+        self._answered(key, size)
+        self._direct = self._direct or directly
+        self._fruitless = 0
+        self.gone = self.gone or download.restarts > MAX_RESTARTS
+        if download.complete:
+            self._drop_complete()
+        if self._downloads:
             self._be_patient(PATIENCE_S)
 
     def connected(self) -> None:
@@ -297,8 +305,8 @@ class Downloads:
         self._direct = False
         self.gone = False
         self._open.clear()
-        self._lingering.clear()
-        self._closing.clear()
+        self._lingering = ()
+        self._closing = ()
         self._be_patient(PATIENCE_S)
 
     def disconnected(self) -> None:
@@ -310,11 +318,12 @@ class Downloads:
         if not self._connected or not (self._downloads or self._open or self._lingering or self._closing):
             return LONGEST_PATIENCE_S
         while len(self._lingering) > LINGERING:
-            surplus = self._lingering.pop(0)
-            self._closing.append(self._topics.blob(*surplus))
+            surplus, *_ = self._lingering
+            self._lingering = self._lingering[1:]
+            self._closing = (*self._closing, self._topics.blob(*surplus))
         if self._closing:
             self._transport.unsubscribe(self._closing)
-            self._closing = []
+            self._closing = ()
         if self.gone or not (self._downloads or self._open):
             return LONGEST_PATIENCE_S
         new = self._next_chunks()
@@ -322,7 +331,7 @@ class Downloads:
         if self._direct:
             self._get(new)
         elif new:
-            self._lingering = [chunk for chunk in self._lingering if chunk not in new]
+            self._lingering = tuple(chunk for chunk in self._lingering if chunk not in new)
             self._transport.subscribe([self._topics.blob(*chunk) for chunk in new])
         if not self._open:
             return LONGEST_PATIENCE_S
@@ -356,12 +365,12 @@ class Downloads:
             return
         del self._open[chunk]
         if not self._direct and size <= LINGERING_BYTES:
-            self._lingering.append(chunk)
+            self._lingering = (*self._lingering, chunk)
         elif not self._direct:
-            self._closing.append(self._topics.blob(*chunk))
+            self._closing = (*self._closing, self._topics.blob(*chunk))
 
     def _drop_complete(self) -> None:
-        self._downloads = [download for download in self._downloads if not download.complete]
+        self._downloads = tuple(download for download in self._downloads if not download.complete)
 
     def _moves(self) -> bool:
         """Whether the connection has brought something since patience began, and was not long believed."""

@@ -98,7 +98,7 @@ class GraphTrainer:
         # To a graph, a class that is none has no logit: its rows would seem to have no loss at all.
         if self._classes is None:
             self._classes = int(self._session.infer(weights, batch.x[:1]).shape[-1])
-        least, most = int(batch.y.min()), int(batch.y.max())
+        least, most = (int(ends.reduce(batch.y, axis=None)) for ends in (np.minimum, np.maximum))
         if least < 0 or most >= self._classes:
             raise LayoutError(
                 f"samples have classes that the model has not: it tells {self._classes} apart",

@@ -27,7 +27,7 @@ class Inbox(Generic[T]):
         self.dropped = 0
         # Not queue.Queue: its put takes a lock that the thread a signal interrupts may hold.
         self._queue: queue.SimpleQueue[T] = queue.SimpleQueue()
-        self._pulled: list[T] = []
+        self._pulled: tuple[T, ...] = ()
 
     def __len__(self) -> int:
         return self._queue.qsize() + len(self._pulled)
@@ -41,14 +41,18 @@ class Inbox(Generic[T]):
 
     def take(self, most: int) -> Sequence[T]:
         """What is there, oldest first; at most ``most``, so that a flood leaves time for all else."""
-        first = [self._pulled.pop()] if self._pulled and most else []
-        rest = min(most - len(first), self._queue.qsize())
-        return [*first, *[self._queue.get_nowait() for _ in range(rest)]] if rest else first
+        there = self._queue.qsize()
+        if not there and not self._pulled:
+            return ()
+        first, self._pulled = (list(self._pulled), ()) if most else ([], self._pulled)
+        for _ in range(min(most - len(first), there)):
+            first.append(self._queue.get_nowait())
+        return first
 
     def wait(self, seconds: float) -> None:
         """Return when something is there, or after ``seconds``."""
         if not self._pulled:
             try:
-                self._pulled.append(self._queue.get(timeout=max(seconds, 0.0)))
+                self._pulled = (self._queue.get(timeout=max(seconds, 0.0)),)
             except queue.Empty:
                 return

@@ -143,12 +143,12 @@ class NoticeBoard:
 
     def show(self, manifest: TaskManifest, device_state: bytes) -> None:
         """Show a version whose files are all here, with the personal tensors as they are now."""
-        artifact = manifest.artifact.sha256.hex()
+        artifact = _named(manifest.artifact.sha256)
         self._put(
             ModelNotice(
                 version=manifest.version,
                 artifact=artifact,
-                weights=manifest.weights.sha256.hex(),
+                weights=_named(manifest.weights.sha256),
                 personal=artifact if device_state else "",
                 runtimes=self._runtimes,
             ),
@@ -220,6 +220,12 @@ def read_notice(folder: Path, *, disk: Disk = DISK) -> ModelNotice | None:
 @functools.lru_cache(maxsize=16)
 def _inside(folder: Path, name: str) -> Path:
     return folder / name
+
+
+@functools.lru_cache(maxsize=16)
+def _named(sha256: bytes) -> str:
+    """A hash as files are named by it: one text for all agents of a process."""
+    return sha256.hex()
 
 
 def _hex(text: str) -> str:

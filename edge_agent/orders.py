@@ -118,7 +118,7 @@ class Orders:
         self._envelope = b""
         self._verified: TaskManifest | None = None
         self._candidate: tuple[bytes, TaskManifest] | None = None
-        self._commands: list[tuple[bytes, Command, float]] = []
+        self._commands: tuple[tuple[bytes, Command, float], ...] = ()
         self._dropped = b""
         self._hurried = b""
         self._command_order = (-1, -1)
@@ -212,8 +212,8 @@ class Orders:
             return None
         if len(self._commands) >= MAX_WAITING_COMMANDS:
             self.ignored += 1
-            self._commands.pop(0)
-        self._commands.append((envelope, command, self._clock.monotonic()))
+            self._drop_command()
+        self._commands = (*self._commands, (envelope, command, self._clock.monotonic()))
         return None if self._keys else self._accept_command()
 
     def command_check(self) -> VerifyJob | None:
@@ -251,7 +251,7 @@ class Orders:
                 return None
             if result.ok:
                 return self._accept_command()
-            self._commands.pop(0)
+            self._drop_command()
             _log.warning("a command is not obeyed: %s", result.reason)
             return None
         self._manifest_patience = self._manifest_patience.after(now, held=result.ok)
@@ -287,6 +287,9 @@ class Orders:
         self._envelope, self._verified = envelope, manifest
         self.distrust = ""
 
+    def _drop_command(self) -> None:
+        self._commands = self._commands[1:]
+
     def _comes_late(self, command: Command) -> bool:
         """Whether a command is not to be obeyed because of its number."""
         if command.order > self._command_order:
@@ -297,16 +300,16 @@ class Orders:
     def _accept_command(self) -> Command | None:
         _, command, arrived = self._commands[0]
         if self._comes_late(command):
-            self._commands.pop(0)
+            self._drop_command()
             self.ignored += 1
             return None
         if command.order <= self._command_order:
-            self._commands.pop(0)
+            self._drop_command()
             self._old_restate_at = self._clock.monotonic()
             return command
         paused = command.kind == "pause" or (self.paused and command.kind != "resume")
         self._outbox.remember(_COMMAND, pack({"t": command.term, "q": command.sequence, "p": paused}))
-        self._commands.pop(0)
+        self._drop_command()
         self._command_order = command.order
         self.paused = paused
         if command.kind == "train" and command.lease is not None and command.version is not None:

@@ -41,6 +41,7 @@ _FOR_EVER = ("already_counted", "stale", "late")
 """Reasons for which no other update from the same base would be taken either."""
 _KEPT_BASES = 1_000
 _AGES_SAVED_EVERY_S = 3600.0
+_BEFORE_ALL = VersionId(epoch=-1, number=0, digest=b"")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +160,8 @@ class Outbox:
                 self._memory.has_device_state = True
             self._memory.used_bytes = used + cost
         self._memory.asked = base, True
+        if self._memory.newest is not None:
+            self._memory.newest = max(self._memory.newest, base, key=_order)
         self._memory.sent_next = (update_id, payload) if len(payload) <= INLINE_BYTES else None
         return OutboxEntry(
             sequence=sequence, update_id=update_id, header=packed, base=base, size=len(payload)
@@ -239,13 +242,16 @@ class Outbox:
         asked = self._memory.asked
         if asked is not None and (asked[0] is base or asked[0] == base):
             return asked[1]
-        with self._translated:
-            row = self._db.execute(
-                "SELECT 1 FROM bases WHERE box = ? AND epoch = ? AND number = ? AND digest = ?",
-                self._key(base),
-            ).fetchone()
-        self._memory.asked = base, row is not None
-        return row is not None
+        made = False
+        if _order(base) <= _order(self._newest_base()):
+            with self._translated:
+                row = self._db.execute(
+                    "SELECT 1 FROM bases WHERE box = ? AND epoch = ? AND number = ? AND digest = ?",
+                    self._key(base),
+                ).fetchone()
+            made = row is not None
+        self._memory.asked = base, made
+        return made
 
     def ledger(self, limit: int = LEDGER_ROWS) -> tuple[LedgerRow, ...]:
         """The newest ``limit`` rows, oldest of them first."""
@@ -314,6 +320,20 @@ class Outbox:
         finally:
             if not self._shared:
                 self._file.close()
+
+    def _newest_base(self) -> VersionId:
+        """The newest base that an update was made from; one before all others where there is none."""
+        newest = self._memory.newest
+        if newest is None:
+            with self._translated:
+                row = self._db.execute(
+                    "SELECT epoch, number, digest FROM bases WHERE box = ?"
+                    " ORDER BY epoch DESC, number DESC LIMIT 1",
+                    (self._box,),
+                ).fetchone()
+            newest = VersionId(epoch=row[0], number=row[1], digest=row[2]) if row else _BEFORE_ALL
+            self._memory.newest = newest
+        return newest
 
     def _residual_bytes(self) -> int:
         if self._memory.residual_bytes is None:
@@ -432,6 +452,10 @@ class _BoxCommit:
             outbox._memory = BoxMemory()
             raise
         outbox.commits += 1
+
+
+def _order(base: VersionId) -> tuple[int, int]:
+    return base.epoch, base.number
 
 
 def _key(base: VersionId) -> Sequence[object]:

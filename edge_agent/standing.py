@@ -51,4 +51,5 @@ class Standing:
         return _FOREVER
 
     def _kind(self) -> str:
-        return _NUMBERS.sub("", self._trouble())
+        trouble = self._trouble()
+        return _NUMBERS.sub("", trouble) if trouble else ""

@@ -165,7 +165,7 @@ class StateFolder:
         self.close()
 
     def _hold(self) -> None:
-        path = self.path / "lock"
+        path = _inside(self.path, "lock")
         try:
             self._let_go = self._disk.lock(path, f"{os.getpid()}\n".encode())
         except BlockingIOError:
@@ -176,7 +176,7 @@ class StateFolder:
             ) from None
 
     def _identity(self) -> tuple[bytes, bytes]:
-        path = self.path / "identity.json"
+        path = _inside(self.path, "identity.json")
         try:
             body = json.loads(self._disk.read(path, size=_MAX_IDENTITY_BYTES))
             incarnation, seed = bytes.fromhex(body["incarnation"]), bytes.fromhex(body["device_seed"])
@@ -194,7 +194,7 @@ class StateFolder:
     def _new_identity(self) -> tuple[bytes, bytes]:
         incarnation, seed = self._entropy(INCARNATION_BYTES), self._entropy(_SEED_BYTES)
         body = json.dumps({"incarnation": incarnation.hex(), "device_seed": seed.hex()})
-        path = self.path / "identity.json"
+        path = _inside(self.path, "identity.json")
         write_file(path, body.encode(), purpose="agent.identity", disk=self._disk, mode=0o600)
         self._newborn = True
         return incarnation, seed

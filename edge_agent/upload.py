@@ -55,7 +55,7 @@ class _Upload:
     stalls: int = 0
     deferred: bool = False
     """Whether it makes room for others until it is due."""
-    chunks: list[tuple[int, int]] = field(default_factory=list)
+    chunks: tuple[tuple[int, int], ...] = ()
     under_way: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Payload bytes that the broker has not acknowledged, by token."""
 
@@ -157,7 +157,7 @@ class Uploads:
         for upload in self._uploads.values():
             if upload.under_way and not upload.small:
                 self._chunk_bytes = CAUTIOUS_CHUNK_BYTES
-            upload.chunks.clear()
+            upload.chunks = ()
             upload.under_way.clear()
 
     def coordinator_changed(self, spread_s: float) -> None:
@@ -196,7 +196,7 @@ class Uploads:
         if upload is None:
             return False
         if receipt.state == "later":
-            upload.chunks.clear()
+            upload.chunks = ()
             wait_s = max(receipt.wait_s, 1.0) * self._chance.uniform(1.0, 1.5)
             upload.put_off(self._clock.monotonic() + wait_s)
         elif upload.small:
@@ -249,7 +249,7 @@ class Uploads:
                 raise
             self.unreadable += 1
             _log.error("update %s: %s", upload.entry.update_id.hex(), error)
-            upload.chunks.clear()
+            upload.chunks = ()
             upload.put_off(now + self._probe_delay(upload.attempt))
             upload.attempt += 1
         return True
@@ -263,7 +263,8 @@ class Uploads:
             token = self._publish(self._topics.chunk(self._device, update_id, start), chunk)
             if token is None:
                 return False
-            upload.under_way[token] = upload.chunks.pop(0)
+            upload.under_way[token] = start, end
+            upload.chunks = upload.chunks[1:]
             crash_point("agent.chunk")
             upload.deferred, upload.due = False, now + self._probe_delay(0)
         if now < upload.due:
@@ -299,15 +300,16 @@ class Uploads:
 
     def _spend(self, upload: _Upload, receipt: Receipt) -> None:
         """Queue what is missing, within the credit, in pieces that start where chunks may."""
-        upload.chunks.clear()
+        chunks: list[tuple[int, int]] = []
         under_way = set(upload.under_way.values())
         for start, end in receipt.missing.first(receipt.credit):
             at = start - start % OFFSET_UNIT
             while at < min(end, upload.entry.size):
                 stop = min(at - at % self._chunk_bytes + self._chunk_bytes, end, upload.entry.size)
                 if (at, stop) not in under_way:
-                    upload.chunks.append((at, stop))
+                    chunks.append((at, stop))
                 at = stop if stop % OFFSET_UNIT == 0 else end
+        upload.chunks = tuple(chunks)
         upload.attempt = 0
         self._go_on(upload, receipt, due=self._clock.monotonic() + self._probe_delay(0))
 
@@ -323,7 +325,7 @@ class Uploads:
     def _ask_again(self, spread_s: float) -> None:
         now = self._clock.monotonic()
         for upload in self._uploads.values():
-            upload.chunks.clear()
+            upload.chunks = ()
             upload.attempt = 0
             upload.deferred = False
             upload.carry = upload.carry and not upload.sent

@@ -1,5 +1,6 @@
 """Where a broker is, and whether anything answers there."""
 
+import functools
 import socket
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
@@ -26,24 +27,7 @@ class BrokerAddress:
     @classmethod
     def parse(cls, url: str) -> "BrokerAddress":
         """Read a URL; raises ConfigError, which does not repeat a password."""
-        shown = f"broker {_without_password(url)!r}"
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-        except ValueError as error:
-            raise ConfigError(f"{shown}: {error}") from None
-        if parts.scheme not in _PORTS or not parts.hostname:
-            raise ConfigError(
-                f"{shown} is no broker's URL", hint="write mqtt://host:1883, mqtts://, ws:// or wss://"
-            )
-        return cls(
-            scheme=parts.scheme,
-            host=parts.hostname,
-            port=port or _PORTS[parts.scheme],
-            path=parts.path,
-            username=unquote(parts.username or ""),
-            password=unquote(parts.password or ""),
-        )
+        return _parsed(url)
 
     @property
     def tls(self) -> bool:
@@ -69,3 +53,26 @@ def reachable(address: BrokerAddress, timeout_s: float = CONNECT_TIMEOUT_S) -> N
 def _without_password(url: str) -> str:
     before, at, after = url.rpartition("@")
     return f"{before.partition('://')[0]}://...@{after}" if at else url
+
+
+@functools.lru_cache(maxsize=16)
+def _parsed(url: str) -> BrokerAddress:
+    """One address, for all agents of a process that have it."""
+    shown = f"broker {_without_password(url)!r}"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f"{shown}: {error}") from None
+    if parts.scheme not in _PORTS or not parts.hostname:
+        raise ConfigError(
+            f"{shown} is no broker's URL", hint="write mqtt://host:1883, mqtts://, ws:// or wss://"
+        )
+    return BrokerAddress(
+        scheme=parts.scheme,
+        host=parts.hostname,
+        port=port or _PORTS[parts.scheme],
+        path=parts.path,
+        username=unquote(parts.username or ""),
+        password=unquote(parts.password or ""),
+    )

@@ -207,7 +207,7 @@ class LoopbackBroker:
     def confirm(self, transport: "LoopbackTransport", token: int) -> None:
         """Acknowledge a publish."""
         connection = transport.connection
-        delivered = functools.partial(transport.delivered, token, connection)
+        delivered = functools.partial(LoopbackTransport.delivered, transport, token, connection)
         self._later(delivered, plain=True, at=transport.comes(0))
 
     def carry(
@@ -247,7 +247,7 @@ class LoopbackBroker:
             return
         connection = session.connection
         at = 0.0 if connection is None else connection.comes(len(message.topic) + len(message.payload))
-        deliver = functools.partial(self._deliver, session, message)
+        deliver = functools.partial(LoopbackBroker._deliver, self, session, message)
         self._later(deliver, at=at)
         if faults is not _NO_FAULTS and self._random.random() < faults.repeat:
             self._later(deliver, at=at)
@@ -402,8 +402,7 @@ class LoopbackTransport:
         """Break the connection, as a bad link does; ``spoken`` says whether the broker speaks the will."""
         if self._attached:
             self._close(broken=spoken)
-            if self._receive is not None:
-                self._receive(Disconnected(reason))
+            self.tell(Disconnected(reason))
 
     def stop(self) -> None:
         """Disconnect cleanly, for good unless started anew."""
@@ -456,6 +455,11 @@ class LoopbackTransport:
         if self.connected and self._receive is not None:
             if isinstance(event, Received):
                 self._received += len(event.topic) + len(event.payload)
+            self.tell(event)
+
+    def tell(self, event: TransportEvent) -> None:
+        """Give an event to whoever receives, if anybody does."""
+        if self._receive is not None:
             self._receive(event)
 
     def _close(self, *, broken: bool) -> None:

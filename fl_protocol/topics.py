@@ -127,6 +127,12 @@ class FleetTopics:
         TopicError: the fleet's name, or any other name given, is not ``[A-Za-z0-9._-]{1,64}``.
     """
 
+    @classmethod
+    @functools.lru_cache(maxsize=16)
+    def of(cls, fleet: str) -> "FleetTopics":
+        """The topics of a fleet, one object for all agents of a process."""
+        return cls(fleet)
+
     def __init__(self, fleet: str) -> None:
         self.fleet = _checked(fleet)
         self.prefix = f"{ROOT}/{fleet}/"

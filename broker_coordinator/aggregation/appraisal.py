@@ -186,11 +186,10 @@ class _Appraiser:
         norm = np.float32(decoded_norm / _inflation(header.codec, rules.layout))
         staleness = max(0, state.number - header.base.number)
         context = UpdateContext(device=candidate.device, staleness=staleness, norm=norm)
-        if header.num_examples > rules.max_examples:
-            header = replace(header, num_examples=rules.max_examples)
         claims = Claims(header.metrics, self._reported)
+        claimed = replace(header, num_examples=min(header.num_examples, rules.max_examples), metrics=claims)
         try:
-            weight = np.float32(self._aggregator.weigh(replace(header, metrics=claims), context))
+            weight = np.float32(self._aggregator.weigh(claimed, context))
         except MemoryError as error:
             # Of a claim, or of this machine: nobody's update is lost for it.
             return self._unweighed(candidate, claims, error)

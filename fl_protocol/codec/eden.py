@@ -24,7 +24,7 @@ from fl_protocol.codec.levels import code_energy, energy_factor, octets_of, quan
 from fl_protocol.codec.mask import kept_count, kept_positions
 from fl_protocol.codec.segments import longest_segment
 from fl_protocol.codec.spec import CodecSpec
-from fl_protocol.codec.streams import MASK, SIGN1, SIGN2, Stream, first_octets
+from fl_protocol.codec.streams import MASK, SIGN1, SIGN2, Stream, first_octets_of
 from fl_protocol.codec.update_codec import Piece, blank_payload
 from fl_protocol.errors import LayoutError
 from fl_protocol.layout import TensorLayout
@@ -185,7 +185,7 @@ class Eden:
         scales = np.ascontiguousarray(received[:, : 4 * count]).view("<f4")
         codes = received[:, 4 * count :]
         # every span has whole words of signs, so that one draw gives those of all spans
-        signs = [first_octets(seeds, purpose, octets) for purpose in (SIGN1, SIGN2)]
+        signs = first_octets_of(seeds, (SIGN1, SIGN2), octets)
         masks = [Stream(seed, MASK) for seed in seeds] if self.keep < 1 else []
         for span in spans(layout, self.keep):
             segment = span.segment

@@ -16,7 +16,7 @@ from fl_protocol.codec.bounds import bounded_scales, check_values
 from fl_protocol.codec.hadamard import BLOCK, spread_bits, transform
 from fl_protocol.codec.levels import octets_of, quantize
 from fl_protocol.codec.mask import kept_positions
-from fl_protocol.codec.streams import MASK, SIGN1, SIGN2, Stream, first_octets
+from fl_protocol.codec.streams import MASK, SIGN1, SIGN2, Stream, first_octets_of
 from fl_protocol.layout import TensorLayout
 
 __all__ = ["encode_rows", "is_small"]
@@ -93,8 +93,8 @@ def _encoded(deltas: Floats, plan: _Plan, seeds: Sequence[bytes], bits: int, kee
     np.multiply(exact, exact, out=exact)
     energy = np.add.reduceat(exact, plan.starts, axis=1)
     room = np.empty_like(work)
-    for purpose in (SIGN1, SIGN2):
-        spread_bits(_signs(seeds, purpose, octets), room)
+    for signs in _signs(seeds, octets):
+        spread_bits(signs, room)
         np.multiply(work, room, out=work)
         for run in plan.runs:
             transform(run.of_rows(work), run.of_rows(room))
@@ -143,11 +143,13 @@ def _lay_out(deltas: Floats, plan: _Plan, seeds: Sequence[bytes], keep: float, *
             place[row] = values[row, kept_positions(mask, segment.size, span.kept)]
 
 
-def _signs(seeds: Sequence[bytes], purpose: bytes, octets: int) -> Octets:
-    """The signs of all rows; every span has whole words of them, so that one draw gives those of all."""
+def _signs(seeds: Sequence[bytes], octets: int) -> Sequence[Octets]:
+    """The signs of all rows, of the first pass and of the second; every span has whole words of them, so that
+    one draw gives those of all."""
     if len(seeds) == 1:
-        return Stream(seeds[0], purpose).octets(octets)
-    return first_octets(seeds, purpose, octets).reshape(-1)
+        return [Stream(seeds[0], purpose).octets(octets) for purpose in (SIGN1, SIGN2)]
+    first, second = first_octets_of(seeds, (SIGN1, SIGN2), octets)
+    return first.reshape(-1), second.reshape(-1)
 
 
 @lru_cache(maxsize=8)

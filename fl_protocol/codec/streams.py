@@ -14,7 +14,7 @@ from numpy.random.bit_generator import ISeedSequence
 from fl_protocol.codec.pcg64 import first_words
 from fl_protocol.codec.seed import stream_seed, stream_state
 
-__all__ = ["MASK", "ROUND", "SIGN1", "SIGN2", "Stream", "first_octets"]
+__all__ = ["MASK", "ROUND", "SIGN1", "SIGN2", "Stream", "first_octets", "first_octets_of"]
 
 MASK = b"mask"
 SIGN1 = b"sign1"
@@ -63,6 +63,15 @@ def first_octets(seeds: Sequence[bytes], purpose: bytes, count: int) -> npt.NDAr
     Raises:
         ValueError: a seed is not 16 bytes long.
     """
-    together = b"".join([stream_seed(seed, purpose) for seed in seeds])
+    return first_octets_of(seeds, [purpose], count).reshape(len(seeds), count)
+
+
+def first_octets_of(seeds: Sequence[bytes], purposes: Sequence[bytes], count: int) -> npt.NDArray[np.uint8]:
+    """``first_octets`` for several purposes: uint8[purposes, seeds, count].
+
+    Raises:
+        ValueError: a seed is not 16 bytes long.
+    """
+    together = b"".join([stream_seed(seed, purpose) for purpose in purposes for seed in seeds])
     words = first_words(together, -(-count // 8)).astype("<u8", copy=False)
-    return words.view(np.uint8)[:, :count]
+    return words.view(np.uint8)[:, :count].reshape(len(purposes), len(seeds), count)

@@ -1,5 +1,6 @@
 """Time beside a real broker: it passes while messages are under way, and jumps when none is."""
 
+import sys
 import time
 from collections.abc import Callable
 
@@ -22,8 +23,9 @@ class BrokerClock(VirtualClock):
         """Move on, as far as the broker lets time pass."""
         self._now += self._wait(max(at - self._now, 0.0))
 
-    def happen(self) -> int:
-        """As ``VirtualClock.happen``, but for a slice of real time only: what is left is due still."""
+    def happen(self, most: int = sys.maxsize) -> int:
+        """As ``VirtualClock.happen``, but for a slice of real time only: what is left is due still. ``most``
+        is not asked: a slice is short."""
         ends = time.monotonic() + SLICE_S
         count = self._events.happen(self._now, lambda: time.monotonic() < ends)
         self.happened += count

@@ -96,7 +96,7 @@ class VirtualDevice:
         self._transport: Connection | None = None
         self._outbox: Outbox | None = None
         self._wake_at = float("inf")
-        self._planned: list[float] = []
+        self._planned: tuple[float, ...] = ()
         """When turns are planned, the next one last: one that is due later takes the place of none before."""
 
     @property
@@ -115,7 +115,7 @@ class VirtualDevice:
             return
         fleet = self._fleet
         configuration = replace(fleet.agent_configuration, device=self.name)
-        presence = Presence(FleetTopics(configuration.fleet), self.name, entropy=self._entropy)
+        presence = Presence(FleetTopics.of(configuration.fleet), self.name, entropy=self._entropy)
         folder = StateFolder(DEVICE_FOLDER, disk=self.disk, entropy=self._entropy)
         self._incarnation = folder.incarnation
         self._outbox = Outbox(
@@ -190,11 +190,11 @@ class VirtualDevice:
     def _plan_turn(self) -> None:
         """Plan a turn for the time it is to wake at, unless one is planned before: that one plans anew."""
         if self._wake_at < (self._planned[-1] if self._planned else math.inf):
-            self._planned.append(self._wake_at)
+            self._planned = (*self._planned, self._wake_at)
             self._clock.plan(self._wake_at, self._turn)
 
     def _turn(self) -> None:
-        self._planned.pop()
+        self._planned = self._planned[:-1]
         if self._supervisor is None:
             return
         if self._clock.monotonic() < self._wake_at:

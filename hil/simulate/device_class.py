@@ -154,6 +154,8 @@ def classes_of(
 
 def drawn(classes: Sequence[DeviceClass], device: int, seed: int) -> DeviceClass:
     """The class of a device, by their shares, with a ``step_s`` of its own where they spread."""
+    if len(classes) == 1 and not classes[0].step_spread:
+        return classes[0]
     draw = DeviceStream(seed, device, "device class")
     mark = draw.uniform() * sum(each.share for each in classes)
     chosen = classes[-1]

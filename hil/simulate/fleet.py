@@ -32,7 +32,7 @@ from hil.simulate.transport import Caller, Meter
 from hil.simulate.virtual_clock import BEGINS_AT
 from models.runtime import TrainingArtifact
 
-__all__ = ["DevicePlan", "Dropout", "Moment", "VirtualFleet"]
+__all__ = ["DevicePlan", "Dropout", "Moment", "VirtualFleet", "rare_collections"]
 
 COORDINATOR_TURN_S = 0.02
 """The coordinator commits what has come within this time together, as one does whose disk takes that long."""
@@ -42,6 +42,9 @@ _RARE_COLLECTIONS = (50_000, 20, 200)
 through all of them each time that there are a quarter more as much again; ``ended`` looks for what is left of
 devices."""
 _COLLECT_EVERY = 500
+_TOGETHER = 256
+"""Of all devices that do something at the same moment, so many do it before what they say is carried: what is
+under way takes memory."""
 LONGEST_GAP_S = 30 * 86400.0
 """A fleet that has nothing to do for so long will never have."""
 
@@ -78,6 +81,17 @@ class Moment:
     updates: int
     bytes_up: int
     bytes_down: int
+
+
+@contextlib.contextmanager
+def rare_collections() -> Iterator[None]:
+    """Look for garbage seldom meanwhile: while a fleet is made, and while it runs."""
+    thresholds = gc.get_threshold()
+    gc.set_threshold(*_RARE_COLLECTIONS)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
 
 
 class UnsyncedDisk(RealDisk):
@@ -220,12 +234,8 @@ class VirtualFleet:
             AggregatorError: the aggregation rule fails.
             ConfigError: updates are refused, one like the other; see ``Refusals``.
         """
-        thresholds = gc.get_threshold()
-        gc.set_threshold(*_RARE_COLLECTIONS)
-        try:
+        with rare_collections():
             self._run(until_s, stop, after_turn)
-        finally:
-            gc.set_threshold(*thresholds)
 
     def _run(
         self,
@@ -238,7 +248,7 @@ class VirtualFleet:
         refusals = Refusals(len(self.devices))
         known = self.coordinator.version.number
         while not self.coordinator.finished:
-            moved = self.medium.deliver_due() + self.clock.happen()
+            moved = self.medium.deliver_due() + self.clock.happen(_TOGETHER)
             while known < self.coordinator.version.number:  # several may close in one turn
                 known += 1
                 self._note(known)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from broker_coordinator.evaluation import Evaluation, HeldOut
 from fl_protocol.errors import ConfigError
-from models.runtime import Batch, TrainingArtifact, open_session, split_flat
+from models.runtime import Batch, TrainingArtifact, split_flat
 
 __all__ = ["WORST_GROUP", "Measure"]
 
@@ -55,7 +55,7 @@ class Measure:
         labels = artifact.manifest.loss == _CLASSES and y.ndim == 1
         self.groups_of = "user" if users is not None else "class" if labels else ""
         self.by_group: Mapping[str, float] = {}
-        self._session, _ = open_session(artifact, tuple(runtimes))
+        self._session = self._whole.session
         self._layout = artifact.layout
         dtypes = {entry.name: entry.dtype for entry in artifact.manifest.inputs}
         x, y = x.astype(dtypes.get("x", x.dtype)), y.astype(dtypes.get("y", y.dtype))
@@ -85,7 +85,11 @@ class Measure:
 def _batches(x: NDArray[Any], y: NDArray[Any], groups: NDArray[Any]) -> list[tuple[str, Batch]]:
     """Rows of one group each, at most ``_BATCH_ROWS`` together."""
     batches = []
-    for group in np.unique(groups):
+    ordered = np.sort(groups)
+    # Not np.unique, which loads a package of masked arrays.
+    first = np.ones(len(ordered), np.bool_)
+    first[1:] = ordered[1:] != ordered[:-1]
+    for group in ordered[first]:
         own = np.flatnonzero(groups == group)
         for start in range(0, len(own), _BATCH_ROWS):
             rows = own[start : start + _BATCH_ROWS]

@@ -9,6 +9,9 @@ from pathlib import Path
 __all__ = ["Contents", "MemoryDisk"]
 
 
+_NO_SUCH_FILE = os.strerror(errno.ENOENT)
+
+
 class Contents:
     """File contents, and rows of names, that several disks hold as one object, the newest few hundred;
     and the contents' hashes."""
@@ -84,15 +87,13 @@ class MemoryDisk:
     def rename(self, old: Path, new: Path) -> None:
         """Rename in one step."""
         content = self._content(old)
-        name = str(new)
-        names, held = _without(name, *_without(str(old), self._names, self._held))
-        self._names, self._held = self._contents.row((*names, name)), (*held, content)
+        self._take_out(str(old))
+        self._put(str(new), content)
 
     def remove(self, path: Path) -> None:
         """Forget a file."""
-        if self._find(name := str(path)) is not None:
-            names, self._held = _without(name, self._names, self._held)
-            self._names = self._contents.row(names)
+        if self._find(str(path)) is not None:
+            self._take_out(str(path))
 
     def sync_directory(self, path: Path) -> None:
         """Count it."""
@@ -124,6 +125,8 @@ class MemoryDisk:
 
     def names(self, folder: Path) -> list[str]:
         """The newest first, folders last."""
+        if not self._names:
+            return []
         prefix = f"{folder}/"
         start = len(prefix)
         files: list[str] = []
@@ -141,7 +144,8 @@ class MemoryDisk:
     def remove_folder(self, path: Path) -> None:
         """Forget it and what is in it."""
         prefix = f"{path}/"
-        self._drop({name for name in self._names if name == str(path) or name.startswith(prefix)})
+        for name in [name for name in self._names if name == str(path) or name.startswith(prefix)]:
+            self._take_out(name)
 
     def lock(self, path: Path, note: bytes) -> Callable[[], None]:
         """Nobody else can reach it."""
@@ -149,35 +153,25 @@ class MemoryDisk:
 
     def _put(self, name: str, content: bytes | None) -> None:
         """Have this under that name, as the newest."""
-        names, held = _without(name, self._names, self._held)
-        row = (*names, name)
-        # A temporary name is drawn at random: no other disk has it.
-        self._names = row if name.endswith(".tmp") else self._contents.row(row)
-        self._held = (*held, content)
+        if name in self._names:
+            self._take_out(name)
+        self._names, self._held = self._contents.row((*self._names, name)), (*self._held, content)
 
-    def _drop(self, gone: set[str]) -> None:
-        whole = zip(self._names, self._held, strict=True)
-        kept = [(name, content) for name, content in whole if name not in gone]
-        self._names = self._contents.row(tuple(name for name, _ in kept))
-        self._held = tuple(content for _, content in kept)
+    def _take_out(self, name: str) -> None:
+        names, held = self._names, self._held
+        at = names.index(name)
+        self._names, self._held = names[:at] + names[at + 1 :], held[:at] + held[at + 1 :]
 
     def _find(self, name: str) -> bytes | None:
         return self._held[self._names.index(name)] if name in self._names else None
 
     def _content(self, path: Path) -> bytes:
-        content = self._find(str(path))
-        if content is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-        return content
-
-
-def _without(
-    name: str, names: tuple[str, ...], held: tuple[bytes | None, ...]
-) -> tuple[tuple[str, ...], tuple[bytes | None, ...]]:
-    if name not in names:
-        return names, held
-    at = names.index(name)
-    return names[:at] + names[at + 1 :], held[:at] + held[at + 1 :]
+        name = str(path)
+        if name in self._names:
+            content = self._held[self._names.index(name)]
+            if content is not None:
+                return content
+        raise FileNotFoundError(errno.ENOENT, _NO_SUCH_FILE, name)
 
 
 def _nothing() -> None:

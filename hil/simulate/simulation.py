@@ -27,7 +27,7 @@ from hil.simulate.attack import Attack, AttackingTrainer, attack_of
 from hil.simulate.availability import Always, Availability, Diurnal, availability_of
 from hil.simulate.broker_medium import BrokerMedium
 from hil.simulate.device_class import DeviceClass, classes_of, drawn
-from hil.simulate.fleet import DevicePlan, Dropout, Moment, VirtualFleet
+from hil.simulate.fleet import DevicePlan, Dropout, Moment, VirtualFleet, rare_collections
 from hil.simulate.machine import Battery, NightCharger, WindowCharger
 from hil.simulate.measure import WORST_GROUP, Measure
 from hil.simulate.result import SimulationResult, VersionRow
@@ -117,7 +117,7 @@ def simulate(
     if count < 1 or versions < 1:
         raise ConfigError(f"{count} devices, {versions} versions", hint="at least one of each")
     opened = artifact if isinstance(artifact, TrainingArtifact) else TrainingArtifact.open(artifact)
-    with _folders(state) as (folder, kept):
+    with _folders(state) as (folder, kept), rare_collections():
         if opened.path is None:
             opened = opened.save(folder / "artifact")
         configuration = _configuration(fleet, plan, codec, versions, artifact=opened, state=kept, base=base)

@@ -16,6 +16,7 @@ from fl_protocol.layout import TensorLayout
 from fl_protocol.plan import TrainingPlan
 from hil.simulate.epoch_generators import EpochGenerators
 from hil.simulate.lessons import Lesson, Lessons, Pending
+from hil.simulate.share import Share
 from models.runtime import Batch, TrainingArtifact, join_flat, zero_slots
 from models.runtime.stacked_session import StackedSession
 
@@ -50,8 +51,9 @@ class StackedTraining(Lessons):
     def learn(self, group: Sequence[Pending], base: Weights) -> Iterator[Lesson]:
         """See ``Lessons.learn``."""
         self.stacks += 1
-        xs, ys = zip(*(one.rows() for one in group), strict=True)
-        rows = self._trainer.batch(base, np.concatenate(xs), np.concatenate(ys))
+        rows = self._trainer.batch(
+            base, *Share.together([(one.samples.share, one.samples.training) for one in group])
+        )
         starts = np.cumsum([0, *(one.samples.training for one in group)])
         plans = [one.plan() for one in group]
         generators = EpochGenerators([plan.seed for plan in plans])

@@ -14,14 +14,14 @@ from edge_agent.graph_trainer import GraphTrainer
 from edge_agent.job_runner import JobRunner
 from edge_agent.jobs import Deliver, Job, JobFailed, Prepared, PrepareJob, Result, TrainJob, VerifyJob
 from edge_agent.participation import SampleParts, encoded, participate
-from edge_agent.trainer import ArraySamples, Trainer
+from edge_agent.trainer import Trainer
 from edge_agent.trainer_fault import TrainerFault
 from fl_protocol.clock import Clock
 from fl_protocol.codec import decode_model
 from fl_protocol.errors import LichenError
 from fl_protocol.layout import TensorLayout
 from hil.simulate.lessons import Learned, Lesson, Lessons, Pending
-from hil.simulate.share import Share
+from hil.simulate.share import Share, ShareSamples
 from hil.simulate.stacked_training import StackedTraining
 from hil.simulate.trained_ahead import TrainedAhead
 from models.runtime import Session, TrainingArtifact, open_session, split_flat
@@ -46,11 +46,10 @@ class DeviceSamples:
 
     def parts(self) -> SampleParts:
         """As the agent takes them."""
-        cut = self.training
-        x, y = self.share
+        whole = len(self.share)
+        cut = whole - self.held_out
         return SampleParts(
-            training=ArraySamples(x[:cut], y[:cut]),
-            held_out=ArraySamples(x[cut:], y[cut:]),
+            training=ShareSamples(self.share, 0, cut), held_out=ShareSamples(self.share, cut, whole)
         )
 
 

@@ -42,7 +42,7 @@ class Caller:
 class VirtualTransport(LoopbackTransport):
     """Counts what MQTT 3.1.1 at QoS 1 would send for what passes, and says when something came."""
 
-    __slots__ = ("_down", "_listener", "_meter", "_up", "_woken")
+    __slots__ = ("_down", "_meter", "_up", "_woken")
 
     def __init__(self, broker: LoopbackBroker, caller: Caller) -> None:
         super().__init__(
@@ -55,15 +55,13 @@ class VirtualTransport(LoopbackTransport):
             link=caller.link,
         )
         self._woken = caller.woken
-        self._listener: Callable[[TransportEvent], None] | None = None
         self._meter = caller.meter
         self._up = 0
         self._down = 0
 
     def start(self, receive: Callable[[TransportEvent], None]) -> None:
         """Connect; whoever receives is woken."""
-        self._listener = receive
-        super().start(self._wake)
+        super().start(receive)
         will = self.will
         spoken = 4 + len(will.topic) + len(will.payload) if will else 0
         self._count(16 + len(self.client_id) + spoken, _CONNACK)
@@ -95,11 +93,12 @@ class VirtualTransport(LoopbackTransport):
         if isinstance(event, Received):
             self._count(_PUBACK, _publish_bytes(event.topic, event.payload))
             self._meter.messages_down += 1
-        self._wake(event)
+        self.tell(event)
 
-    def _wake(self, event: TransportEvent) -> None:
-        if self._listener is not None:
-            self._listener(event)
+    def tell(self, event: TransportEvent) -> None:
+        """Give an event to whoever receives, and wake it."""
+        if self._receive is not None:
+            self._receive(event)
             self._woken()
 
     def _count(self, up: int, down: int) -> None:

@@ -1,5 +1,6 @@
 """Virtual time: a clock that jumps from one event to the next, and the events in their order."""
 
+import sys
 from collections.abc import Callable
 
 from fl_protocol.agenda import Agenda
@@ -39,8 +40,9 @@ class VirtualClock:
         """Move on; nothing happens on the way."""
         self._now = max(self._now, at)
 
-    def happen(self) -> int:
-        """Let everything happen that is due, and what that plans for this moment; how much it was."""
-        count = self._events.happen(self._now)
+    def happen(self, most: int = sys.maxsize) -> int:
+        """Let happen what is due, and what that plans for this moment, up to ``most`` events; how many."""
+        left = iter(range(most))
+        count = self._events.happen(self._now, lambda: next(left, None) is not None)
         self.happened += count
         return count

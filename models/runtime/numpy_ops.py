@@ -13,7 +13,7 @@ from models.runtime import numpy_ops_shape, numpy_ops_window  # noqa: F401 - ent
 from models.runtime.numpy_kernel import KERNELS, Array, Attributes, Kernel, kernel
 from models.runtime.onnx_reader import DTYPES
 
-__all__ = ["KERNELS", "Kernel"]
+__all__ = ["KERNELS", "PLAIN", "Kernel"]
 
 _erf = np.frompyfunc(math.erf, 1, 1)
 
@@ -31,7 +31,7 @@ def _folded(function: Callable[[Array, Array], Array]) -> Kernel:
     return fold
 
 
-_PLAIN: Mapping[str, Callable[..., Any]] = {
+PLAIN: Mapping[str, Callable[..., Any]] = {
     "Abs": np.abs,
     "Add": np.add,
     "And": np.logical_and,
@@ -56,7 +56,8 @@ _PLAIN: Mapping[str, Callable[..., Any]] = {
     "Tanh": np.tanh,
     "Where": np.where,
 }
-KERNELS.update((op, _plain(function)) for op, function in _PLAIN.items())
+"""Operators without attributes, by what computes them: a scalar may come out in place of an array."""
+KERNELS.update((op, _plain(function)) for op, function in PLAIN.items())
 KERNELS["Max"] = _folded(np.maximum)
 KERNELS["Min"] = _folded(np.minimum)
 KERNELS["Sum"] = _folded(np.add)

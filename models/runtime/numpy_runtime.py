@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fl_protocol.errors import ArtifactError
 from models.runtime.artifact import TrainingArtifact
-from models.runtime.numpy_ops import KERNELS
+from models.runtime.numpy_ops import KERNELS, PLAIN
 from models.runtime.onnx_reader import Attribute, Graph, Node, Value, read_model
 from models.runtime.session import Array, GraphRunner, GraphSession, Session
 
@@ -57,7 +57,7 @@ class Call(NamedTuple):
     """One operator, its names resolved to places; ``done_with`` is what nobody reads afterwards."""
 
     node: Node
-    function: Callable[..., Array]
+    function: Callable[..., Any]
     reads: tuple[int, ...]
     writes: int
     done_with: tuple[int, ...]
@@ -75,6 +75,7 @@ class NumpyGraph:
     def __init__(self, graph: Graph, *, precision: type[np.floating[Any]] = np.float32) -> None:
         self.inputs = graph.inputs
         self._precision = np.dtype(precision)
+        self._wide = self._precision != np.float32
         self._places: dict[str, int] = {}
         constants = {name: self._widen(array) for name, array in graph.constants.items()}
         for name in [value.name for value in graph.inputs] + list(constants) + [_LEFT_OUT]:
@@ -98,11 +99,19 @@ class NumpyGraph:
         """
         values = list(self.start)
         for place, declared in enumerate(self.inputs):
-            values[place] = self._widen(checked_input(declared, feeds.get(declared.name)))
+            given = checked_input(declared, feeds.get(declared.name))
+            values[place] = self._widen(given) if self._wide else given
         with np.errstate(all="ignore"):
             for node, function, reads, writes, done_with in self.calls:
                 try:
-                    values[writes] = function(*[values[place] for place in reads])
+                    if len(reads) == 2:
+                        first, second = reads
+                        result = function(values[first], values[second])
+                    elif len(reads) == 1:
+                        result = function(values[reads[0]])
+                    else:
+                        result = function(*[values[place] for place in reads])
+                    values[writes] = result if isinstance(result, np.ndarray) else np.asarray(result)
                 except MISFITS as error:
                     raise ArtifactError(f"node {node.name!r} ({node.op}): {error}") from None
                 for place in done_with:
@@ -124,7 +133,8 @@ class NumpyGraph:
             raise ArtifactError(f"node {node.name!r} must compute one value that nothing else computes")
         attributes = {key: self._widen_attribute(node.op, key, it) for key, it in node.attributes.items()}
         writes = self._places[node.outputs[0]] = len(self._places)
-        return Call(node=node, function=partial(kernel, attributes), reads=reads, writes=writes, done_with=())
+        function = PLAIN.get(node.op) or partial(kernel, attributes)
+        return Call(node=node, function=function, reads=reads, writes=writes, done_with=())
 
     def _with_ends_of_life(self, calls: Sequence[Call]) -> list[Call]:
         kept = set(range(len(self.start))) | {place for _, place in self.outputs}

@@ -204,6 +204,19 @@ def test_a_base_is_remembered_after_its_update_left(make):
     assert not box.made_update_for(replace(header(1).base, digest=b"x" * 16))
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_an_older_base_after_a_newer_one_counts_too(make, asked):
+    """A version that was overtaken may be trained on last; what is newer than all of them was not."""
+    box = make()
+    for number in (2, 1):
+        if asked:
+            assert not box.made_update_for(header(number).base)
+        box.put(update_id(number), header(number), PAYLOAD)
+    for again in (False, True):
+        box = make() if again else box
+        assert [number for number in (3, 2, 1, 0) if box.made_update_for(header(number).base)] == [2, 1]
+
+
 def test_the_ledger_keeps_the_newest_rows_and_the_totals_count_all(make, monkeypatch):
     """Bounded rows, unbounded counts; sequence numbers go on."""
     monkeypatch.setattr(outbox_module, "LEDGER_ROWS", 10)

@@ -70,11 +70,14 @@ def test_a_way_of_simulating_is_told_in_times_of_the_loop():
         {**run, "way": "loop", "per_cpu_s": 7000, "later_per_cpu_s": 8000},
         {**run, "way": "onnx", "per_cpu_s": 700, "later_per_cpu_s": 800},
     ]
-    size = {"devices": 1000, "devices_heard": 999, "per_cpu_s": 900, "bytes_per_device": 20_000}
+    sizes = [
+        {"devices": 1000, "devices_heard": 999, "per_cpu_s": 900, "resident_mib": 91},
+        {"devices": 11_000, "devices_heard": 11_000, "per_cpu_s": 800, "resident_mib": 191},
+    ]
     wired = [{**runs[1], "per_wall_s": 950}, {**runs[1], "per_wall_s": 650, "broker": "mqtt://127.0.0.1:1"}]
-    page = simulator_section({"versions": 6, "runs": runs, "sizes": [size], "over_broker": wired})
+    page = simulator_section({"versions": 6, "runs": runs, "sizes": sizes, "over_broker": wired})
     assert "| virtual devices, ONNX Runtime | 700 | 800 | 1.00 | 0.300 | 10.0 |" in page
-    assert "| 1,000 | 999 | 900 | 20,000 |" in page
+    assert "| 1,000 | 999 | 900 | 91 | 90 |  |\n| 11,000 | 11,000 | 800 | 191 | 185 | 10,486 |" in page
     assert "| virtual devices, ONNX Runtime | in memory | 950 | 0.300 |" in page
     assert "| virtual devices, ONNX Runtime | mosquitto | 650 | 0.300 |" in page
     assert "--largest" not in page
