@@ -11,8 +11,8 @@ from fl_protocol.layout import TensorLayout
 
 __all__ = ["BATCH", "Run", "Span", "payload_parts", "spans"]
 
-BATCH = 32
-"""Blocks rotated at once: with their scratch a quarter megabyte, so that they stay in the cache."""
+BATCH = 64
+"""Blocks rotated at once, those of a whole segment: with their scratch half a megabyte."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
