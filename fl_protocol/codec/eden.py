@@ -21,7 +21,14 @@ from fl_protocol.codec.blocks import BATCH, Run, Span, payload_parts, spans
 from fl_protocol.codec.bounds import bounded_scales, check_length, check_scales, check_values, fitting_vector
 from fl_protocol.codec.eden_rows import encode_rows, is_small
 from fl_protocol.codec.hadamard import BLOCK
-from fl_protocol.codec.levels import code_energy, energy_factor, octets_of, quantize, spread_codes
+from fl_protocol.codec.levels import (
+    code_energy,
+    energy_factor,
+    half_levels,
+    octets_of,
+    quantize,
+    spread_codes,
+)
 from fl_protocol.codec.mask import kept_count, kept_positions
 from fl_protocol.codec.rotation import STRIP, Rotation, from_strips, to_strips
 from fl_protocol.codec.segments import longest_segment
@@ -33,6 +40,7 @@ from fl_protocol.layout import TensorLayout
 
 __all__ = ["Eden"]
 
+_ONES = np.ones(BLOCK // STRIP, np.float32)
 _LEAST_ENERGY, _MOST_ENERGY = 2.0**-100, 2.0**100
 
 Floats = npt.NDArray[np.float32]
@@ -83,7 +91,7 @@ class Eden:
         if is_small(layout, self.keep):
             return encode_rows(vector[np.newaxis], layout, [seed], bits=self.bits, keep=self.keep)[0]
         count, octets = payload_parts(layout, self.keep)
-        scales = np.zeros(count, "<f4")
+        fitted = np.zeros(count)
         streams = _Streams(seed)
         rotation = _rotation(layout)
         payload = blank_payload(4 * count + self.bits * octets)
@@ -95,19 +103,17 @@ class Eden:
                 check_values(values, "the delta")
                 values = values[kept_positions(streams.mask, segment.size, span.kept)]
             signs = streams.signs(span.octets)
-            fitted = np.zeros(span.blocks)
             for run in span.runs():
                 blocks = _padded(values[run.first : run.first + run.values], run)
                 energy = _energies(blocks)
                 rotated = rotation.rotate(blocks, signs[0][run.octets], signs[1][run.octets])
                 codes, inner = _fit(rotated, energy * run.width, self.bits, rotation.spare(run.elements))
-                np.divide(energy, inner, out=fitted[run.scales], where=inner > 0)
+                np.divide(energy, inner, out=fitted[run.scales_of(span)], where=inner > 0)
                 payload.write(from_strips(codes, run.blocks, self.bits).data)
             # the kept values stand for the others too; the factor travels inside the scale
-            fitted *= segment.size / span.kept
-            scales[span.scale : span.scale + span.blocks] = bounded_scales(fitted)
+            fitted[span.scale : span.scale + span.blocks] *= segment.size / span.kept
         payload.seek(0)
-        payload.write(scales.data)
+        payload.write(bounded_scales(fitted).data)
         return payload.getvalue()
 
     def encode_all(self, deltas: Floats, layout: TensorLayout, seeds: Sequence[bytes]) -> list[bytes]:
@@ -195,7 +201,7 @@ class Eden:
             for run in span.runs():
                 bits = slice(span.code + run.octets.start, span.code + run.octets.stop)
                 code = codes[:, self.bits * bits.start : self.bits * bits.stop]
-                fitted = scales[:, span.scale + run.scales.start : span.scale + run.scales.stop]
+                fitted = scales[:, run.scales_of(span)]
                 part = kept[:, run.first : run.first + run.values]
                 rows = (signs[0][:, bits], signs[1][:, bits])
                 _decode_rows(code, rows, fitted, run, rotation, bits=self.bits, out=part)
@@ -237,7 +243,7 @@ class _Source:
 
     def scales_of(self, run: Run, span: Span) -> Floats:
         """The scales of a run of blocks: float32[blocks]."""
-        return self._scales[span.scale : span.scale + span.blocks][run.scales]
+        return self._scales[run.scales_of(span)]
 
     def energies(self, run: Run, span: Span) -> Doubles:
         """The sum of the squared levels of each block of a run: float64[blocks]."""
@@ -314,13 +320,14 @@ def _fit(rotated: Floats, energies: Doubles, bits: int, room: Floats) -> tuple[O
         room: float32 of the same size; its content is lost.
     """
     products = room.reshape(rotated.shape)
-    codes = quantize(rotated, np.repeat(np.sqrt(energies), STRIP), bits, products)
+    codes = quantize(rotated, np.repeat(half_levels(energies), STRIP), bits, products)
     octets = octets_of(codes, bits)
     if bits > 1:
         spread_codes(octets, bits, products)
         np.multiply(products, rotated, out=products)
-    # few at a time in float32, which is exact for small whole numbers, and the rest in float64
-    return octets, np.add.reduce(products, axis=0).reshape(-1, STRIP).sum(axis=1, dtype=np.float64)
+    # 64 at most in float32, which is exact for small whole numbers, and the rest in float64
+    partial = np.matmul(_ONES[: len(products)], products).astype(np.float64)
+    return octets, np.matmul(partial.reshape(-1, STRIP), np.ones(STRIP))
 
 
 def _rotation(layout: TensorLayout) -> Rotation:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from fl_protocol.codec.blocks import Run, Span, payload_parts, spans
 from fl_protocol.codec.bounds import bounded_scales, check_values
 from fl_protocol.codec.hadamard import BLOCK, spread_bits, transform
-from fl_protocol.codec.levels import octets_of, quantize, spread_codes
+from fl_protocol.codec.levels import half_levels, octets_of, quantize, spread_codes
 from fl_protocol.codec.mask import kept_positions
 from fl_protocol.codec.streams import MASK, SIGN1, SIGN2, Stream, first_octets
 from fl_protocol.layout import TensorLayout
@@ -44,7 +44,7 @@ class _Run:
     @classmethod
     def of(cls, run: Run, span: Span) -> "_Run":
         start = 8 * span.code + run.first
-        scales = slice(span.scale + run.scales.start, span.scale + run.scales.stop)
+        scales = run.scales_of(span)
         return cls(start=start, stop=start + run.elements, blocks=run.blocks, width=run.width, scales=scales)
 
     def of_rows(self, elements: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -121,12 +121,12 @@ def _codes(work: Floats, room: Floats, energy: Doubles, plan: _Plan, bits: int) 
     """The codes of rotated values, in wire order: uint8 of their shape. With one bit ``room`` takes their
     magnitudes, else what was in it is lost."""
     if bits == 1:
-        return quantize(work, energy, bits, room)
+        return quantize(work, np.ones(1, np.float32), bits, room)
     codes = np.empty(work.shape, np.uint8)
     for run in plan.runs:
         # rotating twice multiplies a block's energy by the square of its width
-        deviations = np.sqrt(energy[:, run.scales] * run.width)[..., np.newaxis]
-        run.of_rows(codes)[:] = quantize(run.of_rows(work), deviations, bits, run.of_rows(room))
+        factors = half_levels(energy[:, run.scales] * run.width)[..., np.newaxis]
+        run.of_rows(codes)[:] = quantize(run.of_rows(work), factors, bits, run.of_rows(room))
     return codes
 
 

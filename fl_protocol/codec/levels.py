@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["LEVELS", "code_energy", "energy_factor", "octets_of", "quantize", "spread_codes"]
+__all__ = ["LEVELS", "code_energy", "energy_factor", "half_levels", "octets_of", "quantize", "spread_codes"]
 
 LEVELS = {1: (1,), 2: (45, 151), 4: (13, 39, 66, 94, 126, 162, 207, 273)}
 """The positive levels by bits; each stands for its negative too."""
@@ -32,12 +32,18 @@ def energy_factor(bits: int) -> float:
     return float(_ENERGY_FACTORS[bits])
 
 
-def quantize(rotated: Floats, deviations: Doubles, bits: int, scratch: Floats) -> Octets:
+def half_levels(energies: Doubles) -> Floats:
+    """What the values of blocks of these mean squares are multiplied by before they are quantized."""
+    return (2 * _PER_DEVIATION / np.maximum(np.sqrt(energies), _LEAST)).astype(np.float32)
+
+
+def quantize(rotated: Floats, factors: Floats, bits: int, scratch: Floats) -> Octets:
     """The code of the nearest level for each value, code 0 the lowest level: uint8, shaped as ``rotated``.
 
     Args:
         rotated: float32[..., n].
-        deviations: float64, of a shape that fits: the root mean square of each value's block.
+        factors: float32, of a shape that fits: the :func:`half_levels` of each value's block; with one bit
+            they are not used.
         scratch: float32 as ``rotated``; with one bit it takes the magnitudes, else its content is lost.
     """
     np.abs(rotated, out=scratch)
@@ -45,13 +51,14 @@ def quantize(rotated: Floats, deviations: Doubles, bits: int, scratch: Floats) -
     if bits == 1:
         return np.bitwise_xor(below, 1, out=below)
     positive = LEVELS[bits]
-    codes = np.full(rotated.shape, len(positive), np.uint8)
+    np.multiply(scratch, factors, out=scratch)
+    first, *others = (np.float32(lower + upper) for lower, upper in pairwise(positive))
+    codes: Octets = np.greater_equal(scratch, first).view(np.uint8)
     reached = np.empty(rotated.shape, np.bool_)
-    factors = 2.0 * _PER_DEVIATION / np.maximum(deviations, _LEAST)
-    np.multiply(scratch, factors.astype(np.float32), out=scratch)
-    for lower, upper in pairwise(positive):
-        np.greater_equal(scratch, np.float32(lower + upper), out=reached)
+    for bound in others:
+        np.greater_equal(scratch, bound, out=reached)
         np.add(codes, reached.view(np.uint8), out=codes)
+    np.add(codes, np.uint8(len(positive)), out=codes)
     # the code of the negative of a level has all bits the other way
     np.multiply(below, np.uint8(2 * len(positive) - 1), out=below)
     return np.bitwise_xor(codes, below, out=codes)
