@@ -56,9 +56,8 @@ _SECTION = """
 ## Codecs
 
 `make bench ARGS="--only codec"`: {parameters:,} parameters, in copies of the float32 vector in the same
-run, by CPU time of all threads; median of {runs} alternating runs. The copy goes to memory that is there: to new
-memory it takes longer. Decoding includes the check of the payload and the
-addition to a sum.
+run, by CPU time of all threads; median of {runs} alternating runs. The copy goes to memory that is there: to
+new memory it takes longer. Decoding includes the check of the payload and the addition to a sum.
 
 | codec | payload, bytes | copy, ms | encode, copies | decode and add, copies |
 | --- | --- | --- | --- | --- |
