@@ -11,8 +11,8 @@ from fl_protocol.layout import TensorLayout
 
 __all__ = ["BATCH", "Run", "Span", "payload_parts", "spans"]
 
-BATCH = 32
-"""Blocks rotated at once: with their scratch a quarter megabyte, so that they stay in the cache."""
+BATCH = 64
+"""Blocks rotated at once, those of a whole segment: with their scratch half a megabyte."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,10 +37,9 @@ class Run:
         """Where its bits lie in the segment's codes, and in the segment's sign streams."""
         return slice(self.first // 8, (self.first + self.elements) // 8)
 
-    @property
-    def scales(self) -> slice:
-        """Where its scales lie among the segment's scales."""
-        start = self.first // BLOCK
+    def scales_of(self, span: "Span") -> slice:
+        """Where its scales lie in the payload of its segment's ``span``."""
+        start = span.scale + self.first // BLOCK
         return slice(start, start + self.blocks)
 
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +20,17 @@ import numpy.typing as npt
 from fl_protocol.codec.blocks import BATCH, Run, Span, payload_parts, spans
 from fl_protocol.codec.bounds import bounded_scales, check_length, check_scales, check_values, fitting_vector
 from fl_protocol.codec.eden_rows import encode_rows, is_small
-from fl_protocol.codec.hadamard import BLOCK, rotate, unrotate
-from fl_protocol.codec.levels import code_energy, energy_factor, octets_of, quantize, spread_codes
+from fl_protocol.codec.hadamard import BLOCK
+from fl_protocol.codec.levels import (
+    code_energy,
+    energy_factor,
+    half_levels,
+    octets_of,
+    quantize,
+    spread_codes,
+)
 from fl_protocol.codec.mask import kept_count, kept_positions
+from fl_protocol.codec.rotation import STRIP, Rotation, from_strips, to_strips
 from fl_protocol.codec.segments import longest_segment
 from fl_protocol.codec.spec import CodecSpec
 from fl_protocol.codec.streams import MASK, SIGN1, SIGN2, Stream, first_octets_of
@@ -30,6 +39,9 @@ from fl_protocol.errors import LayoutError
 from fl_protocol.layout import TensorLayout
 
 __all__ = ["Eden"]
+
+_ONES = np.ones(BLOCK // STRIP, np.float32)
+_LEAST_ENERGY, _MOST_ENERGY = 2.0**-100, 2.0**100
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -79,35 +91,29 @@ class Eden:
         if is_small(layout, self.keep):
             return encode_rows(vector[np.newaxis], layout, [seed], bits=self.bits, keep=self.keep)[0]
         count, octets = payload_parts(layout, self.keep)
-        scales = np.zeros(count, "<f4")
+        fitted = np.zeros(count)
         streams = _Streams(seed)
-        work, scratch = _room(layout), _room(layout)
-        wide = np.empty(len(work))
+        rotation = _rotation(layout)
         payload = blank_payload(4 * count + self.bits * octets)
         payload.seek(4 * count)
         for span in spans(layout, self.keep):
             segment = span.segment
             values = vector[segment.start : segment.start + segment.size]
-            check_values(values, "the delta")
             if self.keep < 1:
+                check_values(values, "the delta")
                 values = values[kept_positions(streams.mask, segment.size, span.kept)]
             signs = streams.signs(span.octets)
-            fitted = np.empty(span.blocks)
             for run in span.runs():
-                blocks = work[: run.elements]
-                np.copyto(blocks[: run.values], values[run.first : run.first + run.values])
-                blocks[run.values :] = 0
-                blocks = blocks.reshape(run.blocks, run.width)
-                rows = (signs[0][run.octets], signs[1][run.octets])
-                codes, fitted[run.scales] = _rotate_and_fit(
-                    blocks, rows, bits=self.bits, scratch=scratch, wide=wide
-                )
-                payload.write(octets_of(codes, self.bits).data)
+                blocks = _padded(values[run.first : run.first + run.values], run)
+                energy = _energies(blocks)
+                rotated = rotation.rotate(blocks, signs[0][run.octets], signs[1][run.octets])
+                codes, inner = _fit(rotated, energy * run.width, self.bits, rotation.spare(run.elements))
+                np.divide(energy, inner, out=fitted[run.scales_of(span)], where=inner > 0)
+                payload.write(from_strips(codes, run.blocks, self.bits).data)
             # the kept values stand for the others too; the factor travels inside the scale
-            fitted *= segment.size / span.kept
-            scales[span.scale : span.scale + span.blocks] = bounded_scales(fitted)
+            fitted[span.scale : span.scale + span.blocks] *= segment.size / span.kept
         payload.seek(0)
-        payload.write(scales.data)
+        payload.write(bounded_scales(fitted).data)
         return payload.getvalue()
 
     def encode_all(self, deltas: Floats, layout: TensorLayout, seeds: Sequence[bytes]) -> list[bytes]:
@@ -187,6 +193,7 @@ class Eden:
         # every span has whole words of signs, so that one draw gives those of all spans
         signs = first_octets_of(seeds, (SIGN1, SIGN2), octets)
         masks = [Stream(seed, MASK) for seed in seeds] if self.keep < 1 else []
+        rotation = Rotation(BATCH * BLOCK)
         for span in spans(layout, self.keep):
             segment = span.segment
             out = decoded[:, segment.start : segment.start + segment.size]
@@ -194,10 +201,10 @@ class Eden:
             for run in span.runs():
                 bits = slice(span.code + run.octets.start, span.code + run.octets.stop)
                 code = codes[:, self.bits * bits.start : self.bits * bits.stop]
-                fitted = scales[:, span.scale + run.scales.start : span.scale + run.scales.stop]
+                fitted = scales[:, run.scales_of(span)]
                 part = kept[:, run.first : run.first + run.values]
                 rows = (signs[0][:, bits], signs[1][:, bits])
-                _decode_rows(code, rows, fitted, run, bits=self.bits, out=part)
+                _decode_rows(code, rows, fitted, run, rotation, bits=self.bits, out=part)
             if self.keep < 1:
                 for row, mask in enumerate(masks):
                     out[row, kept_positions(mask, segment.size, span.kept)] = kept[row]
@@ -232,11 +239,11 @@ class _Source:
         self.streams = _Streams(seed)
         self._scales = np.frombuffer(payload, "<f4", count)
         self._codes = np.frombuffer(payload, np.uint8, offset=4 * count)
-        self._work, self._scratch = _room(layout), _room(layout)
+        self._rotation = _rotation(layout)
 
     def scales_of(self, run: Run, span: Span) -> Floats:
         """The scales of a run of blocks: float32[blocks]."""
-        return self._scales[span.scale : span.scale + span.blocks][run.scales]
+        return self._scales[run.scales_of(span)]
 
     def energies(self, run: Run, span: Span) -> Doubles:
         """The sum of the squared levels of each block of a run: float64[blocks]."""
@@ -246,66 +253,83 @@ class _Source:
 
     def decode(self, run: Run, span: Span, signs: Signs, *, out: Floats) -> None:
         """Write the kept values of a run of blocks to ``out``: float32[values]."""
-        flat = self._work[: run.elements]
-        blocks = flat.reshape(run.blocks, run.width)
-        sign1, sign2 = signs
-        spread_codes(self._codes_of(run, span), self._bits, blocks)
-        unrotate(blocks, sign1[run.octets], sign2[run.octets], self._scratch)
-        np.multiply(blocks, self.scales_of(run, span)[:, np.newaxis], out=blocks)
-        # the sign of a zero depends on the order of summation: adding +0 makes every zero +0
-        np.add(flat[: run.values], np.float32(0), out=out)
+        codes = to_strips(self._codes_of(run, span), run.blocks, self._bits)
+        spread_codes(codes, self._bits, self._rotation.strips(run.elements))
+        whole = out if len(out) == run.elements else np.empty(run.elements, np.float32)
+        blocks = whole.reshape(run.blocks, run.width)
+        self._rotation.unrotate(signs[0][run.octets], signs[1][run.octets], self.scales_of(run, span), blocks)
+        if whole is not out:
+            np.copyto(out, whole[: run.values])
 
     def _codes_of(self, run: Run, span: Span) -> Octets:
         """The octets of a run's codes."""
         return self._codes[self._bits * (span.code + run.octets.start) :][: self._bits * run.elements // 8]
 
 
-def _decode_rows(codes: Octets, signs: Signs, scales: Floats, run: Run, *, bits: int, out: Floats) -> None:
+def _decode_rows(
+    codes: Octets, signs: Signs, scales: Floats, run: Run, rotation: Rotation, *, bits: int, out: Floats
+) -> None:
     """Decode the same run of blocks of many payloads, a cacheful at a time: float32[payloads, values]."""
     sign1, sign2 = signs
     most = max(1, BATCH * BLOCK // run.elements)
-    work, scratch = (np.empty(min(most, len(codes)) * run.elements, np.float32) for _ in range(2))
+    room = np.empty(min(most, len(codes)) * run.elements, np.float32)
     for first in range(0, len(codes), most):
         rows = slice(first, first + most)
         count = len(codes[rows])
-        flat = work[: count * run.elements]
-        blocks = flat.reshape(count * run.blocks, run.width)
-        spread_codes(codes[rows].ravel(), bits, blocks)
-        unrotate(blocks, sign1[rows].ravel(), sign2[rows].ravel(), scratch)
-        np.multiply(blocks, scales[rows].reshape(-1, 1), out=blocks)
-        values = flat.reshape(count, run.elements)[:, : run.values]
-        # as in ``_Source.decode``: every zero becomes +0
-        np.add(values, np.float32(0), out=out[rows])
+        whole = room[: count * run.elements]
+        blocks = whole.reshape(count * run.blocks, run.width)
+        spread_codes(to_strips(codes[rows].ravel(), len(blocks), bits), bits, rotation.strips(whole.size))
+        rotation.unrotate(sign1[rows].ravel(), sign2[rows].ravel(), scales[rows].ravel(), blocks)
+        np.copyto(out[rows], whole.reshape(count, run.elements)[:, : run.values])
 
 
-def _rotate_and_fit(
-    blocks: Floats, signs: Signs, *, bits: int, scratch: Floats, wide: Doubles
-) -> tuple[Octets, Doubles]:
-    """Rotate ``blocks`` in place; return their codes and the unbiased scale of each, 0 of an all-zero block.
+def _padded(values: Floats, run: Run) -> Floats:
+    """The values of a run as its blocks, filled with zeros: float32[blocks, width]."""
+    if run.values < run.elements:
+        values = np.append(values, np.zeros(run.elements - run.values, np.float32))
+    return values.reshape(run.blocks, run.width)
 
-    Sums are taken in float64, in ``wide``: exact for whole-numbered blocks, and nothing overflows.
+
+def _energies(blocks: Floats) -> Doubles:
+    """The sum of squares of each row: float64[blocks].
+
+    Raises:
+        CodecError: a value is NaN, infinite, or above 2^100 in magnitude.
     """
-    count, width = blocks.shape
-    exact = wide[: blocks.size].reshape(blocks.shape)
-    np.copyto(exact, blocks)
-    energy = np.matmul(exact[:, np.newaxis, :], exact[:, :, np.newaxis]).reshape(count)
-    rotate(blocks, *signs, scratch)
-    room = scratch[: blocks.size].reshape(blocks.shape)
-    if bits == 1:
-        codes = (blocks >= 0).view(np.uint8)
-        np.copyto(exact, np.abs(blocks, out=room))
-    else:
-        # rotating twice multiplies a block's energy by the square of its width
-        codes = quantize(blocks, np.sqrt(energy * width), bits, room, exact)
-        np.multiply(exact, blocks, out=exact)
-    # one product per block here too: a sum must not depend on how many blocks are summed together
-    inner = np.matmul(exact[:, np.newaxis, :], np.ones((width, 1))).reshape(count)
-    scales = np.zeros(count)
-    np.divide(energy, inner, out=scales, where=inner > 0)
-    return codes, scales
+    with np.errstate(over="ignore", invalid="ignore"):
+        energies = _squared(blocks).astype(np.float64)
+    # where squares may have left the range of float32, and for NaN
+    if not _LEAST_ENERGY <= energies.min() <= energies.max() <= _MOST_ENERGY:
+        check_values(blocks, "the delta")
+        energies = _squared(blocks.astype(np.float64))
+    return energies
 
 
-def _room(layout: TensorLayout) -> Floats:
+def _squared(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    # one product per block: a sum must not depend on how many blocks are summed together
+    squared: npt.NDArray[Any] = np.matmul(rows[:, np.newaxis, :], rows[:, :, np.newaxis])
+    return squared.reshape(-1)
+
+
+def _fit(rotated: Floats, energies: Doubles, bits: int, room: Floats) -> tuple[Octets, Doubles]:
+    """The packed codes of rotated blocks, and the product of each with its levels: float64[blocks].
+
+    Args:
+        rotated: float32[B / 16, blocks * 16], in strips, as the codes are.
+        energies: float64[blocks]: the mean square of each rotated block.
+        room: float32 of the same size; its content is lost.
+    """
+    products = room.reshape(rotated.shape)
+    codes = quantize(rotated, np.repeat(half_levels(energies), STRIP), bits, products)
+    octets = octets_of(codes, bits)
+    if bits > 1:
+        spread_codes(octets, bits, products)
+        np.multiply(products, rotated, out=products)
+    # 64 at most in float32, which is exact for small whole numbers, and the rest in float64
+    partial = np.matmul(_ONES[: len(products)], products).astype(np.float64)
+    return octets, np.matmul(partial.reshape(-1, STRIP), np.ones(STRIP))
+
+
+def _rotation(layout: TensorLayout) -> Rotation:
     """Room for one batch of blocks of any segment of the layout."""
-    blocks = min(BATCH, -(-longest_segment(layout) // BLOCK))
-    return np.empty(blocks * BLOCK, np.float32)
+    return Rotation(min(BATCH, -(-longest_segment(layout) // BLOCK)) * BLOCK)

@@ -7,21 +7,23 @@ Where a model has few thousand parameters a call costs more than the numbers. Wh
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fl_protocol.codec.blocks import BATCH, Run, Span, payload_parts, spans
+from fl_protocol.codec.blocks import Run, Span, payload_parts, spans
 from fl_protocol.codec.bounds import bounded_scales, check_values
 from fl_protocol.codec.hadamard import BLOCK, spread_bits, transform
-from fl_protocol.codec.levels import octets_of, quantize
+from fl_protocol.codec.levels import half_levels, octets_of, quantize, spread_codes
 from fl_protocol.codec.mask import kept_positions
 from fl_protocol.codec.streams import MASK, SIGN1, SIGN2, Stream, first_octets_of
 from fl_protocol.layout import TensorLayout
 
 __all__ = ["encode_rows", "is_small"]
 
-_ELEMENTS = 2 * BATCH * BLOCK
+_SMALL = 32 * BLOCK
+_ELEMENTS = 64 * BLOCK
 """Of all rows that are encoded at once: with their scratch a megabyte."""
 
 Floats = npt.NDArray[np.float32]
@@ -42,11 +44,11 @@ class _Run:
     @classmethod
     def of(cls, run: Run, span: Span) -> "_Run":
         start = 8 * span.code + run.first
-        scales = slice(span.scale + run.scales.start, span.scale + run.scales.stop)
+        scales = run.scales_of(span)
         return cls(start=start, stop=start + run.elements, blocks=run.blocks, width=run.width, scales=scales)
 
-    def of_rows(self, elements: npt.NDArray[np.float32]) -> Floats:
-        """A view of these blocks of every row: float32[rows, blocks, width]."""
+    def of_rows(self, elements: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """A view of these blocks of every row: [rows, blocks, width]."""
         return elements[:, self.start : self.stop].reshape(len(elements), self.blocks, self.width)
 
 
@@ -64,7 +66,7 @@ class _Plan:
 
 def is_small(layout: TensorLayout, keep: float) -> bool:
     """Whether an update of this layout is encoded at once."""
-    return 8 * payload_parts(layout, keep)[1] <= BATCH * BLOCK
+    return 8 * payload_parts(layout, keep)[1] <= _SMALL
 
 
 def encode_rows(
@@ -98,7 +100,12 @@ def _encoded(deltas: Floats, plan: _Plan, seeds: Sequence[bytes], bits: int, kee
         np.multiply(work, room, out=work)
         for run in plan.runs:
             transform(run.of_rows(work), run.of_rows(room))
-    codes = _codes(work, room, energy, plan, bits, levels=exact)
+    codes = octets_of(_codes(work, room, energy, plan, bits), bits)
+    if bits > 1:
+        spread_codes(codes, bits, room)
+        np.multiply(room, work, out=exact, dtype=np.float64)
+    else:
+        np.copyto(exact, room)
     inner = np.add.reduceat(exact, plan.starts, axis=1)
     scales = np.zeros(energy.shape)
     np.divide(energy, inner, out=scales, where=inner > 0)
@@ -106,27 +113,20 @@ def _encoded(deltas: Floats, plan: _Plan, seeds: Sequence[bytes], bits: int, kee
     head = 4 * len(plan.starts)
     payloads = np.empty((len(deltas), head + bits * octets), np.uint8)
     payloads[:, :head] = bounded_scales(scales).view(np.uint8)
-    payloads[:, head:] = octets_of(codes, bits).reshape(len(deltas), -1)
+    payloads[:, head:] = codes.reshape(len(deltas), -1)
     return [payload.tobytes() for payload in payloads]
 
 
-def _codes(work: Floats, room: Floats, energy: Doubles, plan: _Plan, bits: int, *, levels: Doubles) -> Octets:
-    """The codes of rotated values, in wire order; ``levels`` takes the product of each value and its level.
-    ``work`` is lost."""
+def _codes(work: Floats, room: Floats, energy: Doubles, plan: _Plan, bits: int) -> Octets:
+    """The codes of rotated values, in wire order: uint8 of their shape. With one bit ``room`` takes their
+    magnitudes, else what was in it is lost."""
     if bits == 1:
-        codes: Octets = (work >= 0).view(np.uint8)
-        np.copyto(levels, np.abs(work, out=work))
-        return codes
+        return quantize(work, np.ones(1, np.float32), bits, room)
     codes = np.empty(work.shape, np.uint8)
     for run in plan.runs:
-        place = slice(run.start, run.stop)
-        rotated = np.ascontiguousarray(work[:, place]).reshape(-1, run.width)
         # rotating twice multiplies a block's energy by the square of its width
-        deviations = np.sqrt(energy[:, run.scales] * run.width).reshape(-1)
-        spare, own = np.empty_like(rotated), np.empty(rotated.shape)
-        codes[:, place] = quantize(rotated, deviations, bits, spare, own).reshape(len(work), -1)
-        levels[:, place] = own.reshape(len(work), -1)
-    np.multiply(levels, work, out=levels)
+        factors = half_levels(energy[:, run.scales] * run.width)[..., np.newaxis]
+        run.of_rows(codes)[:] = quantize(run.of_rows(work), factors, bits, run.of_rows(room))
     return codes
 
 

@@ -48,8 +48,14 @@ def cheapest_shift(gaps: Integers) -> GapCode:
     count = len(gaps)
     if not count:
         return GapCode(0, 0)
-    found = [GapCode(shift, count + int((gaps >> shift).sum())) for shift in range(HIGHEST_SHIFT + 1)]
-    return min(found, key=lambda code: code.bits + count * code.shift)
+    best = GapCode(0, count + int(gaps.sum()))
+    for shift in range(1, HIGHEST_SHIFT + 1):
+        longer = GapCode(shift, count + int((gaps >> shift).sum()))
+        # what another bit of remainder saves only shrinks: behind the first rise there is no second valley
+        if longer.bits + count >= best.bits:
+            break
+        best = longer
+    return best
 
 
 def unary(quotients: Integers) -> Octets:

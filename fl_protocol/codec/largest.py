@@ -8,6 +8,7 @@ import numpy.typing as npt
 __all__ = ["fitted_levels", "largest_positions"]
 
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 
 _STRIDE = 17
 """A sample of every 17th element foretells the bound; a number that hardly divides a tensor's rows."""
@@ -51,10 +52,10 @@ def fitted_levels(magnitudes: Floats, highest: int) -> tuple[npt.NDArray[np.int3
     if peak == 0:
         return np.zeros(len(magnitudes), np.int32), 0.0
     sample = magnitudes[:: max(1, len(magnitudes) // _SAMPLED)]
-    steps = [peak / highest * _SHRINK**step for step in range(_STEPS)]
-    best = max(steps, key=lambda step: _explained(sample, _rounded(sample, step, highest)))
+    steps = np.array([[peak / highest * _SHRINK**step] for step in range(_STEPS)])
+    best = float(steps[np.argmax(_explained(sample, _rounded(sample, steps, highest))), 0])
     levels = _rounded(magnitudes, best, highest)
-    inner, energy = _sums(magnitudes, levels)
+    inner, energy = (float(total) for total in _sums(magnitudes, levels))
     return levels.astype(np.int32), inner / energy if energy else 0.0
 
 
@@ -70,17 +71,18 @@ def _foretold(magnitudes: Floats, count: int) -> np.float32:
     return np.float32(np.partition(sample, len(sample) - rank)[len(sample) - rank])
 
 
-def _rounded(magnitudes: Floats, step: float, highest: int) -> npt.NDArray[np.float64]:
-    levels = np.rint(np.divide(magnitudes, step, dtype=np.float64))
-    np.minimum(levels, highest, out=levels)
-    return levels
+def _rounded(magnitudes: Floats, step: float | Doubles, highest: int) -> Doubles:
+    levels = np.divide(magnitudes, step, dtype=np.float64)
+    np.rint(levels, out=levels)
+    return np.minimum(levels, highest, out=levels)
 
 
-def _explained(magnitudes: Floats, levels: npt.NDArray[np.float64]) -> float:
-    """The energy that levels take out of the magnitudes, at their best scale."""
+def _explained(magnitudes: Floats, levels: Doubles) -> Doubles:
+    """The energy that each row of levels takes out of the magnitudes, at its best scale."""
     inner, energy = _sums(magnitudes, levels)
-    return inner / energy * inner if energy else 0.0
+    return np.divide(inner, energy, out=np.zeros_like(energy), where=energy > 0) * inner
 
 
-def _sums(magnitudes: Floats, levels: npt.NDArray[np.float64]) -> tuple[float, float]:
-    return float(np.sum(magnitudes * levels)), float(np.sum(levels * levels))
+def _sums(magnitudes: Floats, levels: Doubles) -> tuple[Doubles, Doubles]:
+    """The products of levels and magnitudes, and the squares of levels, each summed by rows."""
+    return np.sum(magnitudes * levels, axis=-1), np.sum(levels * levels, axis=-1)

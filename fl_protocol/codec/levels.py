@@ -7,11 +7,12 @@ decoding is exact: every partial sum of a rotation of B of them is at most ``B *
 """
 
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["LEVELS", "code_energy", "energy_factor", "octets_of", "quantize", "spread_codes"]
+__all__ = ["LEVELS", "code_energy", "energy_factor", "half_levels", "octets_of", "quantize", "spread_codes"]
 
 LEVELS = {1: (1,), 2: (45, 151), 4: (13, 39, 66, 94, 126, 162, 207, 273)}
 """The positive levels by bits; each stands for its negative too."""
@@ -19,9 +20,7 @@ LEVELS = {1: (1,), 2: (45, 151), 4: (13, 39, 66, 94, 126, 162, 207, 273)}
 # of a Gaussian: the mean square of the level over the squared mean of level times value
 _ENERGY_FACTORS = {1: np.pi / 2, 2: 1.133126, 4: 1.009595}
 _PER_DEVIATION = 100
-_MOST = 2.0**100
-_REACH = 600
-"""Half levels, beyond which every value has the outermost level."""
+_LEAST = 2.0**-100
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -33,25 +32,36 @@ def energy_factor(bits: int) -> float:
     return float(_ENERGY_FACTORS[bits])
 
 
-def quantize(rotated: Floats, deviations: Doubles, bits: int, scratch: Floats, levels: Doubles) -> Octets:
-    """The code of the nearest of 4 or 16 levels for each value: uint8[rows, B]; code 0 is the lowest level.
+def half_levels(energies: Doubles) -> Floats:
+    """What the values of blocks of these mean squares are multiplied by before they are quantized."""
+    return (2 * _PER_DEVIATION / np.maximum(np.sqrt(energies), _LEAST)).astype(np.float32)
+
+
+def quantize(rotated: Floats, factors: Floats, bits: int, scratch: Floats) -> Octets:
+    """The code of the nearest level for each value, code 0 the lowest level: uint8, shaped as ``rotated``.
 
     Args:
-        rotated: float32[rows, B].
-        deviations: float64[rows]: the root mean square of each row.
-        scratch: float32[rows, B]; its content is lost.
-        levels: float64[rows, B]; takes the levels of the codes.
+        rotated: float32[..., n].
+        factors: float32, of a shape that fits: the :func:`half_levels` of each value's block; with one bit
+            they are not used.
+        scratch: float32 as ``rotated``; with one bit it takes the magnitudes, else its content is lost.
     """
-    factors = np.zeros(len(rotated))
-    np.divide(2.0 * _PER_DEVIATION, deviations, out=factors, where=deviations > 0)
-    np.multiply(rotated, np.minimum(factors, _MOST)[:, np.newaxis].astype(np.float32), out=scratch)
-    np.add(scratch, np.float32(_REACH), out=scratch)
-    np.clip(scratch, 0, 2 * _REACH - 1, out=scratch)
-    # all are positive, so that the cast is a floor
-    places = scratch.astype(np.intp)
-    _wide_table(bits).take(places, out=levels, mode="clip")
-    codes: Octets = _code_table(bits).take(places, mode="clip")
-    return codes
+    np.abs(rotated, out=scratch)
+    below = np.less(rotated, 0).view(np.uint8)
+    if bits == 1:
+        return np.bitwise_xor(below, 1, out=below)
+    positive = LEVELS[bits]
+    np.multiply(scratch, factors, out=scratch)
+    first, *others = (np.float32(lower + upper) for lower, upper in pairwise(positive))
+    codes: Octets = np.greater_equal(scratch, first).view(np.uint8)
+    reached = np.empty(rotated.shape, np.bool_)
+    for bound in others:
+        np.greater_equal(scratch, bound, out=reached)
+        np.add(codes, reached.view(np.uint8), out=codes)
+    np.add(codes, np.uint8(len(positive)), out=codes)
+    # the code of the negative of a level has all bits the other way
+    np.multiply(below, np.uint8(2 * len(positive) - 1), out=below)
+    return np.bitwise_xor(codes, below, out=codes)
 
 
 def octets_of(codes: Octets, bits: int) -> Octets:
@@ -59,19 +69,20 @@ def octets_of(codes: Octets, bits: int) -> Octets:
     flat = codes.reshape(-1)
     if bits == 1:
         return np.packbits(flat, bitorder="little")
-    # as many codes as an octet holds, seen as one word: shifts bring them together at its bottom
+    # as many codes as an octet holds, seen as one word: a product brings them together in its highest octet,
+    # for no two of its bits meet
     count = 8 // bits
+    top = 8 * (count - 1)
     words = flat.view(f"<u{count}")
-    packed = words.copy()
-    for place in range(1, count):
-        packed |= words >> words.dtype.type((8 - bits) * place)
-    return packed.astype(np.uint8)
+    packed = words * words.dtype.type(sum(1 << top - (8 - bits) * place for place in range(count)))
+    octets: Octets = np.right_shift(packed, words.dtype.type(top), out=packed).astype(np.uint8)
+    return octets
 
 
 def spread_codes(octets: Octets, bits: int, out: Floats) -> None:
     """Write the levels that packed codes stand for into contiguous ``out``."""
-    # mode="clip" lets numpy write into out directly; every octet is a valid index
-    _level_table(bits).take(octets, axis=0, out=out.reshape(-1, 8 // bits), mode="clip")
+    # mode="wrap" lets numpy write into out directly; every octet is a valid index
+    _level_table(bits).take(octets, axis=0, out=out.reshape(-1, 8 // bits), mode="wrap")
 
 
 def code_energy(octets: Octets, bits: int, blocks: int) -> Doubles:
@@ -86,21 +97,6 @@ def _levels(bits: int) -> Floats:
     """All levels, the lowest first."""
     positive = LEVELS[bits]
     return np.array([*(-level for level in reversed(positive)), *positive], np.float32)
-
-
-@lru_cache(maxsize=4)
-def _code_table(bits: int) -> Octets:
-    """The code for each half level from ``-_REACH`` on; between two levels the middle has the upper one."""
-    levels = _levels(bits)
-    twice = levels[1:] + levels[:-1]
-    return np.searchsorted(twice, np.arange(-_REACH, _REACH), side="right").astype(np.uint8)
-
-
-@lru_cache(maxsize=4)
-def _wide_table(bits: int) -> Doubles:
-    """The level for each half level from ``-_REACH`` on."""
-    table: Doubles = _levels(bits)[_code_table(bits)].astype(np.float64)
-    return table
 
 
 @lru_cache(maxsize=4)

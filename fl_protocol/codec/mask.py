@@ -21,9 +21,7 @@ def kept_positions(stream: Stream, size: int, count: int) -> npt.NDArray[np.intp
     Each element has 32 bits of the stream as its key; the smallest keys are kept, of equal ones the first.
     """
     keys = stream.octets(4 * size).view("<u4")
-    ordered = keys.copy()
-    ordered.partition(count - 1)
-    largest = ordered[count - 1]
+    largest = np.partition(keys, count - 1)[count - 1]
     positions = np.flatnonzero(keys <= largest)
     surplus = len(positions) - count
     if surplus:

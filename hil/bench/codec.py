@@ -56,8 +56,8 @@ _SECTION = """
 ## Codecs
 
 `make bench ARGS="--only codec"`: {parameters:,} parameters, in copies of the float32 vector in the same
-run, by CPU time; median of {runs} alternating runs. Decoding includes the check of the payload and the
-addition to a sum.
+run, by CPU time of all threads; median of {runs} alternating runs. The copy goes to memory that is there: to
+new memory it takes longer. Decoding includes the check of the payload and the addition to a sum.
 
 | codec | payload, bytes | copy, ms | encode, copies | decode and add, copies |
 | --- | --- | --- | --- | --- |
@@ -123,6 +123,6 @@ def _speed(name: str, layout: TensorLayout, delta: npt.NDArray[np.float32], runs
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    started = time.thread_time()
+    started = time.process_time()
     work()
-    return time.thread_time() - started
+    return time.process_time() - started

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_protocol.codec import codec_for, codec_seed, decode
-from fl_protocol.codec.hadamard import rotate, unrotate
 from fl_protocol.codec.levels import LEVELS, energy_factor, octets_of, spread_codes
 from fl_protocol.codec.mask import kept_count, kept_positions
+from fl_protocol.codec.rotation import STRIP, Rotation, from_strips, to_strips
 from fl_protocol.codec.streams import MASK, Stream
 from fl_protocol.layout import TensorLayout
 
@@ -151,9 +151,20 @@ def test_the_rotation_is_the_one_that_is_written_down(width):
     hadamard = 1 - 2 * parity
     octets = random.integers(0, 256, (3, 3 * width // 8), np.uint8)
     codes, d1, d2 = (np.unpackbits(bits, bitorder="little").reshape(3, width) * 2.0 - 1 for bits in octets)
-    blocks, scratch = codes.astype(np.float32), np.empty(3 * width, np.float32)
-    unrotate(blocks, octets[1], octets[2], scratch)
+    rotation, blocks = Rotation(3 * width), np.empty((3, width), np.float32)
+    in_strips = codes.reshape(3, -1, STRIP).transpose(1, 0, 2)
+    rotation.strips(3 * width)[:] = in_strips.reshape(-1)
+    rotation.unrotate(octets[1].copy(), octets[2].copy(), np.float32([1, 2, 0.5]), blocks)
     decoded = d1 * ((d2 * (codes @ hadamard)) @ hadamard)
-    assert np.array_equal(blocks, decoded)
-    rotate(blocks, octets[1], octets[2], scratch)
-    assert np.array_equal(blocks, codes * width**2)
+    assert np.array_equal(blocks, decoded * [[1], [2], [0.5]])
+    rotated = rotation.rotate(decoded.astype(np.float32), octets[1].copy(), octets[2].copy())
+    assert np.array_equal(rotated, in_strips.reshape(-1, 3 * STRIP) * width**2)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_packed_codes_are_brought_into_strips_and_back(bits):
+    """Strip after strip, and in each the blocks in order."""
+    codes = np.random.default_rng(bits).integers(0, 2**bits, (3, 4, STRIP), np.uint8)
+    packed, swapped = octets_of(codes, bits), octets_of(codes.transpose(1, 0, 2), bits)
+    assert to_strips(packed, 3, bits).tobytes() == swapped.tobytes()
+    assert from_strips(swapped, 3, bits).tobytes() == packed.tobytes()
