@@ -37,8 +37,9 @@ class Buffer:
 
         ``waited_s`` is the time since the deadline began to count, ``set_aside`` how many more updates came
         and cannot be folded. Their devices count for this version, and no other update of theirs is taken: a
-        fleet no larger than the buffer would wait for itself. So they count as come, with a deadline or
-        without.
+        fleet no larger than the buffer would wait for itself. So where nothing else came they count as come,
+        with a deadline or without. Beside them no fewer updates are folded than ever: a rule that stands
+        attackers needs its least.
         """
         if count >= self.size:
             return "size"
@@ -81,4 +82,4 @@ class Buffer:
 
     def _stands_still(self, count: int, set_aside: int) -> bool:
         enough = self.min_updates if self.flush_after_s else self.size
-        return set_aside > 0 and count + set_aside >= enough
+        return count == 0 and set_aside >= enough

@@ -5,7 +5,7 @@ that leaves two files that nobody names; a crash after it leaves a version that 
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from broker_coordinator.aggregation.fold import ClosedVersion, OpenVersion
@@ -127,11 +127,12 @@ class GlobalModel:
 
     def fold(self, update: AcceptedUpdate, pieces: Iterable[Piece] | None = None) -> None:
         """Add an update whose acceptance is committed; ``pieces`` as ``OpenVersion.add`` takes them."""
-        if self._open.count == 0 and not self._buffer.by_round:
+        if self._open.count == 0 and not self._set_aside and not self._buffer.by_round:
             self._waiting_since = self._clock.monotonic()
         well = not self._open.fault
         if not self._open.add(update, pieces):
-            self._note_set_aside(1)
+            self.quarantined += 1
+            self._set_aside.append(update.accept_seq)
         if well and self._open.fault:
             _log.error("%s", self._open.fault)
 
@@ -270,6 +271,6 @@ class GlobalModel:
         self.quarantined += count
         self._set_aside = self._those_set_aside()
 
-    def _those_set_aside(self) -> Sequence[int]:
+    def _those_set_aside(self) -> list[int]:
         """``accept_seq`` of what came for the open version and was set aside."""
-        return self._store.quarantined_after(self.version.through_seq)
+        return list(self._store.quarantined_after(self.version.through_seq))

@@ -37,7 +37,7 @@ __all__ = [
 
 LEDGER_ROWS = 10_000
 OUTCOMES = ("created", "done", "refused", "expired", "destroyed")
-_FOR_EVER = ("already_counted", "stale", "late")
+_FOR_EVER = ("already_counted", "stale", "late", "layout", "kind")
 """Reasons for which no other update from the same base would be taken either."""
 _KEPT_BASES = 1_000
 _AGES_SAVED_EVERY_S = 3600.0

@@ -39,6 +39,8 @@ class Refusals:
     def note(self, base: VersionId, reason: str) -> None:
         """An update of ``base`` was refused."""
         before = self._last
+        if before is not None and (base.epoch, base.number) < (before.base.epoch, before.base.number):
+            return  # of a version that is not trained on any more
         in_a_row = before.in_a_row + 1 if before is not None and before.base == base else 1
         delay = min(FIRST_RETRY_S * 2.0 ** min(in_a_row - 1, 16), LONGEST_RETRY_S)
         until = self._clock.monotonic() + delay * self._chance.uniform(1.0, 2.0)

@@ -8,12 +8,10 @@ synced. ``purpose`` says what the file is for, and begins the names of the crash
 
 import contextlib
 import fcntl
-import functools
 import hashlib
 import os
 import secrets
 import shutil
-import threading
 from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -225,7 +223,7 @@ def write_file(
     Raises:
         StorageError: the disk is full, read-only or failing; the old file is untouched.
     """
-    temporary = _temporary(path, os.getpid(), threading.get_ident())
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         disk.write(temporary, content, mode=mode)
         seal_file(temporary, path, purpose=purpose, disk=disk, name_at_once=name_at_once)
@@ -296,12 +294,6 @@ def sweep_unfinished(folder: Path, *, disk: Disk = DISK) -> int:
     for path in left:
         disk.remove(path)
     return len(left)
-
-
-@functools.lru_cache(maxsize=256)
-def _temporary(path: Path, process: int, thread: int) -> Path:
-    """Where a file is written before it has its name: at random, so that no two writers have the same one."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def _fsync(path: Path, flags: int) -> None:

@@ -63,7 +63,7 @@ class Screen:
             title="What happened", title_justify="left", show_header=False, box=None, padding=(0, 2)
         )
         for name, value in _rows(figures.summary):
-            table.add_row(Text(name, style="dim"), value)
+            table.add_row(Text(name, style="dim"), Text(value))
         self._console.print(table)
 
     def _line(self, moment: Moment) -> str:

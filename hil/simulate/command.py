@@ -1,6 +1,7 @@
 """``lichen simulate``."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from broker_coordinator.evaluation import Evaluation
+from fl_protocol.errors import ConfigError
 from hil.simulate.fleet import VirtualFleet
 from hil.simulate.page import shown_bytes, shown_loss, shown_share, shown_time, write_comparison, write_run
 from hil.simulate.result import SimulationResult
@@ -58,6 +60,12 @@ def simulate(
     more = [f"{key}={value}" for key, value in (("devices", devices), ("seed", seed)) if value is not None]
     # Faults in the last file must not be found after an hour of the first.
     written = [read_scenario(words, [*changes, *more]) for words in scenarios]
+    twice = [name for name, times in Counter(one.name for one in written).items() if times > 1]
+    if out is not None and twice:
+        raise ConfigError(
+            f"{twice[0]}: two scenarios of this name would be one page in {out}",
+            hint="rename a file",
+        )
     results = []
     for one in written:
         with _bar(console, one.name, one.keys.versions) as follow:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from broker_coordinator.configuration import FleetConfiguration
+from broker_coordinator.configuration import BufferTable, FleetConfiguration
 from broker_coordinator.coordinator import Coordinator
 from broker_coordinator.evaluation import Evaluation
 from edge_agent.configuration import GateSettings
@@ -121,6 +121,7 @@ def simulate(
         if opened.path is None:
             opened = opened.save(folder / "artifact")
         configuration = _configuration(fleet, plan, codec, versions, artifact=opened, state=kept, base=base)
+        _check_enough(configuration.buffer, count)
         measure = _measure(opened, evaluation, users, folder, runtimes)
         share = held_out if held_out is not None else 0.0 if evaluation is not None else DEVICES_HELD_OUT
         plans = _plans(
@@ -184,6 +185,15 @@ def _fresh(state: Path) -> Path:
     state.mkdir(parents=True, exist_ok=True)
     (state / _MARK).touch()
     return state
+
+
+def _check_enough(buffer: BufferTable, devices: int) -> None:
+    if not buffer.flush_after_s and buffer.size > devices:
+        raise ConfigError(
+            f"[fleet.buffer] size {buffer.size} of {devices} devices: each counts once for a version, and"
+            " without a deadline it would wait for ever",
+            hint=f"size = {devices}, or flush_after_s above 0",
+        )
 
 
 def _configuration(

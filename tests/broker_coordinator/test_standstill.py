@@ -5,7 +5,9 @@ import sqlite3
 
 import pytest
 
-from broker_coordinator.configuration import BufferTable
+from broker_coordinator.aggregation.fold import Fold
+from broker_coordinator.configuration import AggregatorTable, BufferTable, ServerTable
+from fl_protocol.errors import CodecError
 
 
 def spoil(fleet, device):
@@ -22,10 +24,11 @@ def version(fleet):
     return record.number, record.updates, record.closed_by
 
 
-def test_a_fleet_whose_only_update_is_set_aside_goes_on(fleet_of):
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum"])
+def test_a_fleet_whose_only_update_is_set_aside_goes_on(fleet_of, optimizer):
     """With no setting but a buffer larger than the fleet: the same weights are a new version, once, and in
     that the device counts again. The audit makes all of them anew."""
-    fleet = fleet_of(buffer=BufferTable(size=3)).start()
+    fleet = fleet_of(buffer=BufferTable(size=3), server=ServerTable(optimizer=optimizer)).start()
     device = fleet.device("d1")
     fleet.contribute(device)
     spoil(fleet, device)
@@ -45,26 +48,48 @@ def test_a_fleet_whose_only_update_is_set_aside_goes_on(fleet_of):
 
 
 def test_it_goes_on_where_no_deadline_is_set(fleet_of):
-    """Three answer, two are folded, and the third has no second word: the version closes with the two."""
-    fleet = fleet_of(buffer=BufferTable(size=3, flush_after_s=0.0)).start()
-    devices = [fleet.device(name) for name in ("d1", "d2", "d3")]
-    fleet.contribute(*devices[:2])
-    spoil(fleet, devices[1])
-    fleet.contribute(devices[2])
+    """Both that a version waits for came, and neither can be folded."""
+    fleet = fleet_of(buffer=BufferTable(size=2, flush_after_s=0.0)).start()
+    devices = [fleet.device(name) for name in ("d1", "d2")]
+    for device in devices:
+        fleet.contribute(device)
+        spoil(fleet, device)
     assert version(fleet)[0] == 0
     fleet.settle(700)
-    assert version(fleet) == (1, 2, "quarantine")
+    assert version(fleet) == (1, 0, "quarantine")
     fleet.contribute(*devices)
-    assert version(fleet) == (2, 3, "size")
+    assert version(fleet) == (2, 2, "size")
     assert fleet.books().versions_ok == 2
 
 
-@pytest.mark.parametrize("answered", [1, 2])
-def test_the_least_that_a_deadline_takes_holds(fleet_of, answered):
-    """Below ``min_updates`` those that were set aside count as come, and no version is made of less."""
-    fleet = fleet_of(buffer=BufferTable(size=3, min_updates=2)).start()
-    devices = [fleet.device(name) for name in ("d1", "d2")]
-    fleet.contribute(*devices[:answered])
-    spoil(fleet, devices[0])
+@pytest.mark.parametrize("flush_after_s", [0.0, 60.0])
+def test_no_version_is_made_of_less_than_its_rule_needs(fleet_of, flush_after_s):
+    """One attacker whose companions were set aside would be a median alone."""
+    table = BufferTable(size=3, min_updates=3, flush_after_s=flush_after_s)
+    fleet = fleet_of(buffer=table, aggregator=AggregatorTable(kind="median")).start()
+    devices = [fleet.device(name) for name in ("d1", "d2", "d3", "d4", "d5")]
+    for device in devices[:2]:
+        fleet.contribute(device)
+        spoil(fleet, device)
+    fleet.contribute(devices[2], value=50.0)
     fleet.settle(1300)
-    assert version(fleet) == {1: (0, 0, "initial"), 2: (1, 1, "quarantine")}[answered]
+    assert version(fleet) == (0, 0, "initial")
+    fleet.contribute(*devices[3:])
+    fleet.settle(100)
+    assert version(fleet)[:2] == (1, 3)
+
+
+def test_updates_that_are_set_aside_do_not_put_off_the_deadline(fleet_of):
+    """One comes before the time of the last is over, again and again."""
+
+    def broken(*_):
+        raise CodecError("a bad sector")
+
+    fleet = fleet_of(buffer=BufferTable(size=9, flush_after_s=60.0)).start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Fold, "add_decoded", broken)
+        for name in ("d1", "d2", "d3"):
+            fleet.contribute(fleet.device(name))
+            fleet.settle(35)
+    assert fleet.coordinator.figures().quarantined > 0
+    assert version(fleet)[0] == 1

@@ -235,6 +235,18 @@ def test_a_state_folder_lies_where_the_command_was_typed(tmp_path, monkeypatch):
     assert not (SCENARIOS / "out").exists()
 
 
+def test_two_scenarios_of_one_name_do_not_become_one_page(tmp_path):
+    """The second would take the place of the first."""
+    files = [tmp_path / folder / "garden.toml" for folder in ("a", "b")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text("devices = 5\nversions = 1\n")
+    ran = CliRunner().invoke(simulate, [*map(str, files), "--out", str(tmp_path / "out")])
+    assert isinstance(ran.exception, ConfigError)
+    assert "garden" in str(ran.exception)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_comparison_leaves_out_what_no_run_tells(tmp_path):
     """A target that none had is no column; runs whose times lie apart are drawn over ratios of time."""
     runs = [run_scenario(read_scenario("iid", SMALL)), run_scenario(read_scenario("dirichlet", SMALL))]

@@ -153,6 +153,7 @@ def test_a_trainer_of_ones_own_trains(artifact):
         ({"availability": "comuter"}, "did you mean 'commuter'"),
         ({"classes": ["fone"]}, "did you mean 'phone'"),
         ({"codec": "eden(bits=9)"}, "codec"),
+        ({"count": 5, "fleet": {"buffer": {"size": 6, "flush_after_s": 0.0}}}, "size = 5"),
     ],
 )
 def test_what_does_not_exist_is_refused_before_anything_starts(artifact, options, said):

@@ -64,9 +64,10 @@ def test_the_next_version_is_not_put_off_by_a_refusal(world):
     assert begun(world)[tries:] == [2]
 
 
-@pytest.mark.parametrize("reason", ["already_counted", "stale"])
+@pytest.mark.parametrize("reason", ["already_counted", "stale", "layout", "kind"])
 def test_what_no_other_update_would_mend_is_not_tried_again(world, reason):
-    """A card restored from its image was counted for the version, and a stale version is not the newest."""
+    """A card restored from its image was counted for the version, a stale version is not the newest, and a
+    device whose tensors are others makes no other ones of it."""
     refuse(world, reason)
     world.coordinator.publish_version(1)
     world.boot()
