@@ -59,7 +59,7 @@ test: setup
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-frameworks: $(FRAMEWORKS_VENV)/.ready
-	KERAS_BACKEND=torch $(FRAMEWORKS_VENV)/bin/python -m pytest tests/frameworks $(ARGS)
+	KERAS_BACKEND=torch $(FRAMEWORKS_VENV)/bin/python -m pytest tests/frameworks -n $(JOBS) --dist loadfile $(ARGS)
 
 # The runtimes' contract with the real tflite_runtime in it.
 test-tflite: $(TFLITE_VENV)/.ready
