@@ -6,14 +6,12 @@ waits for it. One that does not pass must not cost a battery.
 
 from typing import NamedTuple
 
+from edge_agent.back_off import back_off_s
 from edge_agent.chance import Chance
 from fl_protocol.clock import Clock
 from fl_protocol.version import VersionId
 
 __all__ = ["Refusals"]
-
-FIRST_RETRY_S = 30.0
-LONGEST_RETRY_S = 3600.0
 
 
 class _Refusal(NamedTuple):
@@ -26,8 +24,7 @@ class _Refusal(NamedTuple):
 
 
 class Refusals:
-    """Those of the version that was refused last. Delays double from 30 s to an hour, and up to twice that at
-    random; another version is not put off."""
+    """Those of the version that was refused last; another version is not put off."""
 
     __slots__ = ("_chance", "_clock", "_last")
 
@@ -42,8 +39,7 @@ class Refusals:
         if before is not None and (base.epoch, base.number) < (before.base.epoch, before.base.number):
             return  # of a version that is not trained on any more
         in_a_row = before.in_a_row + 1 if before is not None and before.base == base else 1
-        delay = min(FIRST_RETRY_S * 2.0 ** min(in_a_row - 1, 16), LONGEST_RETRY_S)
-        until = self._clock.monotonic() + delay * self._chance.uniform(1.0, 2.0)
+        until = self._clock.monotonic() + back_off_s(in_a_row, self._chance)
         self._last = _Refusal(base, reason, in_a_row, until)
 
     def pending(self, version: VersionId) -> tuple[str, float] | None:

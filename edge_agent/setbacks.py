@@ -6,6 +6,7 @@ one version after the other.
 
 from dataclasses import dataclass
 
+from edge_agent.back_off import back_off_s
 from edge_agent.chance import Chance
 from edge_agent.jobs import JobFailed
 from fl_protocol.clock import Clock
@@ -13,8 +14,6 @@ from fl_protocol.task import TaskManifest
 
 __all__ = ["MAX_TRIES", "Setbacks"]
 
-FIRST_RETRY_S = 30.0
-LONGEST_RETRY_S = 3600.0
 MAX_TRIES = 5
 """Failures on one manifest after which only a newer one helps."""
 
@@ -36,8 +35,7 @@ class _Setback:
 
 
 class Setbacks:
-    """What failed since the last success. Delays double from 30 s to an hour, and up to twice that at
-    random; a first failure does not delay a newer version."""
+    """What failed since the last success; a first failure does not delay a newer version."""
 
     __slots__ = ("_chance", "_clock", "_last")
 
@@ -59,8 +57,10 @@ class Setbacks:
             failed=failed,
             tries=tries,
             in_a_row=in_a_row,
-            retry_at=now + self._delay(in_a_row) if failed.retryable and tries < MAX_TRIES else None,
-            newer_at=now + self._delay(in_a_row - 1) if in_a_row > 1 else now,
+            retry_at=now + back_off_s(in_a_row, self._chance)
+            if failed.retryable and tries < MAX_TRIES
+            else None,
+            newer_at=now + back_off_s(in_a_row - 1, self._chance) if in_a_row > 1 else now,
         )
         return not again
 
@@ -87,10 +87,6 @@ class Setbacks:
         """A reason as it may leave the device: that of the last failure may not as it is."""
         last = self._last
         return last.failed.for_others if last is not None and reason == last.failed.reason else reason
-
-    def _delay(self, count: int) -> float:
-        delay = min(FIRST_RETRY_S * 2.0 ** min(count - 1, 16), LONGEST_RETRY_S)
-        return delay * self._chance.uniform(1.0, 2.0)
 
 
 def _work(manifest: TaskManifest) -> tuple[bytes, str]:

@@ -42,8 +42,8 @@ def without_info_lines() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _heir(held: int, usual: int) -> Iterator[None]:
-    """A process that writes what is held where this one dies: nobody else has it then. A shell is 1 MB and a
-    few milliseconds; where there is none, what is held is lost with the process."""
+    """A process that writes what is held where this one dies: nobody else has it then. Where there is
+    no shell, what is held is lost with the process."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             command = ["sh", "-c", _READ_OUT.format(held=held)]
